@@ -1,0 +1,232 @@
+"""HolisticLoss against its float64 re-statement: every term, gradient, update, sampling mode and bank."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from hkd.holistic import HolisticLoss
+from tests.reference import holistic as reference
+
+N, D_S, D_T, D, C = 60, 10, 14, 8, 5
+FIELDS = ("individual_student", "individual_teacher", "holistic_student", "holistic_teacher")
+
+
+def build(**changes: Any) -> tuple[HolisticLoss, Tensor | None]:
+    torch.manual_seed(changes.pop("torch_seed", 0))
+    labels = torch.randint(0, C, (N,)) if changes.pop("labelled", True) else None
+    arguments = {"embedding_dim": D, "k": 4, "num_negatives": 20, "temperature": 0.2} | changes
+    return HolisticLoss(D_S, D_T, N, labels, **arguments), labels
+
+
+def batch(size: int = 9, duplicates: bool = False) -> dict[str, Tensor]:
+    index = torch.randperm(N)[:size]
+    if duplicates:
+        index[1::3] = index[0]
+    return {
+        "student_embedding": torch.randn(size, D_S), "student_logits": 3 * torch.randn(size, C),
+        "teacher_embedding": torch.randn(size, D_T), "teacher_logits": 3 * torch.randn(size, C), "index": index,
+    }  # fmt: skip
+
+
+def draw_of_next_step(loss: HolisticLoss, index: Tensor) -> Tensor | None:
+    rows = loss._draw(index)
+    if rows is not None:
+        loss.sampler.draws -= 1  # a draw is keyed by its number: the next step makes the same one
+    return rows
+
+
+def negative_rows(rows: Tensor | None, index: Tensor, labels: Tensor | None) -> list[list[int]]:
+    """What METHOD calls the negatives of each anchor, decided one pair at a time."""
+    if rows is not None and rows.ndim == 2:
+        return rows.tolist()
+    candidates = range(N) if rows is None else rows.tolist()
+    kind = list(range(N)) if labels is None else labels.tolist()
+    return [[j for j in candidates if kind[j] != kind[i]] for i in index.tolist()]
+
+
+def restate(loss: HolisticLoss, data: dict[str, Tensor], negatives: list[list[int]]) -> tuple[dict, list[Tensor]]:
+    """The reference's terms, and the double tensors that its gradients are taken for."""
+    inputs = [data["student_embedding"].double().requires_grad_(), data["teacher_embedding"].double().requires_grad_()]
+    parameters = [p.detach().double().requires_grad_() for p in loss.parameters()]
+    by_name = dict(zip((name for name, _ in loss.named_parameters()), parameters, strict=True))
+
+    def of(side: str, part: str) -> tuple[Tensor, Tensor]:
+        return by_name[f"{side}.{part}.weight"], by_name[f"{side}.{part}.bias"]
+
+    depth = len(loss.student.encoder.layers)
+    terms = reference.hkd_terms(
+        inputs[0], data["student_logits"], inputs[1], data["teacher_logits"], data["index"].tolist(),
+        embed_s=of("student", "embed"), embed_t=of("teacher", "embed"),
+        layers_s=[of("student", f"encoder.layers.{n}.linear") for n in range(depth)],
+        layers_t=[of("teacher", f"encoder.layers.{n}.linear") for n in range(depth)],
+        bank_s=loss.student.bank.rows.double(), bank_t=loss.teacher.bank.rows.double(), negative_rows=negatives,
+        k=loss.student.k, hops=loss.student.encoder.layers[0].hops, temperature=loss.temperature,
+        smoothing=loss.smoothing, opposite=loss.negatives == "opposite",
+    )  # fmt: skip
+    return terms, [*inputs, *parameters]
+
+
+def assert_equal_to_reference(loss: HolisticLoss, labels: Tensor | None, data: dict[str, Tensor]) -> None:
+    data = {name: value.requires_grad_(value.is_floating_point()) for name, value in data.items()}
+    negatives = negative_rows(draw_of_next_step(loss, data["index"]), data["index"], labels)
+    terms = loss.terms(**data)
+    expected, leaves = restate(loss, {name: value.detach() for name, value in data.items()}, negatives)
+
+    for name in FIELDS:
+        torch.testing.assert_close(getattr(terms, name).double(), expected[name], rtol=1e-5, atol=1e-5)
+
+    wanted = torch.autograd.grad(sum(expected.values()), leaves, allow_unused=True)
+    sum(terms).backward()
+    actual = [data["student_embedding"], data["teacher_embedding"], *loss.parameters()]
+    for tensor, gradient in zip(actual, wanted, strict=True):
+        assert gradient is not None
+        torch.testing.assert_close(tensor.grad.double(), gradient, rtol=1e-5, atol=1e-5)
+    assert data["student_logits"].grad is None, "the graph is a constant of the step"
+    assert data["teacher_logits"].grad is None
+
+
+@pytest.mark.parametrize("negatives", ["same", "opposite"])
+@pytest.mark.parametrize("sampling", ["shared", "all", "per_sample"])
+@pytest.mark.parametrize("labelled", [True, False])
+@pytest.mark.parametrize("duplicates", [True, False])
+def test_terms_and_gradients(negatives: str, sampling: str, labelled: bool, duplicates: bool) -> None:
+    loss, labels = build(negatives=negatives, sampling=sampling, labelled=labelled)
+    assert_equal_to_reference(loss, labels, batch(duplicates=duplicates))
+
+
+@pytest.mark.parametrize("hops", [0, 1, 2, 3])
+@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize("k", [1, 3, 50])
+def test_graph_and_encoder_settings(hops: int, layers: int, k: int) -> None:
+    loss, labels = build(hops=hops, layers=layers, k=k)
+    assert_equal_to_reference(loss, labels, batch())
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 33])
+@pytest.mark.parametrize("smoothing", [0.0, 0.75, 1.0])
+def test_batch_sizes_and_smoothing(size: int, smoothing: float) -> None:
+    loss, labels = build(smoothing=smoothing)
+    assert_equal_to_reference(loss, labels, batch(size))
+
+
+@pytest.mark.parametrize("shape", ["shared", "per_sample"])
+def test_explicit_negatives(shape: str) -> None:
+    loss, labels = build()
+    data = batch()
+    rows = torch.randperm(N)[:17] if shape == "shared" else loss.sampler.per_sample(data["index"])
+    terms = loss.terms(**data, negatives=rows)
+    expected, _ = restate(loss, data, negative_rows(rows, data["index"], labels))
+    for name in FIELDS:
+        torch.testing.assert_close(getattr(terms, name).double(), expected[name], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("duplicates", [True, False])
+def test_banks_are_updated_after_the_loss(duplicates: bool) -> None:
+    loss, _ = build()
+    data = batch(duplicates=duplicates)
+    before = {side: getattr(loss, side).bank.rows.double() for side in ("student", "teacher")}
+    loss.sampler.draws = 7
+    terms = loss.terms(**data)
+    loss.sampler.draws = 7
+    value = loss(**data)
+    torch.testing.assert_close(value, sum(terms))
+    for side in ("student", "teacher"):
+        branch = getattr(loss, side)
+        weight, bias = branch.embed.weight.double(), branch.embed.bias.double()
+        embeddings = [reference.normalise(weight @ f + bias) for f in data[f"{side}_embedding"].double()]
+        after = reference.bank_after(before[side], data["index"].tolist(), torch.stack(embeddings), 0.9)
+        torch.testing.assert_close(branch.bank.rows.double(), after, rtol=1e-5, atol=1e-5)
+        assert not branch.bank.rows.requires_grad
+
+
+def test_evaluation_does_not_touch_the_banks() -> None:
+    loss, _ = build()
+    before = loss.student.bank.rows.clone()
+    loss.eval()(**batch())
+    torch.testing.assert_close(loss.student.bank.rows, before, rtol=0, atol=0)
+
+
+def test_update_alone() -> None:
+    loss, _ = build()
+    index, e_s, e_t = torch.tensor([3, 5]), torch.eye(D)[:2], torch.eye(D)[2:4]
+    expected = reference.bank_after(loss.teacher.bank.rows.double(), [3, 5], e_t.double(), 0.9)
+    loss.update(index, e_s, e_t)
+    torch.testing.assert_close(loss.teacher.bank.rows.double(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_first_embedding_starts_a_row() -> None:
+    loss, _ = build(bank_start="first")
+    first, second = torch.eye(D)[:2], torch.eye(D)[2:4]
+    index = torch.tensor([3, 5])
+    loss.update(index, first, first)
+    torch.testing.assert_close(loss.student.bank.rows[index], first)
+    expected = reference.bank_after(loss.student.bank.rows.double(), [3, 5], second.double(), 0.9)
+    loss.update(index, second, second)
+    torch.testing.assert_close(loss.student.bank.rows.double(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_student_terms_give_the_teacher_side_no_gradient() -> None:
+    loss, _ = build()
+    terms = loss.terms(**batch())
+    (terms.individual_student + terms.holistic_student).backward()
+    assert all(p.grad is None or not p.grad.any() for p in loss.teacher.parameters())
+    assert all(p.grad is not None and p.grad.any() for p in loss.student.parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_reduced_precision_inputs_are_computed_in_float32(dtype: torch.dtype) -> None:
+    loss, _ = build()
+    data = batch()
+    rounded = {name: v.to(dtype) if v.is_floating_point() else v for name, v in data.items()}
+    with torch.autocast("cpu", dtype=dtype):
+        value = loss(**rounded)
+    again, _ = build()
+    exact = again(**{name: v.float() if v.is_floating_point() else v for name, v in rounded.items()})
+    assert value.dtype == torch.float32
+    torch.testing.assert_close(value, exact, rtol=1e-6, atol=0)
+
+
+def test_a_tiny_bank_with_no_negative_drawn_is_finite() -> None:
+    loss, _ = build(num_negatives=1)
+    data = batch()
+    same_class = data["index"][:1]  # the only negative offered is the anchor's own class for some anchors
+    terms = loss.terms(**data, negatives=same_class)
+    assert all(torch.isfinite(term) for term in terms)
+
+
+def test_state_round_trip_continues_the_same_draws(tmp_path: Any) -> None:
+    loss, _ = build()
+    loss(**batch())
+    torch.save(loss.state_dict(), tmp_path / "loss.pt")
+    again, _ = build(torch_seed=0)
+    again.load_state_dict(torch.load(tmp_path / "loss.pt", weights_only=True))
+    data = batch()
+    torch.testing.assert_close(loss(**data), again(**data), rtol=0, atol=0)
+    torch.testing.assert_close(loss.student.bank.rows, again.student.bank.rows, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"k": 0}, "k"), ({"num_negatives": 0}, "num_negatives"), ({"temperature": 0.0}, "temperature"),
+        ({"hops": -1}, "hops"), ({"layers": 0}, "layers"), ({"momentum": 1.0}, "momentum"),
+        ({"smoothing": 1.5}, "smoothing"), ({"negatives": "both"}, "negatives"), ({"sampling": "some"}, "sampling"),
+        ({"bank_start": "zero"}, "bank_start"), ({"embedding_dim": 0}, "embedding_dim"),
+    ],
+)  # fmt: skip
+def test_a_bad_argument_is_named(changes: dict[str, Any], field: str) -> None:
+    with pytest.raises(ValueError, match=field):
+        build(**changes)
+
+
+@pytest.mark.parametrize("labels", [torch.zeros(59, dtype=torch.long), torch.zeros(60, 2, dtype=torch.long)])
+def test_labels_of_the_wrong_shape_are_refused(labels: Tensor) -> None:
+    with pytest.raises(ValueError, match=r"labels: expected .* 60 "):
+        HolisticLoss(D_S, D_T, N, labels)
+
+
+def test_labels_of_one_class_are_refused() -> None:
+    with pytest.raises(ValueError, match="same class"):
+        HolisticLoss(D_S, D_T, N, torch.zeros(N, dtype=torch.long))
