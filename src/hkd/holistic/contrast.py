@@ -42,8 +42,8 @@ def info_nce(
     if negatives.requires_grad:
         raise ValueError("negatives: no gradient is computed for negatives; pass negatives.detach()")
     width = block_rows(anchor)
-    pieces = negatives.split(width, dim=-2)
-    masks = [None] * len(pieces) if excluded is None else excluded.split(width, dim=-1)
+    pieces = torch.split(negatives, width, dim=-2)
+    masks = [None] * len(pieces) if excluded is None else torch.split(excluded, width, dim=-1)
     return contrast(anchor, positive, zip(pieces, masks, strict=True), temperature).mean()
 
 

@@ -221,12 +221,12 @@ class HolisticLoss(nn.Module):
     def _blocks(self, bank: Tensor, index: Tensor, rows: Tensor | None, width: int) -> Iterator[Block]:
         """The bank rows that serve as negatives, block by block, and which of them share an anchor's class."""
         if rows is not None and rows.ndim == 2:
-            for block in rows.split(max(1, width // bank.shape[1]), dim=1):
+            for block in torch.split(rows, max(1, width // bank.shape[1]), dim=1):
                 yield bank[block].repeat(2, 1, 1), None
             return
         own = self.sampler.class_of(index)[:, None]
         everything = torch.arange(len(bank), device=bank.device) if rows is None else rows
-        for block in everything.split(width):
+        for block in torch.split(everything, width):
             yield bank.index_select(0, block), own == self.sampler.class_of(block)
 
 

@@ -129,7 +129,7 @@ class NegativeSampler(nn.Module):
         self.draws = int(state)
 
     def class_of(self, rows: Tensor) -> Tensor:
-        """What must differ between an anchor and its negatives: the class, or the row itself where there are no labels."""
+        """What must differ between an anchor and its negatives: the class, or without labels the row itself."""
         return rows if self.labels is None else self.labels[rows]
 
     def shared(self) -> Tensor:

@@ -1,0 +1,20 @@
+"""The one kind of error that is the asker's to mend."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class RequestError(ValueError):
+    """A request that cannot be carried out as it was made: says which field, what it was, and what is accepted.
+
+    The command line prints it as one line and exits with status 2.
+    """
+
+
+def unknown(field: str, value: str, accepted: Iterable[str]) -> RequestError:
+    """The error for a name that is not in a list, with the names that come near it."""
+    names = list(accepted)
+    lowered = {name.lower(): name for name in names}
+    near = [lowered[match] for match in difflib.get_close_matches(value.lower(), lowered, n=3)]
+    hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(names)}"
+    return RequestError(f"{field}: unknown name {value!r}; {hint}")

@@ -1,0 +1,124 @@
+"""What a model must return, and the parts that the zoo's families share."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from hkd.registry import Registry
+from hkd.types import ModelOutput
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """A network in numbers.
+
+    Attributes:
+        name: by which :func:`hkd.create_model` builds it.
+        num_classes: C.
+        embedding_dim: D, the width of what enters the classifier.
+        image_size: side in pixels of the square images that ``stages`` was measured on.
+        stages: (channels, height, width) of each map in ``features``, the stem's first.
+        parameters: how many there are.
+    """
+
+    name: str
+    num_classes: int
+    embedding_dim: int
+    image_size: int
+    stages: tuple[tuple[int, int, int], ...]
+    parameters: int
+
+
+class Model(nn.Module, ABC):
+    """A classifier that shows what it sees on the way: images (B, 3, H, W) in, :class:`ModelOutput` out."""
+
+    name: str = ""
+    image_size: int = 32
+    """The usual side of its images, in pixels."""
+
+    @abstractmethod
+    def forward(self, image: Tensor) -> ModelOutput: ...
+
+    @property
+    def info(self) -> ModelInfo:
+        """The network in numbers, for images of its usual size."""
+        return self.info_at(self.image_size)
+
+    @torch.no_grad()
+    def info_at(self, image_size: int) -> ModelInfo:
+        """The network in numbers, measured on one black image of the given side. Leaves the network as it was."""
+        training = self.training
+        like = next(self.parameters())
+        self.eval()
+        out = self(torch.zeros(1, 3, image_size, image_size, device=like.device, dtype=like.dtype))
+        self.train(training)
+        return ModelInfo(
+            name=self.name,
+            num_classes=out.logits.shape[1],
+            embedding_dim=out.embedding.shape[1],
+            image_size=image_size,
+            stages=tuple((f.shape[1], f.shape[2], f.shape[3]) for f in out.features),
+            parameters=sum(p.numel() for p in self.parameters()),
+        )
+
+
+class CifarModel(Model):
+    """A network of the zoo: stages, global average pooling, a linear classifier.
+
+    Names and shapes of all parameters are those of the RepDistiller benchmark (Tian et al., "Contrastive Representation
+    Distillation", ICLR 2020), so that its published checkpoints load. Networks average over whatever the last map's
+    size is, so they take other image sizes too.
+    """
+
+    @abstractmethod
+    def maps(self, image: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """The stage maps after and before their last ReLU, stem first."""
+
+    @abstractmethod
+    def classify(self, embedding: Tensor) -> Tensor:
+        """The logits (B, C) of an embedding (B, D)."""
+
+    def pooled(self, feature: Tensor, preactivation: Tensor) -> Tensor:
+        """The map that is averaged, from the last stage map after and before its ReLU: in most networks the former."""
+        return feature
+
+    def forward(self, image: Tensor) -> ModelOutput:
+        features, preactivations = self.maps(image)
+        embedding = F.adaptive_avg_pool2d(self.pooled(features[-1], preactivations[-1]), 1).flatten(1)
+        return ModelOutput(self.classify(embedding), embedding, tuple(features), tuple(preactivations))
+
+
+models: Registry[Callable[[int], Model]] = Registry("model")
+"""The zoo: name -> a builder that takes the number of classes."""
+
+
+def run_blocks(blocks: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Runs blocks that return what stands before their last ReLU; returns the last map after and before it."""
+    preactivation = x
+    for block in blocks.children():
+        preactivation = block(x)
+        x = preactivation.relu()
+    return x, preactivation
+
+
+def initialise(model: nn.Module) -> None:
+    """He initialisation of all convolutions by fan-out, biases zero; the rest stays as PyTorch makes it."""
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
+def small_linear(model: nn.Module) -> None:
+    """Linear layers start at N(0, 0.01), biases zero, as in the benchmark's VGG and MobileNetV2."""
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=0.01)
+            nn.init.zeros_(module.bias)

@@ -1,0 +1,227 @@
+"""Any classifier as a :class:`Model`: timm's, torchvision's, or anybody's ``nn.Module``."""
+
+from __future__ import annotations
+
+import importlib
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hkd.errors import RequestError, unknown
+from hkd.models.base import Model
+from hkd.types import ModelOutput
+
+
+class WrappedModel(Model):
+    """A module whose classifier and stages are watched while it runs. Made by :func:`wrap_model`.
+
+    The embedding is what enters the classifier. Preactivations are not known of a foreign network.
+    """
+
+    def __init__(self, module: nn.Module, classifier: str, stages: Sequence[str], name: str, image_size: int) -> None:
+        super().__init__()
+        self.module = module
+        self.name = name
+        self.image_size = image_size
+        self.classifier = classifier
+        self.stages = tuple(stages)
+        self._seen: dict[str, Tensor] = {}
+        module.get_submodule(classifier).register_forward_pre_hook(self._see_embedding)
+        for stage in self.stages:
+            module.get_submodule(stage).register_forward_hook(self._see_stage(stage))
+
+    def _see_embedding(self, _: nn.Module, inputs: tuple[Any, ...]) -> None:
+        self._seen["embedding"] = inputs[0]
+
+    def _see_stage(self, stage: str) -> Callable[[nn.Module, Any, Any], None]:
+        def hook(_: nn.Module, __: Any, output: Any) -> None:
+            self._seen[stage] = output
+
+        return hook
+
+    def forward(self, image: Tensor) -> ModelOutput:
+        logits = self.module(image)
+        # Taken out, so that no activation outlives the step.
+        embedding = self._seen.pop("embedding")
+        if embedding.ndim == 4:  # the classifier is a 1x1 convolution
+            embedding = embedding.mean(dim=(2, 3))
+        features = tuple(self._seen.pop(stage) for stage in self.stages)
+        return ModelOutput(logits, embedding, features, ())
+
+
+def wrap_model(
+    module: nn.Module,
+    *,
+    classifier: str | None = None,
+    stages: Sequence[str] | None = None,
+    name: str | None = None,
+    image_size: int | None = None,
+) -> Model:
+    """Makes any image classifier a :class:`Model`.
+
+    One probe image runs through the module in evaluation mode. The classifier is the linear layer (or 1x1 convolution)
+    that makes the module's output; the stages are, for each resolution, the last feature map of that resolution.
+
+    Args:
+        module: takes (B, 3, H, W) images, returns (B, C) logits.
+        classifier: dotted name of the classifying layer, where it cannot be found.
+        stages: dotted names of the modules whose outputs are the stage maps, stem first, where others are wanted.
+        name: what to call the model; the class name if not given.
+        image_size: side of the probe image in pixels; 224, then 32 are tried if not given.
+
+    Raises:
+        RequestError: the module does not run on the probe, does not return (B, C) logits, or its classifier cannot be
+            found.
+
+    Example::
+
+        model = hkd.wrap_model(MyNet(num_classes=10), image_size=64)
+    """
+    if isinstance(module, Model):
+        return module
+    name = name or type(module).__name__
+    probe = _probe(module, name, [image_size] if image_size else [224, 32])
+    if classifier is None:
+        classifier = probe.classifier(name)
+    elif classifier not in dict(module.named_modules()):
+        raise unknown("classifier", classifier, (n for n, _ in module.named_modules() if n))
+    return WrappedModel(module, classifier, probe.stages() if stages is None else stages, name, probe.image_size)
+
+
+@dataclass
+class _Probe:
+    """What one image makes each part of a module say, in the order in which the parts finish."""
+
+    image_size: int
+    logits: Tensor
+    calls: list[tuple[str, nn.Module, Any]]
+
+    def classifier(self, name: str) -> str:
+        path: str
+        for path, part, output in reversed(self.calls):
+            is_linear = isinstance(part, nn.Linear) or (isinstance(part, nn.Conv2d) and part.kernel_size == (1, 1))
+            if is_linear and output.numel() == self.logits.numel() and torch.equal(output.flatten(1), self.logits):
+                return path
+        raise RequestError(
+            f"classifier: the output of {name}, shape {tuple(self.logits.shape)}, is not what one of its linear layers "
+            "returns; name the layer that classifies: wrap_model(..., classifier='head.fc')"
+        )
+
+    def stages(self) -> list[str]:
+        """The last map of each resolution, of parts that run once, while the resolution falls to 1x1."""
+        runs = Counter(path for path, _, _ in self.calls)
+        last: dict[int, str] = {}
+        for path, _, output in self.calls:
+            if runs[path] == 1 and isinstance(output, Tensor) and output.ndim == 4:
+                area = output.shape[2] * output.shape[3]
+                last.pop(area, None)  # to stand behind what finished before
+                last[area] = path
+        falling: list[int] = []
+        for area in last:
+            if area > 1 and (not falling or area < falling[-1]):
+                falling.append(area)
+        return [last[area] for area in falling]
+
+
+@torch.no_grad()
+def _probe(module: nn.Module, name: str, sizes: Sequence[int]) -> _Probe:
+    like = next(module.parameters(), torch.zeros(()))
+    calls: list[tuple[str, nn.Module, Any]] = []
+
+    def watch(path: str) -> Callable[[nn.Module, Any, Any], None]:
+        return lambda part, _, output: calls.append((path, part, output))
+
+    hooks = [part.register_forward_hook(watch(path)) for path, part in module.named_modules() if path]
+    training = {part: part.training for part in module.modules()}
+    module.eval()
+    reason: Exception | None = None
+    try:
+        for size in sizes:
+            calls.clear()
+            # Noise, so that two layers' outputs cannot be mistaken for one another.
+            noise = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(0))
+            try:
+                out = module(noise.to(like.device, like.dtype))
+            except Exception as error:  # whatever a foreign module raises is its answer to this size
+                reason = error
+                continue
+            if not isinstance(out, Tensor) or out.ndim != 2:
+                raise RequestError(
+                    f"model: {name} returns {_describe(out)}; expected one tensor of logits, (batch, classes)"
+                )
+            return _Probe(size, out, list(calls))
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for part, mode in training.items():
+            part.training = mode
+    tried = " and ".join(f"{size}x{size}" for size in sizes)
+    raise RequestError(f"model: {name} does not run on a {tried} image ({reason}); pass image_size") from reason
+
+
+def _describe(out: Any) -> str:
+    return f"a tensor of shape {tuple(out.shape)}" if isinstance(out, Tensor) else f"a {type(out).__name__}"
+
+
+def from_timm(name: str, num_classes: int, pretrained: bool) -> Model:
+    """A network of PyTorch Image Models. Pretrained weights are downloaded by timm."""
+    import timm
+
+    if not timm.is_model(name):
+        raise unknown("model", name, timm.list_models())
+    module = timm.create_model(name, num_classes=num_classes, pretrained=pretrained)
+    return wrap_model(
+        module, name=f"timm:{name}", image_size=timm.data.resolve_model_data_config(module)["input_size"][-1]
+    )
+
+
+def from_torchvision(name: str, num_classes: int, pretrained: bool) -> Model:
+    """A classification network of torchvision. Pretrained weights are those of ImageNet, downloaded by torchvision."""
+    import torchvision
+
+    known = torchvision.models.list_models(module=torchvision.models)
+    if name not in known:
+        raise unknown("model", name, known)
+    if not pretrained:
+        arguments: dict[str, Any] = {"num_classes": num_classes}
+        if name in ("googlenet", "inception_v3"):
+            arguments |= {"aux_logits": False, "init_weights": True}  # a second head returns several logits
+        return wrap_model(torchvision.models.get_model(name, weights=None, **arguments), name=f"torchvision:{name}")
+    model = wrap_model(torchvision.models.get_model(name, weights="DEFAULT"), name=f"torchvision:{name}")
+    assert isinstance(model, WrappedModel)
+    if model.info.num_classes != num_classes:
+        _replace_classifier(model, num_classes)
+    return model
+
+
+def _replace_classifier(model: WrappedModel, num_classes: int) -> None:
+    """Gives a pretrained network a new, untrained classifier of another number of classes."""
+    old = model.module.get_submodule(model.classifier)
+    bias = old.bias is not None
+    new: nn.Module
+    if isinstance(old, nn.Linear):
+        new = nn.Linear(old.in_features, num_classes, bias)
+    else:
+        assert isinstance(old, nn.Conv2d)
+        new = nn.Conv2d(old.in_channels, num_classes, 1, bias=bias)
+    new.register_forward_pre_hook(model._see_embedding)
+    model.module.set_submodule(model.classifier, new)
+
+
+def from_factory(path: str, num_classes: int) -> Model:
+    """A network built by ``package.module:callable``, called with the number of classes."""
+    module_name, _, attribute = path.partition(":")
+    try:
+        factory = getattr(importlib.import_module(module_name), attribute)
+    except (ImportError, AttributeError) as error:
+        raise RequestError(f"model: cannot import {path!r} ({error})") from error
+    module = factory(num_classes)
+    if not isinstance(module, nn.Module):
+        raise RequestError(f"model: {path}({num_classes}) returned a {type(module).__name__}, not an nn.Module")
+    wrapped = wrap_model(module)
+    wrapped.name = path
+    return wrapped

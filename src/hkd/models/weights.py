@@ -1,0 +1,162 @@
+"""Weights on disk: written with safetensors, read from there or from the field's checkpoint files."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from hkd.errors import RequestError
+from hkd.models.base import Model
+
+# Under which keys a checkpoint file keeps a network's weights, and what wrappers put before the names of parameters.
+CONTAINERS = ("model", "state_dict", "student", "net", "model_state_dict")
+PREFIXES = ("module.", "_orig_mod.", "student.", "model.")
+
+
+def save_model(model: Model, path: str | Path, **about: Any) -> None:
+    """Writes a network's weights with what it takes to use them.
+
+    Args:
+        model: whose ``name`` and ``info`` go into the file.
+        path: of the .safetensors file.
+        about: more to write beside them, such as the class names and the normalisation; anything JSON can say.
+    """
+    about = {"model": model.name, "num_classes": model.info.num_classes, **about}
+    # A file written in channels-last order would read back garbled.
+    state = {name: value.detach().cpu().contiguous() for name, value in _module(model).state_dict().items()}
+    safetensors.torch.save_file(state, str(path), metadata={"hkd": json.dumps(about)})
+
+
+def load_model(path: str | Path) -> tuple[Model, dict[str, Any]]:
+    """Rebuilds a network from a file that :func:`save_model` wrote. Returns it with what stands beside its weights."""
+    from hkd.models import create_model
+
+    about = read_about(path)
+    if "model" not in about:
+        raise RequestError(f"checkpoint: {path} does not say which network it holds; name the model")
+    model = create_model(about["model"], about["num_classes"])
+    load_checkpoint(model, path)
+    return model, about
+
+
+def read_about(path: str | Path) -> dict[str, Any]:
+    """What :func:`save_model` wrote beside the weights; empty for files of other origin."""
+    path = _existing(path)
+    if path.suffix != ".safetensors":
+        return {}
+    try:
+        with safetensors.safe_open(str(path), framework="pt") as file:
+            about: dict[str, Any] = json.loads((file.metadata() or {}).get("hkd", "{}"))
+            return about
+    except (safetensors.SafetensorError, OSError, json.JSONDecodeError) as error:
+        raise RequestError(f"checkpoint: {path} is not a readable safetensors file ({error})") from error
+
+
+def load_checkpoint(model: nn.Module, path: str | Path) -> None:
+    """Loads weights into a network, all of them and no others.
+
+    Reads .safetensors files and, without ever running a pickle's code, PyTorch files: a plain state dict, a
+    RepDistiller or mdistiller checkpoint, or a checkpoint of a run folder.
+
+    Raises:
+        RequestError: the file is missing or corrupt, needs more than weights to be unpickled, or holds another
+            architecture or number of classes.
+    """
+    state = _read(_existing(path))
+    target = _module(model)
+    own = target.state_dict()
+    state = _strip_prefixes(state, own)
+    missing = [name for name in own if name not in state]
+    unexpected = [name for name in state if name not in own]
+    reshaped = [name for name in own if name in state and own[name].shape != state[name].shape]
+    if missing or unexpected or reshaped:
+        raise RequestError(f"checkpoint: {path} does not fit {_name(model)}: {_difference(own, state)}")
+    target.load_state_dict(dict(state))
+
+
+def _module(model: nn.Module) -> nn.Module:
+    """A wrapped network is stored under its own names, as its author would load it."""
+    module = getattr(model, "module", model)
+    assert isinstance(module, nn.Module)
+    return module
+
+
+def _name(model: nn.Module) -> str:
+    return getattr(model, "name", "") or type(model).__name__
+
+
+def _existing(path: str | Path) -> Path:
+    path = Path(path)
+    if not path.is_file():
+        raise RequestError(f"checkpoint: no file {path}")
+    return path
+
+
+def _read(path: Path) -> Mapping[str, Tensor]:
+    try:
+        if path.suffix == ".safetensors":
+            return safetensors.torch.load_file(str(path))
+        with torch.serialization.safe_globals(_numpy_scalars()):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        reason = str(error).splitlines()[0]
+        raise RequestError(f"checkpoint: {path} holds more than weights and is not loaded ({reason})") from error
+    except (safetensors.SafetensorError, OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise RequestError(f"checkpoint: {path} is truncated or corrupt ({reason})") from error
+    for key in CONTAINERS:
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+            break
+    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise RequestError(
+            f"checkpoint: {path} holds no weights; looked for a state dict, also under {', '.join(CONTAINERS)}"
+        )
+    return content
+
+
+def _numpy_scalars() -> list[Any]:
+    """Older checkpoints keep their best accuracy as a NumPy number, which is data and harmless."""
+    import numpy as np
+
+    scalar = np.float64(0).__reduce__()[0]  # the function that unpickles one, wherever this NumPy keeps it
+    return [
+        (scalar, "numpy.core.multiarray.scalar"), (scalar, "numpy._core.multiarray.scalar"),
+        np.dtype, type(np.dtype(np.float64)), type(np.dtype(np.float32)), type(np.dtype(np.int64)),
+    ]  # fmt: skip
+
+
+def _strip_prefixes(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Takes wrappers' prefixes off while that makes more names fit."""
+    while True:
+        for prefix in PREFIXES:
+            stripped = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+            if sum(name in own for name in stripped) > sum(name in own for name in state):
+                state = stripped
+                break
+        else:
+            return state
+
+
+def _difference(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:
+    """The first thing of each kind that does not fit."""
+    parts = []
+    for name in own:
+        if name in state and own[name].shape != state[name].shape:
+            parts.append(f"{name} is {tuple(state[name].shape)} in the file, {tuple(own[name].shape)} in the network")
+            break
+    missing = [name for name in own if name not in state]
+    unexpected = [name for name in state if name not in own]
+    if missing:
+        parts.append(f"{len(missing)} of {len(own)} tensors are missing, first {missing[0]}")
+    if unexpected:
+        parts.append(f"{len(unexpected)} of the file's have no place, first {unexpected[0]}")
+    return "; ".join(parts)

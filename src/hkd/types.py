@@ -1,0 +1,37 @@
+"""What travels between data, models, methods and training."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some images of a data set.
+
+    Attributes:
+        image: (B, 3, H, W) float, normalised by the channel means and deviations of the data set.
+        label: (B,) int64 classes.
+        index: (B,) int64 positions in the data set, by which memory banks know an image again.
+    """
+
+    image: Tensor
+    label: Tensor
+    index: Tensor
+
+
+@dataclass(frozen=True)
+class ModelOutput:
+    """What a network sees in a batch.
+
+    Attributes:
+        logits: (B, C).
+        embedding: (B, D), what enters the classifier.
+        features: stage maps (B, c, h, w), the stem's first.
+        preactivations: the same maps before their last ReLU. Empty where a network does not tell them.
+    """
+
+    logits: Tensor
+    embedding: Tensor
+    features: tuple[Tensor, ...] = ()
+    preactivations: tuple[Tensor, ...] = ()
