@@ -173,10 +173,9 @@ def from_timm(name: str, num_classes: int, pretrained: bool) -> Model:
 
     if not timm.is_model(name):
         raise unknown("model", name, timm.list_models())
-    module = timm.create_model(name, num_classes=num_classes, pretrained=pretrained)
-    return wrap_model(
-        module, name=f"timm:{name}", image_size=timm.data.resolve_model_data_config(module)["input_size"][-1]
-    )
+    module: Any = timm.create_model(name, num_classes=num_classes, pretrained=pretrained)
+    image_size = module.pretrained_cfg["input_size"][-1]
+    return wrap_model(module, name=f"timm:{name}", image_size=image_size)
 
 
 def from_torchvision(name: str, num_classes: int, pretrained: bool) -> Model:

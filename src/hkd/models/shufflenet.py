@@ -16,7 +16,7 @@ def depthwise(planes: int, stride: int) -> nn.Conv2d:
 
 
 class ShuffleV1Block(nn.Module):
-    """Grouped 1x1, shuffle, depthwise 3x3, grouped 1x1, beside a shortcut that at stride 2 is averaged and concatenated.
+    """Grouped 1x1, shuffle, depthwise 3x3, grouped 1x1, beside a shortcut averaged and concatenated at stride 2.
 
     Returns the result before the ReLU.
     """
@@ -74,7 +74,7 @@ class ShuffleV1(CifarModel):
 
 
 class ShuffleV2Block(nn.Module):
-    """Half the channels pass, half go through 1x1, depthwise 3x3, 1x1. Returns the shuffled map and its preactivation."""
+    """Half the channels pass, half go through 1x1, depthwise 3x3, 1x1. Returns the shuffled map and preactivation."""
 
     def __init__(self, planes: int) -> None:
         super().__init__()
@@ -95,7 +95,7 @@ class ShuffleV2Block(nn.Module):
 
 
 class ShuffleV2Down(nn.Module):
-    """Two branches at half resolution, side by side. Returns the shuffled map and its preactivation."""
+    """Two branches at half resolution, side by side. Returns the shuffled map and preactivation."""
 
     def __init__(self, inplanes: int, planes: int) -> None:
         super().__init__()

@@ -1,0 +1,70 @@
+"""The data sets, and the two ways in which they reach the device."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from hkd.data import cifar100, digits, stl10, tiny_imagenet  # noqa: F401  (each registers its data set)
+from hkd.data.base import ArrayDataset, Dataset, DatasetInfo, FileDataset, datasets, limit
+from hkd.data.folder import folder
+from hkd.data.loader import Loader
+from hkd.data.memory_loader import MemoryLoader, fits_in_memory, in_memory
+from hkd.data.stream_loader import StreamLoader
+from hkd.errors import RequestError, unknown
+
+__all__ = [
+    "ArrayDataset", "Dataset", "DatasetInfo", "FileDataset", "Loader", "datasets", "limit", "list_datasets",
+    "load_dataset", "make_loader", "prepare",
+]  # fmt: skip
+
+STREAM_SIZE = 224
+
+
+def load_dataset(name: str, split: str = "train", root: str | Path = "data", image_size: int | None = None) -> Dataset:
+    """Opens a data set.
+
+    Args:
+        name: one of :func:`list_datasets`, or ``folder:PATH``.
+        split: "train", or "test" (also "val"); stl10 has "unlabeled" besides.
+        root: where data sets lie and are downloaded to. ``folder:PATH`` does not need it.
+        image_size: resize to squares of this side in pixels; None leaves images as they are.
+
+    Returns:
+        A data set with ``len(data)``, ``data[i] -> (uint8 (3, H, W), label, i)``, ``data.labels`` and ``data.info``.
+
+    Raises:
+        RequestError: the name or split is unknown, or the data is missing or corrupt.
+    """
+    if image_size is not None and image_size < 1:
+        raise RequestError(f"image_size: expected a side of at least 1 pixel; got {image_size}")
+    kind, colon, path = name.partition(":")
+    if kind == "folder":
+        if not colon or not path:
+            raise RequestError("dataset: a folder is named with its path, folder:PATH")
+        return folder(Path(path).expanduser(), split, image_size, name)
+    if name not in datasets:
+        raise unknown("dataset", name, list_datasets())
+    return datasets[name](split, Path(root).expanduser(), image_size)
+
+
+def list_datasets() -> list[str]:
+    """The names of the data sets."""
+    return [*sorted(datasets), "folder:PATH"]
+
+
+def prepare(dataset: Dataset, cache: Path | None = None, workers: int = 1) -> Dataset:
+    """Decodes a small data set into memory; a large one stays in its files."""
+    return in_memory(dataset, cache, workers) if fits_in_memory(dataset) else dataset
+
+
+def make_loader(
+    dataset: Dataset, batch_size: int, device: torch.device, *, train: bool, seed: int = 0, workers: int = 0
+) -> Loader:
+    """The loader that suits a prepared data set."""
+    if isinstance(dataset, ArrayDataset):
+        return MemoryLoader(dataset, batch_size, device, train=train, seed=seed)
+    assert isinstance(dataset, FileDataset)
+    size = dataset.info.image_size or STREAM_SIZE
+    return StreamLoader(dataset, batch_size, device, image_size=size, train=train, seed=seed, workers=workers)

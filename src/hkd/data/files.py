@@ -1,0 +1,107 @@
+"""A folder or a zip archive, read alike."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import zipfile
+import zlib
+from abc import ABC, abstractmethod
+from pathlib import Path, PurePosixPath
+
+from hkd.errors import RequestError
+
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff"})
+
+
+class Files(ABC):
+    """Files under one root. Names are relative to it, with forward slashes, in sorted order.
+
+    Attributes:
+        path: of the folder or archive.
+        names: of all files.
+        fingerprint: changes when a file is added, removed or rewritten.
+    """
+
+    path: Path
+    names: list[str]
+    fingerprint: str
+
+    @abstractmethod
+    def read(self, name: str) -> bytes: ...
+
+    def images(self, folder: str) -> list[str]:
+        """The names of all images below a folder."""
+        prefix = f"{folder}/"
+        return [n for n in self.names if n.startswith(prefix) and PurePosixPath(n).suffix.lower() in IMAGE_SUFFIXES]
+
+    def subfolders(self, folder: str = "") -> list[str]:
+        """The names of the folders directly in a folder, or at the root."""
+        depth = len(PurePosixPath(folder).parts)
+        parts = (PurePosixPath(name).parts for name in self.names if not folder or name.startswith(f"{folder}/"))
+        return sorted({p[depth] for p in parts if len(p) > depth + 1})
+
+
+class Folder(Files):
+    """The files below a folder on disk."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        digest = hashlib.sha256(str(path.resolve()).encode())
+        self.names = []
+        for directory, subdirectories, files in os.walk(path):
+            subdirectories.sort()
+            for file in files:
+                full = Path(directory, file)
+                self.names.append(full.relative_to(path).as_posix())
+        self.names.sort()
+        for name in self.names:
+            stat = (path / name).stat()
+            digest.update(f"{name}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+        self.fingerprint = digest.hexdigest()
+
+    def read(self, name: str) -> bytes:
+        return (self.path / name).read_bytes()
+
+
+class Archive(Files):
+    """The files in a zip archive, read in place, never extracted. A single folder around everything is left out."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            with zipfile.ZipFile(path) as archive:
+                entries = [entry for entry in archive.infolist() if not entry.is_dir()]
+        except (zipfile.BadZipFile, OSError) as error:
+            raise RequestError(f"dataset: {path} is not a readable zip archive ({error})") from error
+        tops = {entry.filename.split("/", 1)[0] for entry in entries if not entry.filename.startswith("__MACOSX/")}
+        self._prefix = f"{tops.pop()}/" if len(tops) == 1 else ""
+        inside = [e.filename for e in entries if e.filename.startswith(self._prefix)]
+        self.names = sorted(name.removeprefix(self._prefix) for name in inside)
+        stat = path.stat()
+        self.fingerprint = hashlib.sha256(f"{path.resolve()}\0{stat.st_size}\0{stat.st_mtime_ns}".encode()).hexdigest()
+        self._opened: tuple[int, zipfile.ZipFile] | None = None
+
+    def read(self, name: str) -> bytes:
+        if self._opened is None or self._opened[0] != os.getpid():
+            self._opened = (os.getpid(), zipfile.ZipFile(self.path))  # a forked worker needs a file position of its own
+        try:
+            return self._opened[1].read(self._prefix + name)
+        except (zipfile.BadZipFile, zlib.error) as error:
+            raise RequestError(f"dataset: cannot read {name} in {self.path} ({error})") from error
+
+    def __getstate__(self) -> dict[str, object]:
+        return self.__dict__ | {"_opened": None}
+
+
+def open_files(path: Path) -> Files:
+    """Opens a folder or a .zip archive.
+
+    Raises:
+        RequestError: there is nothing at the path, or it is neither.
+    """
+    if path.is_dir():
+        return Folder(path)
+    if path.is_file():
+        return Archive(path)
+    raise RequestError(f"dataset: no folder or .zip archive at {path}")

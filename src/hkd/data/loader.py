@@ -1,0 +1,35 @@
+"""What training asks of a loader."""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+
+import torch
+
+from hkd.data.base import Dataset
+from hkd.types import Batch
+
+
+class Loader(ABC):
+    """Batches of normalised images on the device, epoch by epoch.
+
+    Attributes:
+        dataset: whose images come out.
+        batch_size: B.
+    """
+
+    dataset: Dataset
+    batch_size: int
+
+    def __len__(self) -> int:
+        """Batches in an epoch."""
+        return math.ceil(len(self.dataset) / self.batch_size)
+
+    @abstractmethod
+    def epoch(self, number: int) -> Iterator[Batch]:
+        """The batches of one epoch. The same number gives the same batches in the same order."""
+
+
+def epoch_generator(seed: int, epoch: int, device: torch.device) -> torch.Generator:
+    """The randomness of one epoch, which needs no state of the epochs before it."""
+    return torch.Generator(device).manual_seed((seed * 0x9E3779B97F4A7C15 + epoch + 1) & 0x7FFF_FFFF_FFFF_FFFF)

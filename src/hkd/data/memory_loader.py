@@ -1,0 +1,134 @@
+"""Small data sets live in memory: decoded once, kept on disk, augmented in whole batches on the device."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from hkd.data.base import ArrayDataset, Dataset, FileDataset
+from hkd.data.loader import Loader, epoch_generator
+from hkd.types import Batch
+
+LARGEST_SIDE = 96
+LARGEST_BYTES = 4 * 2**30
+
+
+def fits_in_memory(dataset: Dataset) -> bool:
+    """Whether a data set is small enough to live in memory: squares of at most 96 pixels, 4 GiB in all."""
+    size = dataset.info.image_size
+    if isinstance(dataset, ArrayDataset):
+        return True
+    return size is not None and size <= LARGEST_SIDE and 3 * size * size * len(dataset) <= LARGEST_BYTES
+
+
+def in_memory(dataset: Dataset, cache: Path | None = None, workers: int = 1) -> ArrayDataset:
+    """Decodes a data set whose images have one size.
+
+    Args:
+        cache: folder where the decoded images are kept, so that the next start reads one file; None to keep nothing.
+        workers: threads that decode.
+    """
+    if isinstance(dataset, ArrayDataset):
+        return dataset
+    assert isinstance(dataset, FileDataset)
+    path = None if cache is None else cache / f"{_fingerprint(dataset)}.safetensors"
+    if path is not None and path.is_file():
+        try:
+            images = safetensors.torch.load_file(str(path))["images"]
+            return ArrayDataset(images, dataset.labels, dataset.info)
+        except safetensors.SafetensorError:
+            pass  # a cache cut short is made again
+    size = dataset.info.image_size
+    assert size is not None
+    images = torch.empty(len(dataset), 3, size, size, dtype=torch.uint8)
+
+    def decode(index: int) -> None:
+        images[index] = dataset.image(index)
+
+    with ThreadPoolExecutor(max(1, workers)) as pool:
+        for _ in pool.map(decode, range(len(dataset)), chunksize=64):
+            pass
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(".partial")
+        safetensors.torch.save_file({"images": images}, str(partial))
+        partial.replace(path)
+    return ArrayDataset(images, dataset.labels, dataset.info)
+
+
+def _fingerprint(dataset: FileDataset) -> str:
+    digest = hashlib.sha256(f"{dataset.files.fingerprint} {dataset.info.image_size}\n".encode())
+    digest.update("\n".join(dataset.names).encode())
+    return digest.hexdigest()[:32]
+
+
+class MemoryLoader(Loader):
+    """Batches of a data set that lives on the device as uint8.
+
+    For training, each image is padded by an eighth of its side with black (4 pixels at 32, the protocol of the field),
+    cropped at random, and mirrored at random where that keeps its class; one gather crops a whole batch, and each image
+    has its own offsets. For evaluation images come as they are, in order.
+
+    Args:
+        dataset: what to load.
+        batch_size: B; the last batch of an epoch holds what is left.
+        device: where images live and batches are made.
+        train: augment and shuffle.
+        seed: of order and augmentation; epoch e is the same whenever it is loaded.
+    """
+
+    def __init__(
+        self, dataset: ArrayDataset, batch_size: int, device: torch.device, *, train: bool, seed: int = 0
+    ) -> None:
+        self.dataset = dataset
+        self.batch_size = batch_size
+        self.device = device
+        self.train = train
+        self.seed = seed
+        self.size = dataset.images.shape[2]
+        self.padding = self.size // 8 if train else 0
+        self.labels = dataset.labels.to(device)
+        padded = F.pad(dataset.images.to(device), (self.padding,) * 4)
+        # Pixels stand beside each other by channel (NHWC), which is channels-last for the network. Every window of the
+        # padded image is a view: (N, offsets, offsets, side, side, 3).
+        pixels = padded.permute(0, 2, 3, 1).contiguous()
+        windows = pixels.unfold(1, self.size, 1).unfold(2, self.size, 1)
+        self._windows = windows.permute(0, 1, 2, 4, 5, 3)
+        mean, std = (torch.tensor(v, device=device) for v in (dataset.info.mean, dataset.info.std))
+        # x / 255 -> (x - mean) / std in one multiply-add over whole rows of pixels
+        self._scale = (1 / (255 * std)).repeat(self.size)
+        self._shift = (-mean / std).repeat(self.size)
+
+    def epoch(self, number: int) -> Iterator[Batch]:
+        generator = epoch_generator(self.seed, number, self.device)
+        count = len(self.dataset)
+        if self.train:
+            order = torch.randperm(count, generator=generator, device=self.device)
+        else:
+            order = torch.arange(count, device=self.device)
+        for index in torch.split(order, self.batch_size):
+            yield Batch(self._images(index, generator), self.labels[index], index)
+
+    def _images(self, index: Tensor, generator: torch.Generator) -> Tensor:
+        """(B, 3, H, W) in channels-last order, cropped, mirrored and normalised."""
+        count = len(index)
+        if self.train:
+            offsets = 2 * self.padding + 1
+            top, left = torch.randint(offsets, (2, count), generator=generator, device=self.device)
+            pixels = self._windows[index, top, left]
+            if self.dataset.info.flip:
+                mirror = torch.rand(count, 1, 1, 1, generator=generator, device=self.device) < 0.5
+                pixels = torch.where(mirror, pixels.flip(2), pixels)
+        else:
+            pixels = self._windows[index, 0, 0]
+        rows = pixels.view(count, self.size, self.size * 3).float()
+        normalised = torch.addcmul(self._shift, rows, self._scale)
+        return normalised.view(count, self.size, self.size, 3).permute(0, 3, 1, 2)

@@ -1,0 +1,126 @@
+"""Large data sets stream: workers decode and crop files, the device normalises."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Iterator
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+
+from hkd.data.base import FileDataset, fit, to_tensor
+from hkd.data.loader import Loader, epoch_generator
+from hkd.types import Batch
+
+
+class StreamLoader(Loader):
+    """Batches of a data set that stays in its files, with the usual ImageNet augmentation.
+
+    For training, a random part of the image (8 to 100 % of its area, aspect 3:4 to 4:3) is scaled to the size of the
+    network and mirrored at random. For evaluation the shorter side is scaled to 8/7 of that size, and the middle is cut
+    out. What happens to an image depends on seed, epoch and index alone, not on the number of workers.
+
+    Args:
+        dataset: what to load.
+        batch_size: B; the last batch of an epoch holds what is left.
+        device: where batches go; they travel as uint8.
+        image_size: side in pixels of what the network sees.
+        train: augment and shuffle.
+        seed: of order and augmentation.
+        workers: processes that decode; 0 decodes in this one.
+    """
+
+    def __init__(
+        self, dataset: FileDataset, batch_size: int, device: torch.device, *, image_size: int, train: bool,
+        seed: int = 0, workers: int = 0,
+    ) -> None:  # fmt: skip
+        self.dataset = dataset
+        self.batch_size = batch_size
+        self.device = device
+        self.train = train
+        self.seed = seed
+        self._order = _EpochOrder(len(dataset), seed if train else None)
+        self._loader = DataLoader(
+            _Views(dataset, image_size, seed if train else None),
+            batch_size=batch_size,
+            sampler=self._order,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            pin_memory=device.type == "cuda",
+            multiprocessing_context="forkserver" if workers else None,
+        )
+        mean, std = (torch.tensor(v, device=device).view(3, 1, 1) for v in (dataset.info.mean, dataset.info.std))
+        self._scale, self._shift = 1 / (255 * std), -mean / std
+
+    def epoch(self, number: int) -> Iterator[Batch]:
+        self._order.epoch = number
+        for image, label, index in self._loader:
+            pixels = image.to(self.device, non_blocking=True).contiguous(memory_format=torch.channels_last)
+            normalised = torch.addcmul(self._shift, pixels.float(), self._scale)
+            yield Batch(normalised, label.to(self.device, non_blocking=True), index.to(self.device, non_blocking=True))
+
+
+class _EpochOrder:
+    """(epoch, index) of each image of an epoch: workers outlive an epoch and have to be told which it is."""
+
+    def __init__(self, count: int, seed: int | None) -> None:
+        self.count = count
+        self.seed = seed
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        order = torch.arange(self.count)
+        if self.seed is not None:
+            generator = epoch_generator(self.seed, self.epoch, torch.device("cpu"))
+            order = torch.randperm(self.count, generator=generator)
+        return ((self.epoch, index) for index in order.tolist())
+
+
+class _Views(TorchDataset[tuple[Tensor, int, int]]):
+    """What the network is shown of each image, uint8 (3, size, size)."""
+
+    def __init__(self, dataset: FileDataset, size: int, seed: int | None) -> None:
+        self.dataset = dataset
+        self.size = size
+        self.seed = seed
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int, int]:
+        epoch, index = key
+        image = self.dataset.decode(index)
+        if self.seed is None:
+            view = centre(image, self.size)
+        else:
+            choice = random.Random(f"{self.seed} {epoch} {index}")
+            view = random_resized_crop(image, self.size, choice)
+            if self.dataset.info.flip and choice.random() < 0.5:
+                view = view.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        return to_tensor(view), int(self.dataset.labels[index]), index
+
+
+def random_resized_crop(image: Image.Image, size: int, choice: random.Random) -> Image.Image:
+    """A random part of an image, scaled to a square (Szegedy et al., "Going Deeper with Convolutions", CVPR 2015)."""
+    width, height = image.size
+    for _ in range(10):
+        area = width * height * choice.uniform(0.08, 1)
+        aspect = math.exp(choice.uniform(math.log(3 / 4), math.log(4 / 3)))
+        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            left, top = choice.randint(0, width - w), choice.randint(0, height - h)
+            box = (left, top, left + w, top + h)
+            return image.resize((size, size), Image.Resampling.BILINEAR, box=box)
+    return fit(image, size)
+
+
+def centre(image: Image.Image, size: int) -> Image.Image:
+    """The middle of an image whose shorter side is scaled to 8/7 of ``size`` (256 for 224)."""
+    scale = round(size * 8 / 7) / min(image.size)
+    scaled = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BILINEAR)
+    left, top = (scaled.width - size) // 2, (scaled.height - size) // 2
+    return scaled.crop((left, top, left + size, top + size))

@@ -1,0 +1,63 @@
+"""TinyImageNet: 200 ImageNet classes at 64x64 pixels, 500 training and 50 validation images each."""
+
+from pathlib import Path, PurePosixPath
+
+import torch
+
+from hkd.data.base import DatasetInfo, FileDataset, check_split, datasets
+from hkd.data.download import downloading
+from hkd.data.files import Files, open_files
+from hkd.errors import RequestError
+
+URL = "https://cs231n.stanford.edu/tiny-imagenet-200.zip"
+MD5 = "90528d7ca1a48142e341f4ef8d21d0de"
+
+
+@datasets.register("tiny-imagenet")
+def tiny_imagenet(split: str, root: Path, image_size: int | None) -> FileDataset:
+    """The official archive, read as it is, or its folder: ``root`` itself or ``tiny-imagenet-200*`` in it.
+
+    The validation labels come from ``val_annotations.txt``. Downloaded with a checksum where missing. The paper
+    down-samples it to 32x32 (``image_size=32``).
+    """
+    split = check_split("tiny-imagenet", split, ("train", "val"))
+    files = _find(root)
+    wnids = _text(files, "wnids.txt").split()
+    label_of = {wnid: label for label, wnid in enumerate(wnids)}
+    words = dict(line.split("\t", 1) for line in _text(files, "words.txt").splitlines() if "\t" in line)
+
+    if split == "train":
+        names = [name for wnid in wnids for name in files.images(f"train/{wnid}")]
+        labels = [label_of[PurePosixPath(name).parts[1]] for name in names]
+    else:
+        rows = [line.split("\t") for line in _text(files, "val/val_annotations.txt").splitlines() if line]
+        names = [f"val/images/{row[0]}" for row in rows]
+        labels = [label_of[row[1]] for row in rows]
+    info = DatasetInfo(
+        "tiny-imagenet",
+        tuple(words.get(wnid, wnid).split(",")[0].strip() for wnid in wnids),
+        mean=(0.4802, 0.4481, 0.3975),
+        std=(0.2770, 0.2691, 0.2821),
+        image_size=image_size or 64,
+    )
+    return FileDataset(files, names, torch.tensor(labels), info)
+
+
+def _find(root: Path) -> Files:
+    if root.is_file() or (root / "wnids.txt").is_file():
+        return open_files(root)
+    # An unpacked folder before an archive: it is read faster.
+    found = sorted(root.glob("tiny-imagenet-200*"), key=lambda path: (path.is_file(), path.name))
+    if found:
+        return open_files(found[0])
+    from torchvision.datasets.utils import download_url
+
+    with downloading("tiny-imagenet", root):
+        download_url(URL, str(root), md5=MD5)
+    return open_files(root / "tiny-imagenet-200.zip")
+
+
+def _text(files: Files, name: str) -> str:
+    if name not in files.names:
+        raise RequestError(f"dataset: {files.path} is no TinyImageNet: it has no {name}")
+    return files.read(name).decode()
