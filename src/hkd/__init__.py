@@ -1,0 +1,66 @@
+"""Distil a large image classifier into a small one.
+
+    import hkd
+
+    loss = hkd.HolisticLoss(student_dim=256, teacher_dim=256, num_samples=50_000, labels=labels)
+    result = hkd.distill(hkd.DistillConfig(dataset="folder:photos", run="runs/first"))
+
+Names are imported when they are first used, so that ``import hkd`` and the command's help are instant.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from hkd import holistic as holistic
+    from hkd.config import DistillConfig as DistillConfig
+    from hkd.config import EvaluateConfig as EvaluateConfig
+    from hkd.config import TrainConfig as TrainConfig
+    from hkd.data import as_dataset as as_dataset
+    from hkd.data import list_datasets as list_datasets
+    from hkd.data import load_dataset as load_dataset
+    from hkd.errors import RequestError as RequestError
+    from hkd.errors import TrainingError as TrainingError
+    from hkd.holistic import HolisticLoss as HolisticLoss
+    from hkd.jobs import Result as Result
+    from hkd.jobs import distill as distill
+    from hkd.jobs import evaluate as evaluate
+    from hkd.jobs import train as train
+    from hkd.methods import create_method as create_method
+    from hkd.methods import list_methods as list_methods
+    from hkd.models import create_model as create_model
+    from hkd.models import list_models as list_models
+    from hkd.models import load_checkpoint as load_checkpoint
+    from hkd.models import load_model as load_model
+    from hkd.models import save_model as save_model
+    from hkd.models import wrap_model as wrap_model
+    from hkd.types import Batch as Batch
+    from hkd.types import ModelOutput as ModelOutput
+
+_HOME = {
+    "hkd.config": ("DistillConfig", "EvaluateConfig", "TrainConfig"),
+    "hkd.data": ("as_dataset", "list_datasets", "load_dataset"),
+    "hkd.errors": ("RequestError", "TrainingError"),
+    "hkd.holistic": ("HolisticLoss",),
+    "hkd.jobs": ("Result", "distill", "evaluate", "train"),
+    "hkd.methods": ("create_method", "list_methods"),
+    "hkd.models": ("create_model", "list_models", "load_checkpoint", "load_model", "save_model", "wrap_model"),
+    "hkd.types": ("Batch", "ModelOutput"),
+}
+_MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
+
+__all__ = sorted(_MODULE_OF)  # noqa: PLE0605
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULE_OF:
+        return getattr(importlib.import_module(_MODULE_OF[name]), name)
+    if name in ("data", "holistic", "methods", "models"):
+        return importlib.import_module(f"hkd.{name}")
+    raise AttributeError(f"module 'hkd' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *_MODULE_OF]

@@ -1,4 +1,4 @@
-"""The one kind of error that is the asker's to mend."""
+"""The errors that are told in one line: what was asked wrongly, and what went wrong on the way."""
 
 import difflib
 from collections.abc import Iterable
@@ -9,6 +9,10 @@ class RequestError(ValueError):
 
     The command line prints it as one line and exits with status 2.
     """
+
+
+class TrainingError(RuntimeError):
+    """A run that was asked for rightly and failed. The command line prints it as one line and exits with status 1."""
 
 
 def unknown(field: str, value: str, accepted: Iterable[str]) -> RequestError:

@@ -11,11 +11,12 @@ from hkd.data.base import ArrayDataset, Dataset, DatasetInfo, FileDataset, datas
 from hkd.data.folder import folder
 from hkd.data.loader import Loader
 from hkd.data.memory_loader import MemoryLoader, fits_in_memory, in_memory
+from hkd.data.own import as_dataset
 from hkd.data.stream_loader import StreamLoader
 from hkd.errors import RequestError, unknown
 
 __all__ = [
-    "ArrayDataset", "Dataset", "DatasetInfo", "FileDataset", "Loader", "datasets", "limit", "list_datasets",
+    "ArrayDataset", "Dataset", "DatasetInfo", "FileDataset", "Loader", "as_dataset", "datasets", "limit", "list_datasets",
     "load_dataset", "make_loader", "prepare",
 ]  # fmt: skip
 

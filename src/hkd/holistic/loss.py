@@ -160,12 +160,25 @@ class HolisticLoss(nn.Module):
             teacher_logits: (B, C).
             index: (B,) which training image each is, in [0, num_samples).
         """
+        terms = self.step(student_embedding, student_logits, teacher_embedding, teacher_logits, index)
+        return torch.stack(terms).sum()
+
+    def step(
+        self,
+        student_embedding: Tensor,
+        student_logits: Tensor,
+        teacher_embedding: Tensor,
+        teacher_logits: Tensor,
+        index: Tensor,
+    ) -> HolisticTerms:
+        """What :meth:`forward` does, with its four terms told apart."""
         with _full_precision(index):
-            student, teacher = self._embed(student_embedding, student_logits, teacher_embedding, teacher_logits)
+            student = self.student(student_embedding, student_logits)
+            teacher = self.teacher(teacher_embedding, teacher_logits)
             terms = self._contrast(student, teacher, index)
             if self.training:
                 self.update(index, student.individual, teacher.individual)
-        return torch.stack(terms).sum()
+            return terms
 
     def terms(
         self, student_embedding: Tensor, student_logits: Tensor, teacher_embedding: Tensor, teacher_logits: Tensor,
@@ -178,16 +191,14 @@ class HolisticLoss(nn.Module):
                 class, as in "shared" sampling; (B, K) serve each anchor as they are, as in "per_sample".
         """
         with _full_precision(index):
-            student, teacher = self._embed(student_embedding, student_logits, teacher_embedding, teacher_logits)
+            student = self.student(student_embedding, student_logits)
+            teacher = self.teacher(teacher_embedding, teacher_logits)
             return self._contrast(student, teacher, index, negatives)
 
     def update(self, index: Tensor, e_s: Tensor, e_t: Tensor) -> None:
         """Moves the visited rows of both banks towards (B, d) individual embeddings."""
         self.student.bank.update(index, e_s)
         self.teacher.bank.update(index, e_t)
-
-    def _embed(self, f_s: Tensor, l_s: Tensor, f_t: Tensor, l_t: Tensor) -> tuple[Embeddings, Embeddings]:
-        return self.student(f_s, l_s), self.teacher(f_t, l_t)
 
     def _contrast(
         self, student: Embeddings, teacher: Embeddings, index: Tensor, rows: Tensor | None = None

@@ -1,0 +1,67 @@
+"""Holistic knowledge distillation as a method of the training loop."""
+
+from dataclasses import asdict, dataclass
+
+from torch import Tensor
+
+from hkd.holistic import HolisticLoss
+from hkd.holistic.loss import NegativeBank, Sampling
+from hkd.holistic.memory import BankStart
+from hkd.methods.base import Method, Setup, Weights, methods
+from hkd.types import Batch, ModelOutput
+
+
+@dataclass(frozen=True)
+class HolisticConfig:
+    """The settings of HKD. Defaults are the paper's, and the released code's where they differ."""
+
+    embedding_dim: int = 128
+    """d, the width of the embeddings."""
+    k: int = 8
+    """Size of a neighbourhood in the batch graph, the image itself included."""
+    hops: int = 1
+    """How far messages travel in one graph layer (L of the TAGCN formula)."""
+    layers: int = 1
+    """Stacked graph layers."""
+    num_negatives: int = 16384
+    """K, negatives of each anchor."""
+    temperature: float = 0.07
+    """τ of the four contrasts."""
+    momentum: float = 0.9
+    """What a row of a memory bank keeps of itself at each visit."""
+    smoothing: float = 0.75
+    """The memory's part in the holistic positives."""
+    negatives: NegativeBank = "same"
+    """Whose bank negatives come from: the anchor's own (released code) or the opposite network's (paper)."""
+    sampling: Sampling = "shared"
+    """One draw a batch, all rows, or an own draw for each anchor."""
+    bank_start: BankStart = "random"
+    """What bank rows start as: noise (paper), or the first embedding seen."""
+
+
+@methods.register("hkd")
+class HKD(Method[HolisticConfig]):
+    """Zhou et al., "Distilling Holistic Knowledge with Graph Neural Networks", ICCV 2021.
+
+    See :class:`hkd.HolisticLoss` for the equations. The paper's HKD is CE + 3 HKD; HKD+KD, the default here, adds the
+    classical term with weight 1 (``--kd-weight 0`` gives HKD alone).
+    """
+
+    Config = HolisticConfig
+    settings = "holistic"
+    weights = Weights(ce=1.0, kd=1.0, method=3.0)
+
+    def __init__(self, setup: Setup, config: HolisticConfig) -> None:
+        super().__init__(setup, config)
+        self.loss = HolisticLoss(
+            setup.student.embedding_dim,
+            setup.teacher.embedding_dim,
+            setup.num_samples,
+            setup.labels,
+            seed=setup.seed,
+            **asdict(config),
+        )
+
+    def forward(self, batch: Batch, student: ModelOutput, teacher: ModelOutput) -> dict[str, Tensor]:
+        terms = self.loss.step(student.embedding, student.logits, teacher.embedding, teacher.logits, batch.index)
+        return terms._asdict()

@@ -1,0 +1,61 @@
+"""What a person sees while a run goes on: a bar on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from tqdm import tqdm
+
+
+class Progress:
+    """Images done, images a second, time left, and a line an epoch.
+
+    Args:
+        title: of the run.
+        images: how many pass in the whole run.
+        done: how many of them earlier starts have seen.
+        epochs: of the whole run.
+    """
+
+    def __init__(self, title: str, images: int, done: int, epochs: int) -> None:
+        self.title = title
+        self.epochs = epochs
+        self._bar = tqdm(
+            total=images,
+            initial=done,
+            desc=title,
+            unit="img",
+            unit_scale=True,
+            disable=not sys.stderr.isatty(),
+            dynamic_ncols=True,
+            leave=False,
+        )
+
+    def images(self, count: int) -> None:
+        self._bar.update(count)
+
+    def epoch(self, row: dict[str, Any], best: float, seconds_left: float) -> None:
+        """Tells of a finished epoch."""
+        line = (
+            f"{self.title}  epoch {row['epoch']:>{len(str(self.epochs))}}/{self.epochs}  loss {row['loss']:.3f}  "
+            f"train {row['train_top1']:.1f}  test {row['test_top1']:.2f} (best {best:.2f})  "
+            f"{row['images_per_second']:,.0f} img/s  left {duration(seconds_left)}"
+        )
+        if self._bar.disable:
+            print(line, file=sys.stderr, flush=True)
+        else:
+            self._bar.write(line, file=sys.stderr)
+
+    def close(self) -> None:
+        self._bar.close()
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them: 42s, 3m05s, 2h10m."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02d}s"
+    return f"{whole // 3600}h{whole % 3600 // 60:02d}m"

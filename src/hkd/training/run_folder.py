@@ -1,0 +1,112 @@
+"""The run folder: all that is left of a run, and all that later steps read of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from hkd.errors import RequestError
+
+# What may differ when a run is continued: where it computes, not what.
+FREE_TO_CHANGE = frozenset({"run", "device", "workers", "data_root", "compile", "tensorboard"})
+
+
+class RunFolder:
+    """One run on disk.
+
+    ==========================  =========================================================
+    ``config.yaml``             what was asked for, as ``--config`` takes it
+    ``metrics.jsonl``           a line an epoch
+    ``checkpoints/last.pt``     everything needed to continue
+    ``checkpoints/best.safetensors``  the network of the best epoch
+    ``tensorboard/``            curves
+    ``student.safetensors``     the network of the last epoch (``model.safetensors`` for `hkd train`)
+    ``summary.json``            the result; its being there is what finished means
+    ==========================  =========================================================
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.checkpoints = self.path / "checkpoints"
+
+    @property
+    def summary(self) -> dict[str, Any] | None:
+        """The result of a finished run, or None."""
+        file = self.path / "summary.json"
+        return json.loads(file.read_text()) if file.is_file() else None
+
+    def open(self, config: dict[str, Any], *, fresh: bool) -> None:
+        """Prepares the folder for a new or continued run.
+
+        Raises:
+            RequestError: the folder holds a run that was asked for differently, or something that is no run.
+        """
+        file = self.path / "config.yaml"
+        if fresh and self.path.exists():
+            self._set_aside()
+        if file.is_file():
+            before = yaml.safe_load(file.read_text()) or {}
+            for name in sorted(set(before) | set(config)):
+                if name not in FREE_TO_CHANGE and before.get(name) != config.get(name):
+                    raise RequestError(
+                        f"run: {self.path} holds a run with {name} = {before.get(name)}, not {config.get(name)}; "
+                        "name another folder with --run, or start over with --fresh"
+                    )
+        elif self.path.exists() and (not self.path.is_dir() or any(p.name != "teacher" for p in self.path.iterdir())):
+            raise RequestError(f"run: {self.path} exists and is no run folder; name another with --run")
+        self.checkpoints.mkdir(parents=True, exist_ok=True)
+        file.write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+
+    def _set_aside(self) -> None:
+        """Starting over keeps what was there, under another name."""
+        number = 1
+        while (aside := self.path.with_name(f"{self.path.name}.{number}")).exists():
+            number += 1
+        self.path.rename(aside)
+
+    def save_checkpoint(self, state: dict[str, Any]) -> None:
+        """Writes the state to continue from. A crash while writing leaves the one before."""
+        partial = self.checkpoints / "last.partial"
+        with partial.open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(self.checkpoints / "last.pt")
+
+    def load_checkpoint(self) -> dict[str, Any] | None:
+        """The state to continue from, on the CPU, or None at the start of a run."""
+        file = self.checkpoints / "last.pt"
+        if not file.is_file():
+            return None
+        try:
+            state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+            return state
+        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            raise RequestError(f"run: {file} is corrupt; start over with --fresh") from error
+
+    def log(self, row: dict[str, Any]) -> None:
+        """Appends a line to ``metrics.jsonl``."""
+        with (self.path / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The lines of ``metrics.jsonl``."""
+        file = self.path / "metrics.jsonl"
+        return [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+
+    def keep_rows(self, epochs: int) -> None:
+        """Drops what was logged after the checkpoint that a run continues from."""
+        kept = [row for row in self.rows() if row["epoch"] <= epochs]
+        (self.path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept))
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        """Writes the result."""
+        partial = self.path / "summary.partial"
+        partial.write_text(json.dumps(summary, indent=2) + "\n")
+        partial.replace(self.path / "summary.json")
