@@ -13,8 +13,7 @@ Precision = Literal["fp32", "bf16", "fp16"]
 
 def option(default: Any, help: str) -> Any:  # the word argparse uses
     """A field with the sentence that explains it on the command line."""
-    factory = {"default_factory": default.copy} if isinstance(default, dict) else {"default": default}
-    return field(**factory, metadata={"help": help})
+    return field(default=default, metadata={"help": help})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,9 +38,7 @@ class TrainConfig:
     batch_size: int = option(64, "images a step")
     lr: float = option(0.05, "learning rate (the paper: 0.01 for MobileNetV2 and ShuffleNet students)")
     lr_decay: float = option(0.1, "what the learning rate is multiplied by at each milestone")
-    milestones: tuple[float, ...] = option(
-        (0.625, 0.75, 0.875), "when, as parts of the run (150, 180, 210 of 240 epochs)"
-    )
+    milestones: tuple[float, ...] = option((0.625, 0.75, 0.875), "when, as parts of the run (150, 180, 210 of 240)")
     momentum: float = option(0.9, "of SGD")
     weight_decay: float = option(5e-4, "of SGD, on all parameters")
 
@@ -78,7 +75,7 @@ class TrainConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DistillConfig(TrainConfig):
-    """Distilling a student from a teacher: γ CE + α KD + β method. Weights left open are the method's published ones."""
+    """Distilling a student: γ CE + α KD + β method. Weights left open are the method's published ones."""
 
     run: str = option("runs/distill", "the run folder")
     student: str | None = option("resnet8", "a zoo name, timm:NAME, torchvision:NAME or package.module:callable")
@@ -89,7 +86,8 @@ class DistillConfig(TrainConfig):
     kd_weight: float | None = option(None, "α, of the classical term [the method's: hkd 1, which is HKD+KD; 0 is HKD]")
     ce_weight: float | None = option(None, "γ, of the cross-entropy [the method's: 1; kd .1]")
     kd_temperature: float = option(4.0, "T of the classical term")
-    settings: dict[str, Any] = option({}, "the method's own settings")
+    settings: dict[str, Any] = field(default_factory=dict)
+    """The method's own settings; on the command line --holistic.k and the like."""
 
     def check(self) -> None:
         super().check()

@@ -23,7 +23,7 @@ from hkd.models.weights import read_about
 from hkd.training.engine import Engine
 from hkd.training.loop import fit
 from hkd.training.metrics import Evaluation, evaluate_model
-from hkd.training.objective import Objective
+from hkd.training.objective import LABELS_ALONE, Objective
 from hkd.training.run_folder import RunFolder
 
 
@@ -67,7 +67,7 @@ def train(
     engine = Engine(config.device, config.precision, config.seed)
     network = _network("teacher" if config.teacher else "student", name, model, data, pretrained)
     resolved = asdict(config) | {"dataset": data.name, ("teacher" if config.teacher else "student"): network.name}
-    return _run(config, resolved, network, None, None, Weights(ce=1.0, kd=0.0, method=0.0), data, engine, fresh)
+    return _run(config, _open(config, resolved, fresh), network, None, None, LABELS_ALONE, data, engine)
 
 
 def distill(
@@ -95,9 +95,10 @@ def distill(
     if not any(weights):
         raise RequestError("method_weight: all weights are 0, so there is nothing to learn from")
     data = _data(config, train_data, test_data)
-    teacher_model = _teacher(config, teacher, data)
+    # Everything is built before anything is trained: a bad request must not cost a teacher's training.
     engine = Engine(config.device, config.precision, config.seed)
     network = _network("student", config.student or "resnet8", student, data, config.student_pretrained)
+    teacher_model, trained = _teacher(config, teacher, data)
     method = create_method(
         config.method, student=network, teacher=teacher_model, num_samples=len(data.train), labels=data.train.labels,
         image_size=data.image_size, seed=config.seed, **config.settings,
@@ -106,7 +107,14 @@ def distill(
         "dataset": data.name, "student": network.name, "teacher": teacher_model.name,
         "method_weight": weights.method, "kd_weight": weights.kd, "ce_weight": weights.ce,
     }  # fmt: skip
-    return _run(config, resolved, network, teacher_model, method, weights, data, engine, fresh)
+    del resolved["settings"]
+    if kind.settings:
+        resolved[kind.settings] = asdict(kind.Config(**config.settings))
+    run = _open(config, resolved, fresh)
+    if not trained and run.summary is None:
+        teacher_model = _train_teacher(config, teacher_model, data)
+        engine = Engine(config.device, config.precision, config.seed)
+    return _run(config, run, network, teacher_model, method, weights, data, engine)
 
 
 def evaluate(config: EvaluateConfig) -> Evaluation:
@@ -117,10 +125,7 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
         asked = yaml.safe_load(_file(path / "config.yaml").read_text())
         opened = {k: asked.get(k) for k in ("dataset", "image_size", "limit_classes") if getattr(config, k) is None}
         config = dataclasses.replace(config, **opened)
-        path = next(
-            (path / n for n in ("student.safetensors", "model.safetensors") if (path / n).is_file()),
-            path / "student.safetensors",
-        )
+        path = next(iter(sorted(path.glob("*.safetensors"))), path / "student.safetensors")
     about = read_about(_file(path))
     name = config.model or about.get("model")
     if name is None:
@@ -176,10 +181,10 @@ def _network(field: str, name: str, own: nn.Module | None, data: _Data, pretrain
     return model
 
 
-def _teacher(config: DistillConfig, own: nn.Module | None, data: _Data) -> Model:
-    """The teacher: somebody's own, from a checkpoint, with the library's weights, or trained first."""
+def _teacher(config: DistillConfig, own: nn.Module | None, data: _Data) -> tuple[Model, bool]:
+    """The teacher, and whether it is trained: somebody's own, from a checkpoint, or with the library's weights."""
     if own is not None:
-        return _network("teacher", "teacher", own, data, False)
+        return _network("teacher", "teacher", own, data, False), True
     classes = data.train.info.num_classes
     if config.teacher_checkpoint is not None:
         about = read_about(config.teacher_checkpoint)
@@ -191,23 +196,29 @@ def _teacher(config: DistillConfig, own: nn.Module | None, data: _Data) -> Model
             )
         model = create_model(name, classes)
         load_checkpoint(model, config.teacher_checkpoint)
-        return model
-    name = config.teacher or "resnet20"
-    if config.teacher_pretrained and classes == 1000:
-        return create_model(name, classes, pretrained=True)
+        return model, True
+    model = create_model(config.teacher or "resnet20", classes, pretrained=config.teacher_pretrained)
+    return model, config.teacher_pretrained and classes == 1000
+
+
+def _train_teacher(config: DistillConfig, teacher: Model, data: _Data) -> Model:
+    """The teacher as a run of its own, in a folder of the student's."""
     shared = {f.name: getattr(config, f.name) for f in dataclasses.fields(TrainConfig)}
-    first = TrainConfig(**shared | {"run": str(Path(config.run) / "teacher"), "teacher": name, "student": None})
+    first = TrainConfig(**shared | {"run": str(Path(config.run) / "teacher"), "teacher": teacher.name, "student": None})
     return train(first, train_data=data.train, test_data=data.test).model
 
 
+def _open(config: TrainConfig, resolved: dict[str, Any], fresh: bool) -> RunFolder:
+    run = RunFolder(config.run)
+    run.open(resolved | {"milestones": list(config.milestones)}, fresh=fresh)
+    return run
+
+
 def _run(
-    config: TrainConfig, resolved: dict[str, Any], student: Model, teacher: Model | None, method: Any,
-    weights: Weights, data: _Data, engine: Engine, fresh: bool,
+    config: TrainConfig, run: RunFolder, student: Model, teacher: Model | None, method: Any, weights: Weights,
+    data: _Data, engine: Engine,
 ) -> Result:  # fmt: skip
     """Trains, unless the run folder says that it is done, and writes the result."""
-    run = RunFolder(config.run)
-    resolved["milestones"] = list(config.milestones)
-    run.open(resolved, fresh=fresh)
     weights_file = run.path / ("student.safetensors" if isinstance(config, DistillConfig) else "model.safetensors")
     if run.summary is not None:
         load_checkpoint(student, weights_file)

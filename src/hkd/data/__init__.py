@@ -16,8 +16,8 @@ from hkd.data.stream_loader import StreamLoader
 from hkd.errors import RequestError, unknown
 
 __all__ = [
-    "ArrayDataset", "Dataset", "DatasetInfo", "FileDataset", "Loader", "as_dataset", "datasets", "limit", "list_datasets",
-    "load_dataset", "make_loader", "prepare",
+    "ArrayDataset", "Dataset", "DatasetInfo", "FileDataset", "Loader", "as_dataset", "datasets", "limit",
+    "list_datasets", "load_dataset", "make_loader", "prepare",
 ]  # fmt: skip
 
 STREAM_SIZE = 224

@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass
 
 from torch import Tensor
 
+from hkd.config import option
 from hkd.holistic import HolisticLoss
 from hkd.holistic.loss import NegativeBank, Sampling
 from hkd.holistic.memory import BankStart
@@ -15,28 +16,19 @@ from hkd.types import Batch, ModelOutput
 class HolisticConfig:
     """The settings of HKD. Defaults are the paper's, and the released code's where they differ."""
 
-    embedding_dim: int = 128
-    """d, the width of the embeddings."""
-    k: int = 8
-    """Size of a neighbourhood in the batch graph, the image itself included."""
-    hops: int = 1
-    """How far messages travel in one graph layer (L of the TAGCN formula)."""
-    layers: int = 1
-    """Stacked graph layers."""
-    num_negatives: int = 16384
-    """K, negatives of each anchor."""
-    temperature: float = 0.07
-    """τ of the four contrasts."""
-    momentum: float = 0.9
-    """What a row of a memory bank keeps of itself at each visit."""
-    smoothing: float = 0.75
-    """The memory's part in the holistic positives."""
-    negatives: NegativeBank = "same"
-    """Whose bank negatives come from: the anchor's own (released code) or the opposite network's (paper)."""
-    sampling: Sampling = "shared"
-    """One draw a batch, all rows, or an own draw for each anchor."""
-    bank_start: BankStart = "random"
-    """What bank rows start as: noise (paper), or the first embedding seen."""
+    embedding_dim: int = option(128, "d, the width of the embeddings")
+    k: int = option(8, "size of a neighbourhood in the batch graph, the image itself included")
+    hops: int = option(1, "how far messages travel in one graph layer (L of the TAGCN formula)")
+    layers: int = option(1, "stacked graph layers")
+    num_negatives: int = option(16384, "K, negatives of each anchor")
+    temperature: float = option(0.07, "τ of the four contrasts")
+    momentum: float = option(0.9, "what a row of a memory bank keeps of itself at each visit")
+    smoothing: float = option(0.75, "the memory's part in the holistic positives")
+    negatives: NegativeBank = option(
+        "same", "whose bank they come from: the anchor's own (as released) or the opposite"
+    )
+    sampling: Sampling = option("shared", "one draw a batch, all rows, or an own draw for each anchor")
+    bank_start: BankStart = option("random", "what bank rows start as: noise (paper), or the first embedding seen")
 
 
 @methods.register("hkd")

@@ -24,8 +24,8 @@ class Sums:
         """Adds means over ``count`` images."""
         self._count += count
         for name, value in values.items():
-            value = value.detach().double() * count if value.device.type != "mps" else value.detach() * count
-            self._sums[name] = self._sums[name] + value if name in self._sums else value
+            weighted = value.detach().float() * count
+            self._sums[name] = self._sums[name] + weighted if name in self._sums else weighted
 
     def means(self) -> dict[str, float]:
         """The means over all images added."""

@@ -12,6 +12,8 @@ from hkd.methods.kd import kd_loss
 from hkd.models.base import Model
 from hkd.types import Batch, ModelOutput
 
+LABELS_ALONE = Weights(ce=1.0, kd=0.0, method=0.0)
+
 
 class Objective(nn.Module):
     r"""The student, the method, and the weighted sum of what they are trained for.
@@ -31,7 +33,7 @@ class Objective(nn.Module):
         self,
         student: Model,
         method: Method[Any] | None = None,
-        weights: Weights = Weights(ce=1.0, kd=0.0, method=0.0),
+        weights: Weights = LABELS_ALONE,
         kd_temperature: float = 4.0,
     ) -> None:
         super().__init__()

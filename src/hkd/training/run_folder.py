@@ -58,7 +58,7 @@ class RunFolder:
                         f"run: {self.path} holds a run with {name} = {before.get(name)}, not {config.get(name)}; "
                         "name another folder with --run, or start over with --fresh"
                     )
-        elif self.path.exists() and (not self.path.is_dir() or any(p.name != "teacher" for p in self.path.iterdir())):
+        elif self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
             raise RequestError(f"run: {self.path} exists and is no run folder; name another with --run")
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         file.write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True))

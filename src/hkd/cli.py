@@ -1,0 +1,232 @@
+"""The command line: parse, call, print. Heavy imports wait until a command needs them."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import re
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from jsonargparse import ActionYesNo, ArgumentParser, Namespace
+
+import hkd
+from hkd.config import DistillConfig, EvaluateConfig, TrainConfig
+from hkd.errors import RequestError, TrainingError, unknown
+from hkd.recipes import find_recipe, list_recipes
+
+DONE, FAILED, WRONG_REQUEST, INTERRUPTED = 0, 1, 2, 130
+
+EPILOG = {"distill": "A method's own settings: `hkd distill --method hkd --help` shows --holistic.k and so on."}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command. Returns 0 when done, 1 when it failed, 2 when the request was wrong."""
+    argv = [_dashed(a) for a in (sys.argv[1:] if arguments is None else arguments)]
+    if not argv or argv[0] in ("-h", "--help"):
+        print(_overview())
+        return DONE
+    if argv[0] == "--version":
+        print(f"hkd {hkd.__version__}")
+        return DONE
+    try:
+        if argv[0] not in COMMANDS:
+            raise unknown("command", argv[0], COMMANDS)
+        return COMMANDS[argv[0]](argv[1:])
+    except RequestError as error:
+        print(f"hkd: {error}", file=sys.stderr)
+        return WRONG_REQUEST
+    except TrainingError as error:
+        print(f"hkd: failed: {error}", file=sys.stderr)
+        return FAILED
+    except KeyboardInterrupt:
+        print("\nhkd: interrupted; the same command continues from the last finished epoch", file=sys.stderr)
+        return INTERRUPTED
+
+
+def train_command(argv: list[str]) -> int:
+    """train one network with cross-entropy: a teacher, or the student alone"""
+    asked = _parse(_parser("train", train_command, TrainConfig, run=True), argv)
+    config = TrainConfig(**_values(asked, TrainConfig))
+    config.check()
+    from hkd.jobs import train
+
+    return _tell(train(config, fresh=asked.fresh))
+
+
+def distill_command(argv: list[str]) -> int:
+    """distil a student from a teacher; with no options: digits, resnet20 -> resnet8, HKD+KD"""
+    parser = _parser("distill", distill_command, DistillConfig, run=True)
+    _add_method_settings(parser, argv)
+    asked = _parse(parser, argv)
+    config = DistillConfig(**_values(asked, DistillConfig), settings=_method_settings(parser, asked))
+    config.check()
+    from hkd.jobs import distill
+
+    return _tell(distill(config, fresh=asked.fresh))
+
+
+def evaluate_command(argv: list[str]) -> int:
+    """top-1 and top-5 of a run folder or a checkpoint on a data set"""
+    if argv and not argv[0].startswith("-"):
+        argv = ["--checkpoint", *argv]
+    parser = _parser("evaluate", evaluate_command, EvaluateConfig, run=False)
+    parser.usage = "hkd evaluate CHECKPOINT [options]"
+    config = EvaluateConfig(**_values(_parse(parser, argv), EvaluateConfig))
+    config.check()
+    from hkd.jobs import evaluate
+
+    found = evaluate(config)
+    print(f"top-1 {found.top1:.2f} %   top-5 {found.top5:.2f} %   loss {found.loss:.4f}   {found.images:,} images")
+    return DONE
+
+
+def list_command(argv: list[str]) -> int:
+    """what there is: models, methods, datasets or recipes"""
+    kinds = ("models", "methods", "datasets", "recipes")
+    if not argv or argv[0] in ("-h", "--help"):
+        print("usage: hkd list models|methods|datasets|recipes")
+        return DONE if argv else WRONG_REQUEST
+    if argv[0] not in kinds:
+        raise unknown("list", argv[0], kinds)
+    print("\n".join(list_recipes() if argv[0] == "recipes" else getattr(hkd, f"list_{argv[0]}")()))
+    return DONE
+
+
+COMMANDS: dict[str, Callable[[list[str]], int]] = {
+    "train": train_command,
+    "distill": distill_command,
+    "evaluate": evaluate_command,
+    "list": list_command,
+}
+
+
+def _overview() -> str:
+    lines = [
+        "usage: hkd COMMAND [options]",
+        "",
+        "Distil a large image classifier into a small one.",
+        "",
+        *(f"  {name:<10} {command.__doc__}" for name, command in COMMANDS.items()),
+        "",
+        "`hkd COMMAND --help` tells the options of a command, `hkd --version` the version.",
+    ]
+    return "\n".join(lines)
+
+
+def _parser(name: str, command: Callable[[list[str]], int], config: type, *, run: bool) -> ArgumentParser:
+    """A parser with an option for each field of a configuration: field_name is --field-name."""
+    parser = ArgumentParser(
+        prog=f"hkd {name}",
+        usage=f"hkd {name} [options]",
+        description=command.__doc__,
+        epilog=EPILOG.get(name),
+        exit_on_error=False,
+        print_config="--print-%s",
+    )
+    parser.add_argument("--config", action="config", metavar="FILE", help="a YAML file or the name of a recipe")
+    if run:
+        parser.add_argument("--fresh", action="store_true", help="start over; an earlier run is kept aside")
+    _add_fields(parser, config)
+    return parser
+
+
+def _add_fields(group: Any, config: type, prefix: str = "") -> None:
+    hints = get_type_hints(config)
+    for field in fields(config):
+        if "help" not in field.metadata:
+            continue
+        option = f"--{prefix}{field.name.replace('_', '-')}"
+        more: dict[str, Any] = {"type": hints[field.name]}
+        if hints[field.name] is bool:
+            more = {"action": ActionYesNo(no_prefix="no-")}
+        group.add_argument(option, default=field.default, help=field.metadata["help"], **more)
+
+
+def _add_method_settings(parser: ArgumentParser, argv: list[str]) -> None:
+    """Adds the options of the methods. Methods need torch: plain help does without, help on a method shows its own."""
+    wants_help = bool({"-h", "--help"} & set(argv))
+    named = re.findall(r"--method[ =](\S+)", " ".join(argv))
+    if wants_help and not named:
+        return
+    from hkd.methods import methods
+
+    for name in named[-1:] if wants_help else methods:
+        method = methods[name]
+        if method.settings:
+            _add_fields(parser.add_argument_group(f"settings of {name}"), method.Config, f"{method.settings}.")
+
+
+def _method_settings(parser: ArgumentParser, asked: Namespace) -> dict[str, Any]:
+    """The settings of the chosen method that differ from its defaults; those of another method are refused."""
+    from hkd.methods import methods
+
+    chosen = methods[asked.method]
+    given: dict[str, Any] = {}
+    for name in methods:
+        prefix = methods[name].settings
+        for key, value in vars(asked[prefix]).items() if prefix else ():
+            if value == parser.get_default(f"{prefix}.{key}"):
+                continue
+            if methods[name] is not chosen:
+                raise RequestError(f"{prefix}.{key}: is a setting of {name}, and the method is {asked.method}")
+            given[key] = value
+    return given
+
+
+def _parse(parser: ArgumentParser, argv: list[str]) -> Namespace:
+    argv = [str(find_recipe(a)) if before == "--config" else a for before, a in zip(["", *argv], argv, strict=False)]
+    try:
+        return parser.parse_args(argv)
+    except argparse.ArgumentError as error:
+        raise RequestError(_one_line(str(error), parser)) from error
+
+
+def _one_line(message: str, parser: ArgumentParser) -> str:
+    """The parsing library's message as: field, what is accepted, what was given."""
+    message = " ".join(message.split())
+    if match := re.match(r"unrecognized arguments: (\S+)", message):
+        return _unknown_option(match[1].split("=")[0], parser)
+    if match := re.match(r"Option '(\S+)' is not accepted", message):
+        return _unknown_option(f"--{match[1].replace('_', '-')}", parser)
+    message = re.sub(r'Parser key "([^"]+)": ?', r"\1: ", message)
+    message = re.sub(r"argument --(\S+): ", r"\1: ", message)
+    message = re.sub(r"Expected a typing\.Literal\[(.*?)\]\.", lambda m: f"expected one of {m[1]}.", message)
+    message = re.sub(r"<class '(\w+)'>", r"\1", message).replace("typing.", "")
+    return message.replace("Expected a ", "expected ").replace(". Got value:", "; got")
+
+
+def _unknown_option(option: str, parser: ArgumentParser) -> str:
+    options = [o for action in parser._actions for o in action.option_strings if o.startswith("--")]
+    near = difflib.get_close_matches(option, options, n=3)
+    return f"option: unknown option {option}; " + (
+        f"did you mean {' or '.join(near)}?" if near else f"see {parser.prog} --help"
+    )
+
+
+def _dashed(argument: str) -> str:
+    """--data_root is --data-root."""
+    name, equals, value = argument.partition("=")
+    return name.replace("_", "-") + equals + value if name.startswith("--") else argument
+
+
+def _values(asked: Namespace, config: type) -> dict[str, Any]:
+    return {field.name: asked[field.name] for field in fields(config) if field.name in asked}
+
+
+def _tell(result: Any) -> int:
+    summary = result.summary
+    if result.skipped:
+        print(f"{result.run} is finished; --fresh starts over")
+    print(f"last epoch: top-1 {summary['top1_last']:.2f} %, top-5 {summary['top5_last']:.2f} %   "
+          f"(best top-1 {summary['top1_best']:.2f} % in epoch {summary['best_epoch']})")  # fmt: skip
+    weights = next(Path(result.run).glob("*.safetensors"))
+    print(f"weights: {weights}")
+    return DONE
+
+
+if __name__ == "__main__":
+    sys.exit(main())
