@@ -85,6 +85,7 @@ class DistillConfig(TrainConfig):
     method_weight: float | None = option(None, "β, of the method's terms [the method's: hkd 3]")
     kd_weight: float | None = option(None, "α, of the classical term [the method's: hkd 1, which is HKD+KD; 0 is HKD]")
     ce_weight: float | None = option(None, "γ, of the cross-entropy [the method's: 1; kd .1]")
+    teacher_lr: float | None = option(None, "learning rate of a teacher that is trained first [lr]")
     kd_temperature: float = option(4.0, "T of the classical term")
     settings: dict[str, Any] = field(default_factory=dict)
     """The method's own settings; on the command line --holistic.k and the like."""
@@ -92,6 +93,8 @@ class DistillConfig(TrainConfig):
     def check(self) -> None:
         super().check()
         _at_least(self, 0, "method_weight", "kd_weight", "ce_weight")
+        if self.teacher_lr is not None and not (math.isfinite(self.teacher_lr) and self.teacher_lr > 0):
+            raise RequestError(f"teacher_lr: expected a number above 0; got {self.teacher_lr}")
         if not self.kd_temperature > 0:
             raise RequestError(f"kd_temperature: expected a number above 0; got {self.kd_temperature}")
 

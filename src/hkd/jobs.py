@@ -204,7 +204,8 @@ def _teacher(config: DistillConfig, own: nn.Module | None, data: _Data) -> tuple
 def _train_teacher(config: DistillConfig, teacher: Model, data: _Data) -> Model:
     """The teacher as a run of its own, in a folder of the student's."""
     shared = {f.name: getattr(config, f.name) for f in dataclasses.fields(TrainConfig)}
-    first = TrainConfig(**shared | {"run": str(Path(config.run) / "teacher"), "teacher": teacher.name, "student": None})
+    changed = {"run": str(Path(config.run) / "teacher"), "teacher": teacher.name, "student": None}
+    first = TrainConfig(**shared | changed | {"lr": config.teacher_lr or config.lr})
     return train(first, train_data=data.train, test_data=data.test).model
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -135,15 +136,11 @@ def _numpy_scalars() -> list[Any]:
 
 
 def _strip_prefixes(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """Takes wrappers' prefixes off while that makes more names fit."""
-    while True:
-        for prefix in PREFIXES:
-            stripped = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
-            if sum(name in own for name in stripped) > sum(name in own for name in state):
-                state = stripped
-                break
-        else:
-            return state
+    """The names without what wrappers put before them, where they do not fit as they are."""
+    if any(name in own for name in state):
+        return state
+    wrapper = re.compile(rf"^({'|'.join(map(re.escape, PREFIXES))})+")
+    return {wrapper.sub("", name): value for name, value in state.items() if "teacher." not in name}
 
 
 def _difference(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:

@@ -1,0 +1,294 @@
+"""Each data set on small files in its exact official format."""
+
+import hashlib
+import io
+import pickle
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from PIL import Image
+
+import hkd
+from hkd.data import FileDataset, limit, prepare
+
+
+def picture(size: tuple[int, int], seed: int, mode: str = "RGB") -> Image.Image:
+    shape = (size[1], size[0]) if mode == "L" else (size[1], size[0], 3)
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8), mode)
+
+
+def encoded(image: Image.Image, format: str = "PNG") -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format)
+    return buffer.getvalue()
+
+
+def write_files(root: Path, files: dict[str, bytes]) -> Path:
+    for name, content in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(content)
+    return root
+
+
+def zipped(path: Path, files: dict[str, bytes], top: str = "") -> Path:
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in files.items():
+            archive.writestr(top + name, content)
+    return path
+
+
+def class_folders(
+    size: tuple[int, int] = (12, 12), train: int = 4, val: int = 2, evaluation: str = "val"
+) -> dict[str, bytes]:
+    files = {}
+    for c, name in enumerate(("cat", "dog", "eel")):
+        for i in range(train):
+            files[f"train/{name}/{i}.png"] = encoded(picture(size, 100 * c + i))
+        for i in range(val):
+            files[f"{evaluation}/{name}/{i}.jpg"] = encoded(picture(size, 100 * c + 50 + i), "JPEG")
+    return files
+
+
+def test_digits() -> None:
+    train, test = hkd.load_dataset("digits"), hkd.load_dataset("digits", split="val")
+    assert len(train) + len(test) == 1797
+    image, label, index = train[7]
+    assert image.shape == (3, 8, 8) and image.dtype == torch.uint8
+    assert (label, index) == (int(train.labels[7]), 7)
+    assert train.info.num_classes == 10
+    assert test.labels.bincount().min() >= 34, "every class is in the test split"
+    scaled = train.images.double() / 255
+    assert scaled.mean().item() == pytest.approx(train.info.mean[0], abs=1e-3)
+    assert scaled.std().item() == pytest.approx(train.info.std[0], abs=1e-3)
+    assert hkd.load_dataset("digits", image_size=32)[0][0].shape == (3, 32, 32)
+
+
+def md5(path: Path) -> str:
+    return hashlib.md5(path.read_bytes()).hexdigest()
+
+
+def test_cifar100_from_its_official_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "cifar-100-python"
+    folder.mkdir()
+    data = np.random.default_rng(0).integers(0, 256, (6, 3072), dtype=np.uint8)
+    for name in ("train", "test"):
+        (folder / name).write_bytes(
+            pickle.dumps({"data": data, "fine_labels": [3, 1, 4, 1, 5, 99], "coarse_labels": [0] * 6})
+        )
+    (folder / "meta").write_bytes(pickle.dumps({"fine_label_names": [f"c{i}" for i in range(100)]}))
+    CIFAR100 = torchvision.datasets.CIFAR100
+    monkeypatch.setattr(CIFAR100, "train_list", [["train", md5(folder / "train")]])
+    monkeypatch.setattr(CIFAR100, "test_list", [["test", md5(folder / "test")]])
+    monkeypatch.setattr(CIFAR100, "meta", {"filename": "meta", "key": "fine_label_names", "md5": md5(folder / "meta")})
+    for split in ("train", "test"):
+        found = hkd.load_dataset("cifar100", split, tmp_path)
+        assert found.labels.tolist() == [3, 1, 4, 1, 5, 99]
+        assert found.info.num_classes == 100 and found.info.classes[99] == "c99"
+        # A row of the file holds the red, green and blue planes one after another.
+        assert torch.equal(found[2][0], torch.from_numpy(data[2]).view(3, 32, 32))
+
+
+def test_stl10_from_its_official_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "stl10_binary"
+    folder.mkdir()
+    images = np.random.default_rng(0).integers(0, 256, (4, 3, 96, 96), dtype=np.uint8)
+    for name in ("train_X", "test_X", "unlabeled_X"):
+        (folder / f"{name}.bin").write_bytes(images.transpose(0, 1, 3, 2).tobytes())  # stored column by column
+    for name in ("train_y", "test_y"):
+        (folder / f"{name}.bin").write_bytes(bytes([1, 10, 2, 2]))
+    (folder / "class_names.txt").write_text("\n".join("airplane bird car cat deer dog horse monkey ship truck".split()))
+    (folder / "fold_indices.txt").write_text("0 1\n2 3\n")
+    STL10 = torchvision.datasets.STL10
+    monkeypatch.setattr(
+        STL10, "train_list", [[f, md5(folder / f)] for f in ("train_X.bin", "train_y.bin", "unlabeled_X.bin")]
+    )
+    monkeypatch.setattr(STL10, "test_list", [[f, md5(folder / f)] for f in ("test_X.bin", "test_y.bin")])
+    found = hkd.load_dataset("stl10", "train", tmp_path)
+    assert found.labels.tolist() == [0, 9, 1, 1]
+    assert torch.equal(found[1][0], torch.from_numpy(images[1]))
+    assert found.info.classes[9] == "truck"
+    unlabeled = hkd.load_dataset("stl10", "unlabeled", tmp_path, image_size=32)
+    assert unlabeled.labels.tolist() == [-1] * 4
+    assert unlabeled[0][0].shape == (3, 32, 32)
+
+
+def tiny_files() -> dict[str, bytes]:
+    files = {"wnids.txt": b"n02\nn01\n", "words.txt": b"n01\tcat, true cat\nn02\treel\nn03\tunused\n"}
+    for wnid in ("n01", "n02"):
+        for i in range(3):
+            mode = "L" if i == 2 else "RGB"
+            files[f"train/{wnid}/images/{wnid}_{i}.JPEG"] = encoded(picture((64, 64), i, mode), "JPEG")
+        files[f"train/{wnid}/{wnid}_boxes.txt"] = b"x\t0\t0\t1\t1\n"
+    rows = ["val_0.JPEG\tn01\t0\t0\t9\t9", "val_1.JPEG\tn02\t0\t0\t9\t9"]
+    files["val/val_annotations.txt"] = ("\n".join(rows) + "\n").encode()
+    for i in range(2):
+        files[f"val/images/val_{i}.JPEG"] = encoded(picture((64, 64), i), "JPEG")
+        files[f"test/images/test_{i}.JPEG"] = encoded(picture((64, 64), i), "JPEG")
+    return files
+
+
+@pytest.mark.parametrize("form", ["zip", "folder", "root"])
+def test_tiny_imagenet_from_its_official_layout(tmp_path: Path, form: str) -> None:
+    root = tmp_path
+    if form == "zip":
+        zipped(tmp_path / "tiny-imagenet-200.zip", tiny_files(), top="tiny-imagenet-200/")
+    else:
+        root = write_files(tmp_path / "tiny-imagenet-200", tiny_files())
+        root = root if form == "root" else tmp_path
+    train, val = (hkd.load_dataset("tiny-imagenet", split, root) for split in ("train", "test"))
+    assert train.labels.tolist() == [0, 0, 0, 1, 1, 1], "labels follow wnids.txt"
+    assert val.labels.tolist() == [1, 0], "validation labels come from val_annotations.txt"
+    assert train.info.classes == ("reel", "cat")
+    grey = train[2][0]
+    assert grey.shape == (3, 64, 64) and torch.equal(grey[0], grey[1])
+    assert hkd.load_dataset("tiny-imagenet", "val", root, image_size=32)[0][0].shape == (3, 32, 32)
+
+
+def test_the_official_tiny_imagenet_sample() -> None:
+    sample = Path(__file__).parents[3] / "shared" / "data" / "tiny-imagenet-200-sample.zip"
+    if not sample.is_file():
+        pytest.skip("the TinyImageNet sample is not on this machine")
+    train, val = hkd.load_dataset("tiny-imagenet", "train", sample), hkd.load_dataset("tiny-imagenet", "val", sample)
+    assert (len(train), len(val), train.info.num_classes) == (3000, 1000, 200)
+    assert train.labels.bincount().tolist() == [15] * 200
+    assert val.labels.bincount().tolist() == [5] * 200
+
+
+@pytest.mark.parametrize("form", ["folder", "zip", "zip-with-top"])
+@pytest.mark.parametrize("evaluation", ["val", "test"])
+def test_class_folders(tmp_path: Path, form: str, evaluation: str) -> None:
+    files = class_folders(evaluation=evaluation)
+    if form == "folder":
+        path = write_files(tmp_path / "photos", files)
+    else:
+        path = zipped(tmp_path / "photos.zip", files, top="photos/" if form == "zip-with-top" else "")
+    train, val = hkd.load_dataset(f"folder:{path}"), hkd.load_dataset(f"folder:{path}", "val")
+    assert train.info.classes == ("cat", "dog", "eel")
+    assert train.labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4
+    assert val.labels.tolist() == [0, 0, 1, 1, 2, 2]
+    assert train.info.image_size == 12, "squares of one size keep it"
+    expected = torch.from_numpy(np.array(picture((12, 12), 101))).permute(2, 0, 1)
+    assert torch.equal(train[5][0], expected)
+
+
+def test_images_of_any_size_are_resized_where_asked(tmp_path: Path) -> None:
+    path = write_files(tmp_path, class_folders((20, 14)))
+    assert hkd.load_dataset(f"folder:{path}").info.image_size is None
+    assert hkd.load_dataset(f"folder:{path}", image_size=10)[0][0].shape == (3, 10, 10)
+
+
+def test_imagenet_is_a_prepared_folder(tmp_path: Path) -> None:
+    write_files(tmp_path / "imagenet", class_folders((40, 30)))
+    found = hkd.load_dataset("imagenet", "val", tmp_path)
+    assert len(found) == 6 and found.info.name == "imagenet"
+
+
+def test_a_decoded_folder_is_cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_files(tmp_path / "photos", class_folders())
+    first = prepare(hkd.load_dataset(f"folder:{path}"), tmp_path / "cache")
+    monkeypatch.setattr(FileDataset, "image", None)  # the second start decodes nothing
+    second = prepare(hkd.load_dataset(f"folder:{path}"), tmp_path / "cache")
+    assert torch.equal(first.images, second.images)
+    assert torch.equal(first.labels, second.labels)
+
+
+def test_a_changed_folder_is_decoded_again(tmp_path: Path) -> None:
+    path = write_files(tmp_path / "photos", class_folders())
+    before = prepare(hkd.load_dataset(f"folder:{path}"), tmp_path / "cache").images
+    write_files(path, {"train/cat/0.png": encoded(picture((12, 12), 999))})
+    after = prepare(hkd.load_dataset(f"folder:{path}"), tmp_path / "cache").images
+    assert not torch.equal(before[0], after[0])
+    assert torch.equal(before[1:], after[1:])
+
+
+def test_a_broken_cache_is_made_again(tmp_path: Path) -> None:
+    path = write_files(tmp_path / "photos", class_folders())
+    before = prepare(hkd.load_dataset(f"folder:{path}"), tmp_path / "cache").images
+    for file in (tmp_path / "cache").iterdir():
+        file.write_bytes(file.read_bytes()[:100])
+    assert torch.equal(prepare(hkd.load_dataset(f"folder:{path}"), tmp_path / "cache").images, before)
+
+
+def test_limits_keep_the_first_images_of_the_first_classes(tmp_path: Path) -> None:
+    data = hkd.load_dataset(f"folder:{write_files(tmp_path, class_folders())}")
+    part = limit(data, 2, 3)
+    assert part.labels.tolist() == [0, 0, 0, 1, 1, 1]
+    assert part.info.classes == ("cat", "dog")
+    assert torch.equal(part[3][0], data[4][0])
+    for classes, per_class in ((1, None), (4, None), (None, 0)):
+        with pytest.raises(hkd.RequestError, match="limit_"):
+            limit(data, classes, per_class)
+
+
+def test_own_data_sets(tmp_path: Path) -> None:
+    class Own(torch.utils.data.Dataset):
+        classes = ("a", "b")
+
+        def __len__(self) -> int:
+            return 4
+
+        def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+            return picture((9, 9), index), index % 2
+
+    data = hkd.as_dataset(Own(), image_size=8)
+    assert data[3][0].shape == (3, 8, 8)
+    assert data.labels.tolist() == [0, 1, 0, 1] and data.info.classes == ("a", "b")
+    with pytest.raises(hkd.RequestError, match="expected PIL images"):
+        hkd.as_dataset([(torch.rand(3, 8, 8), 0)])
+
+
+@pytest.mark.parametrize(
+    ("name", "split", "message"),
+    [
+        ("digit", "train", "did you mean digits"),
+        ("digits", "extra", "split: digits has train, test; got 'extra'"),
+        ("folder", "train", "folder:PATH"),
+        ("folder:/nowhere", "train", "no folder or .zip archive at /nowhere"),
+    ],
+)
+def test_wrong_names(name: str, split: str, message: str) -> None:
+    with pytest.raises(hkd.RequestError, match=message):
+        hkd.load_dataset(name, split)
+
+
+def without(files: dict[str, bytes], prefix: str) -> dict[str, bytes]:
+    return {name: content for name, content in files.items() if not name.startswith(prefix)}
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        (without(class_folders(), "val"), "needs the folders train/ and val/"),
+        (without(class_folders(), "val/eel"), "'eel' is in one of them"),
+        (without(without(class_folders(), "train/eel"), "train/dog"), "at least two class folders"),
+        (class_folders() | {"train/cat/0.png": b"no image"}, "cannot read .*train/cat/0.png"),
+        (without(class_folders(), "train/cat") | {"train/cat/readme.txt": b""}, "'cat' has no images"),
+    ],
+)
+def test_faulty_folders(tmp_path: Path, files: dict[str, bytes], message: str) -> None:
+    path = write_files(tmp_path, files)
+    with pytest.raises(hkd.RequestError, match=message):
+        prepare(hkd.load_dataset(f"folder:{path}"))
+
+
+def test_a_corrupt_archive_is_told(tmp_path: Path) -> None:
+    path = zipped(tmp_path / "photos.zip", class_folders())
+    path.write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(hkd.RequestError, match="not a readable zip"):
+        hkd.load_dataset(f"folder:{path}")
+
+
+def test_missing_data_that_cannot_be_fetched_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_network(*_: object, **__: object) -> None:
+        raise OSError("no route to host")
+
+    monkeypatch.setattr("torchvision.datasets.utils.download_url", no_network)
+    monkeypatch.setattr("torchvision.datasets.cifar.download_and_extract_archive", no_network)
+    monkeypatch.setattr("torchvision.datasets.stl10.download_and_extract_archive", no_network)
+    for name in ("cifar100", "stl10", "tiny-imagenet"):
+        with pytest.raises(hkd.RequestError, match=rf"{name} is not complete under .* \(no route to host\)"):
+            hkd.load_dataset(name, root=tmp_path)

@@ -1,0 +1,117 @@
+"""Foreign networks as models."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import hkd
+
+
+class Own(nn.Module):
+    def __init__(self, classes: int = 5) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU())
+        self.body = nn.Sequential(nn.Conv2d(8, 12, 3, 2, 1), nn.ReLU())
+        self.head = nn.Linear(12, classes)
+        self.aside = nn.Linear(12, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        pooled = self.body(self.stem(x)).mean(dim=(2, 3))
+        self.aside(pooled)
+        return self.head(pooled)
+
+
+class Scaled(Own):
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
+
+
+def factory(num_classes: int) -> nn.Module:
+    return Own(num_classes)
+
+
+def test_an_own_module_is_understood() -> None:
+    module = Own()
+    model = hkd.wrap_model(module, image_size=32)
+    image = torch.randn(2, 3, 32, 32)
+    out = model(image)
+    torch.testing.assert_close(out.logits, module(image))
+    torch.testing.assert_close(out.logits, module.head(out.embedding))
+    assert model.info.stages == ((8, 16, 16), (12, 8, 8))
+    assert model.info.embedding_dim == 12
+    out.logits.sum().backward()
+    assert module.stem[0].weight.grad is not None
+
+
+def test_wrapping_leaves_the_mode_and_nothing_behind() -> None:
+    module = Own().train()
+    module.body.eval()
+    hkd.wrap_model(module, image_size=32)
+    assert module.training and not module.body.training
+
+
+def test_a_model_is_not_wrapped_again() -> None:
+    model = hkd.create_model("resnet8", 10)
+    assert hkd.wrap_model(model) is model
+
+
+def test_a_classifier_that_cannot_be_found_is_asked_for() -> None:
+    with pytest.raises(hkd.RequestError, match=r"classifier: the output of Scaled.* wrap_model\(..., classifier="):
+        hkd.wrap_model(Scaled(), image_size=32)
+    model = hkd.wrap_model(Scaled(), image_size=32, classifier="head")
+    assert model.info.embedding_dim == 12
+
+
+def test_a_classifier_of_a_wrong_name_comes_with_near_misses() -> None:
+    with pytest.raises(hkd.RequestError, match="did you mean head"):
+        hkd.wrap_model(Scaled(), image_size=32, classifier="heads")
+
+
+def test_a_module_that_is_no_classifier_is_refused() -> None:
+    with pytest.raises(hkd.RequestError, match="expected one tensor of logits"):
+        hkd.wrap_model(nn.Conv2d(3, 4, 3), image_size=32)
+    with pytest.raises(hkd.RequestError, match="does not run on a 32x32 image"):
+        hkd.wrap_model(nn.Linear(7, 2), image_size=32)
+
+
+@pytest.mark.parametrize(
+    ("name", "embedding_dim", "stages"),
+    [
+        ("torchvision:resnet18", 512, [64, 64, 128, 256, 512]),
+        ("torchvision:mobilenet_v3_small", 1024, None),
+        ("timm:resnet10t", 512, None),
+        ("timm:vit_tiny_patch16_224", 192, [192]),
+        ("timm:mobilenetv3_small_050", 1024, None),
+    ],
+)
+def test_library_networks(name: str, embedding_dim: int, stages: list[int] | None) -> None:
+    model = hkd.create_model(name, num_classes=6)
+    info = model.info
+    assert (info.name, info.num_classes, info.embedding_dim) == (name, 6, embedding_dim)
+    if stages is not None:
+        assert [channels for channels, _, _ in info.stages] == stages
+    sides = [height for _, height, _ in info.stages]
+    assert sides == sorted(sides, reverse=True)
+
+
+def test_a_factory_is_a_model_name() -> None:
+    model = hkd.create_model("tests.models.test_external:factory", 4)
+    assert model.info.num_classes == 4
+    assert model.name == "tests.models.test_external:factory"
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("timm:resnet343", "did you mean resnet34"), ("torchvision:resnet19", "did you mean resnet1"),
+        ("nowhere:make", "cannot import"), ("tests.models.test_external:missing", "cannot import"),
+    ],
+)  # fmt: skip
+def test_library_names_that_are_wrong(name: str, message: str) -> None:
+    with pytest.raises(hkd.RequestError, match=message):
+        hkd.create_model(name, 4)
+
+
+def test_pretrained_zoo_networks_do_not_exist() -> None:
+    with pytest.raises(hkd.RequestError, match="pretrained"):
+        hkd.create_model("resnet8", 10, pretrained=True)
