@@ -100,7 +100,7 @@ def test_stl10_from_its_official_files(tmp_path: Path, monkeypatch: pytest.Monke
         (folder / f"{name}.bin").write_bytes(images.transpose(0, 1, 3, 2).tobytes())  # stored column by column
     for name in ("train_y", "test_y"):
         (folder / f"{name}.bin").write_bytes(bytes([1, 10, 2, 2]))
-    (folder / "class_names.txt").write_text("\n".join("airplane bird car cat deer dog horse monkey ship truck".split()))
+    (folder / "class_names.txt").write_text("airplane\nbird\ncar\ncat\ndeer\ndog\nhorse\nmonkey\nship\ntruck")
     (folder / "fold_indices.txt").write_text("0 1\n2 3\n")
     STL10 = torchvision.datasets.STL10
     monkeypatch.setattr(

@@ -58,7 +58,7 @@ def test_a_shared_draw_is_distinct_and_reproducible(num_samples: int) -> None:
     first, second = sampler.shared(), sampler.shared()
     for rows in (first, second):
         assert len(rows) == len(rows.unique()) == min(64, num_samples)
-        assert 0 <= rows.min() and rows.max() < num_samples
+        assert rows.min() >= 0 and rows.max() < num_samples
     assert not torch.equal(first, second)
     assert torch.equal(NegativeSampler(num_samples, 64, seed=3).shared(), first)
     assert not torch.equal(NegativeSampler(num_samples, 64, seed=4).shared(), first)

@@ -1,0 +1,210 @@
+"""The command line as a person uses it."""
+
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+import hkd
+from hkd.cli import main
+from hkd.recipes import find_recipe, list_recipes
+
+HKD = [sys.executable, "-m", "hkd.cli"]
+
+
+def ask(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    status = main(arguments)
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["distill", "--help"], ["train", "--help"], ["evaluate", "--help"]])
+def test_help_answers_without_heavy_imports(arguments: list[str]) -> None:
+    code = f"import sys\nfrom hkd.cli import main\ntry: main({arguments})\nexcept SystemExit: pass\n"
+    code += "assert not {'torch', 'numpy', 'accelerate'} & set(sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "usage: hkd" in done.stdout
+
+
+def test_help_is_quick() -> None:
+    best = float("inf")
+    for _ in range(5):
+        started = time.perf_counter()
+        subprocess.run([*HKD, "distill", "--help"], capture_output=True, check=True)
+        best = min(best, time.perf_counter() - started)
+    assert best < 0.5
+
+
+def test_every_promised_option_is_there(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["distill", "--help"])
+    text = capsys.readouterr().out
+    for option in (
+        "run dataset data-root image-size student teacher teacher-checkpoint method method-weight kd-weight ce-weight "
+        "epochs batch-size lr seed device precision workers limit-classes limit-train config fresh compile"
+    ).split():
+        assert f"--{option}" in text
+
+
+def test_help_on_a_method_shows_its_settings(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["distill", "--method", "hkd", "--help"])
+    assert stop.value.code == 0
+    assert "--holistic.k" in capsys.readouterr().out
+
+
+SMALL = ["--epochs", "1", "--limit-train", "10", "--device", "cpu", "--no-tensorboard"]
+
+
+def test_a_run_from_a_config_file_with_an_override(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "c.yaml").write_text("teacher: resnet8\nbatch_size: 32\nlr: 0.01\nholistic:\n  k: 4\n")
+    run = tmp_path / "run"
+    options = ["--config", str(tmp_path / "c.yaml"), "--lr", "0.02", "--holistic.hops", "2", "--run", str(run)]
+    status, out, err = ask(capsys, "distill", *options, *SMALL)
+    assert status == 0, err
+    assert "student.safetensors" in out and "epoch 1/1" in err
+    again, out, _ = ask(capsys, "distill", "--config", str(run / "config.yaml"))
+    assert again == 0 and "is finished" in out, "a run's own config.yaml asks for the same run"
+    text = (run / "config.yaml").read_text()
+    for line in ("batch_size: 32", "lr: 0.02", "  k: 4", "  hops: 2"):
+        assert line in text
+    status, out, _ = ask(capsys, "evaluate", str(run), "--device", "cpu")
+    assert status == 0 and out.startswith("top-1 ")
+
+
+@pytest.mark.parametrize("role", ["student", "teacher"])
+def test_train_names_its_network_by_its_role(tmp_path: Path, capsys: pytest.CaptureFixture[str], role: str) -> None:
+    status, out, err = ask(capsys, "train", f"--{role}", "wrn_16_1", "--run", str(tmp_path / "t"), *SMALL)
+    assert status == 0, err
+    assert "model.safetensors" in out
+    assert hkd.load_model(tmp_path / "t" / "model.safetensors")[1]["model"] == "wrn_16_1"
+
+
+@pytest.mark.parametrize("kind", ["models", "methods", "datasets", "recipes"])
+def test_list(capsys: pytest.CaptureFixture[str], kind: str) -> None:
+    status, out, _ = ask(capsys, "list", kind)
+    assert status == 0
+    expected = {"models": "resnet32x4", "methods": "hkd", "datasets": "tiny-imagenet", "recipes": "digits"}[kind]
+    assert expected in out.split()
+
+
+@pytest.mark.parametrize("recipe", list_recipes())
+def test_recipes_hold_only_what_differs(recipe: str) -> None:
+    content = yaml.safe_load(find_recipe(recipe).read_text())
+    asked = hkd.DistillConfig(**content)
+    asked.check()
+    default = hkd.DistillConfig()
+    same = [
+        key for key in content if key not in ("dataset", "student", "teacher") and content[key] == getattr(default, key)
+    ]
+    assert not same
+    if content["student"] in ("MobileNetV2", "ShuffleV1", "ShuffleV2"):
+        assert content["lr"] == 0.01
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("files")
+    hkd.save_model(hkd.create_model("resnet8", 100), folder / "hundred.safetensors")
+    hkd.save_model(hkd.create_model("vgg8", 10), folder / "vgg8.safetensors")
+    torch.save({"model": hkd.create_model("vgg8", 10).state_dict()}, folder / "vgg8.pth")
+    (folder / "cut.safetensors").write_bytes((folder / "vgg8.safetensors").read_bytes()[:500])
+    (folder / "cut.zip").write_bytes(b"PK\x03\x04 cut short")
+    with zipfile.ZipFile(folder / "empty.zip", "w") as archive:
+        archive.writestr("train/a/readme.txt", "")
+    (folder / "typo.yaml").write_text("epoch: 3\n")
+    (folder / "broken.yaml").write_text("epochs: [3\n")
+    return folder
+
+
+WRONG = [
+    ("distil", "command: unknown name 'distil'; did you mean distill"),
+    ("distill --epochz 3", "option: unknown option --epochz; did you mean --epochs"),
+    ("distill --epochs many", "epochs: expected int; got many"),
+    ("distill --epochs 0", "epochs: expected 1 or more; got 0"),
+    ("distill --batch-size -1", "batch_size: expected 1 or more; got -1"),
+    ("distill --lr 0", "lr: expected a number above 0; got 0.0"),
+    ("distill --lr nan", "lr: expected float; got nan"),
+    ("distill --momentum 1", "momentum: expected a number in [0, 1); got 1.0"),
+    ("distill --weight-decay -1", "weight_decay: expected 0 or more; got -1.0"),
+    ("distill --milestones [0.5,0.2]", "milestones: expected rising parts of the run"),
+    ("distill --seed -1", "seed: expected 0 or more; got -1"),
+    ("distill --precision fp8", "precision: expected one of 'fp32', 'bf16', 'fp16'; got fp8"),
+    ("distill --precision fp16 --device cpu", "precision: fp16 needs a GPU"),
+    ("distill --device gpu", "device: expected auto, cpu, cuda, cuda:N or mps; got 'gpu'"),
+    ("distill --device cuda:99", "device: cuda:99 asked for, but torch sees"),
+    ("distill --workers -1", "workers: expected 0 or more; got -1"),
+    ("distill --student resnet9", "model: unknown name 'resnet9'; did you mean resnet8"),
+    ("distill --teacher resnett20", "model: unknown name 'resnett20'; did you mean resnet20"),
+    ("distill --student timm:resnet343", "model: unknown name 'resnet343'; did you mean resnet34"),
+    ("distill --student no.where:net", "model: cannot import 'no.where:net'"),
+    ("distill --method hkdd", "method: unknown name 'hkdd'; did you mean hkd"),
+    ("distill --method-weight -1", "method_weight: expected 0 or more; got -1.0"),
+    ("distill --method-weight 0 --kd-weight 0 --ce-weight 0", "method_weight: all weights are 0"),
+    ("distill --kd-temperature 0", "kd_temperature: expected a number above 0; got 0.0"),
+    ("distill --dataset digit", "dataset: unknown name 'digit'; did you mean digits"),
+    ("distill --dataset folder:/no/where", "dataset: no folder or .zip archive at /no/where"),
+    ("distill --dataset folder:{files}/cut.zip", "is not a readable zip archive"),
+    ("distill --dataset folder:{files}/empty.zip", "needs the folders train/ and val/"),
+    ("distill --image-size 0", "image_size: expected 1 or more; got 0"),
+    ("distill --limit-classes 1", "limit_classes: expected 2 or more; got 1"),
+    ("distill --limit-classes 11", "limit_classes: expected 2 to 10 for digits; got 11"),
+    ("distill --limit-train 0", "limit_train: expected 1 or more; got 0"),
+    ("distill --teacher-checkpoint {files}/none.pth", "checkpoint: no file"),
+    ("distill --teacher-checkpoint {files}/cut.safetensors", "is not a readable safetensors file"),
+    ("distill --teacher-checkpoint {files}/hundred.safetensors", "tells 100 classes apart, digits has 10"),
+    ("distill --teacher resnet20 --teacher-checkpoint {files}/vgg8.safetensors", "does not fit resnet20"),
+    ("distill --teacher resnet20 --teacher-checkpoint {files}/vgg8.pth", "does not fit resnet20"),
+    ("distill --holistic.k 0", "holistic.k: expected 1 or more; got 0"),
+    ("distill --holistic.num-negatives 0", "holistic.num_negatives: at least one negative is drawn; got 0"),
+    ("distill --holistic.temperature 0", "holistic.temperature: expected a number above 0; got 0.0"),
+    ("distill --holistic.layers 0", "holistic.layers: the encoder has at least one layer; got 0"),
+    ("distill --holistic.negatives both", "holistic.negatives: expected one of 'same', 'opposite'; got both"),
+    ("distill --method kd --holistic.k 4", "holistic.k: is a setting of hkd, and the method is kd"),
+    ("distill --config {files}/none.yaml", "config: no file"),
+    ("distill --config digit", "config: unknown name 'digit'; did you mean digits"),
+    ("distill --config {files}/typo.yaml", "option: unknown option --epoch; did you mean --epochs"),
+    ("distill --config {files}/broken.yaml", "config: "),
+    ("train --student resnet8 --teacher resnet20", "student: `train` trains one network"),
+    ("train --method kd", "option: unknown option --method"),
+    ("evaluate {files}/none", "checkpoint: no file"),
+    ("evaluate {files}/vgg8.pth --dataset digits", "model: {files}/vgg8.pth does not say which network it holds"),
+    ("evaluate {files}/vgg8.safetensors", "dataset: name the data set to test on"),
+    ("evaluate {files}/hundred.safetensors --dataset digits", "does not fit resnet8: fc.weight is (100, 64)"),
+    ("list model", "list: unknown name 'model'; did you mean models"),
+]
+
+
+@pytest.mark.parametrize(("request_line", "expected"), WRONG, ids=[line for line, _ in WRONG])
+def test_a_wrong_request_gets_one_line_and_status_2(
+    request_line: str, expected: str, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    status, out, err = ask(capsys, *request_line.format(files=files).split())
+    assert status == 2
+    assert out == ""
+    assert len(err.splitlines()) == 1 and err.startswith("hkd: ")
+    assert expected.format(files=files) in err
+    assert not list(tmp_path.rglob("config.yaml")), "a refused request leaves no run folder"
+
+
+def test_a_failed_run_gets_one_line_and_status_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    status, _, err = ask(capsys, "train", "--lr", "1e30", "--run", str(tmp_path / "t"), *SMALL)
+    assert status == 1
+    assert err.splitlines()[-1].startswith("hkd: failed: the loss is no longer a number in epoch 1")
+
+
+def test_standard_error_carries_no_traceback() -> None:
+    done = subprocess.run([*HKD, "distill", "--dataset", "nowhere"], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert ask(capsys, "--version") == (0, f"hkd {hkd.__version__}\n", "")

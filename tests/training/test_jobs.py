@@ -1,0 +1,226 @@
+"""Whole runs on a few digits: what they leave, how they continue, what they refuse."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from torch import nn
+
+import hkd
+from hkd.training import loop
+from tests.models.test_external import Own
+
+HOLISTIC = ("individual_student", "individual_teacher", "holistic_student", "holistic_teacher")
+
+
+def rows_of(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def config(run: Path, **changes: Any) -> hkd.DistillConfig:
+    fields = {"epochs": 3, "limit_train": 20, "student": "resnet8", "teacher": "resnet8", "tensorboard": False}
+    return hkd.DistillConfig(run=str(run), device="cpu", **fields | changes)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> hkd.Result:
+    return hkd.distill(config(tmp_path_factory.mktemp("runs") / "first", tensorboard=True))
+
+
+def test_what_a_run_leaves(finished: hkd.Result) -> None:
+    run = finished.run
+    rows = rows_of(run)
+    assert [row["epoch"] for row in rows] == [1, 2, 3]
+    assert {"ce", "kd", "individual_student", "individual_teacher", "holistic_student", "holistic_teacher"} <= rows[
+        0
+    ].keys()
+    summary = json.loads((run / "summary.json").read_text())
+    assert {"top1_last", "top1_best", "top5_last", "seconds", "images_per_second"} <= summary.keys()
+    assert summary["top1_last"] == rows[-1]["test_top1"]
+    assert summary["top1_best"] == max(row["test_top1"] for row in rows)
+    assert (run / "checkpoints" / "last.pt").is_file()
+    assert list((run / "tensorboard").iterdir())
+    asked = yaml.safe_load((run / "config.yaml").read_text())
+    assert (asked["method_weight"], asked["kd_weight"], asked["ce_weight"]) == (3.0, 1.0, 1.0)
+    assert asked["holistic"]["num_negatives"] == 16384
+    assert (run / "teacher" / "model.safetensors").is_file()
+
+
+def test_the_student_file_is_complete(finished: hkd.Result) -> None:
+    model, about = hkd.load_model(finished.run / "student.safetensors")
+    assert about["classes"] == list("0123456789")
+    assert len(about["mean"]) == len(about["std"]) == 3
+    assert (about["model"], about["image_size"], about["epoch"]) == ("resnet8", 8, 3)
+    found = hkd.evaluate(hkd.EvaluateConfig(checkpoint=str(finished.run), device="cpu"))
+    assert found.top1 == pytest.approx(finished.summary["top1_last"])
+    image = torch.randn(2, 3, 8, 8)
+    torch.testing.assert_close(model.eval()(image).logits, finished.model(image).logits, rtol=1e-4, atol=1e-5)
+
+
+def test_a_finished_run_is_left_alone(finished: hkd.Result) -> None:
+    before = (finished.run / "metrics.jsonl").read_bytes()
+    again = hkd.distill(config(finished.run, tensorboard=True))
+    assert again.skipped and again.summary == finished.summary
+    assert (finished.run / "metrics.jsonl").read_bytes() == before
+
+
+def test_another_request_for_the_same_folder_is_refused(finished: hkd.Result) -> None:
+    with pytest.raises(hkd.RequestError, match=r"run: .* holds a run with lr = 0.05, not 0.1; .* --fresh"):
+        hkd.distill(config(finished.run, lr=0.1))
+
+
+def test_fresh_starts_over_and_keeps_what_was_there(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    hkd.distill(config(run, epochs=1))
+    result = hkd.distill(config(run, epochs=2), fresh=True)
+    assert not result.skipped
+    assert (tmp_path / "run.1" / "summary.json").is_file()
+    assert result.summary["epochs"] == 2
+
+
+def test_a_foreign_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("precious")
+    with pytest.raises(hkd.RequestError, match="is no run folder"):
+        hkd.distill(config(tmp_path))
+    assert [f.name for f in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("bank_start", ["random", "first"])
+def test_an_interrupted_run_ends_like_an_uninterrupted_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finished: hkd.Result, bank_start: str
+) -> None:
+    teacher = finished.run / "teacher" / "model.safetensors"
+    settings = {"bank_start": bank_start, "num_negatives": 50}
+    whole = hkd.distill(config(tmp_path / "whole", teacher_checkpoint=str(teacher), settings=settings))
+
+    evaluate = loop.evaluate_model
+    calls = []
+
+    def die_in_the_second_epoch(*arguments: Any) -> Any:
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise Killed
+        return evaluate(*arguments)
+
+    asked = config(tmp_path / "parts", teacher_checkpoint=str(teacher), settings=settings)
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "evaluate_model", die_in_the_second_epoch)
+        with pytest.raises(Killed):
+            hkd.distill(asked)
+    parts = hkd.distill(asked)
+    assert not parts.skipped
+    for (name, a), (_, b) in zip(whole.model.state_dict().items(), parts.model.state_dict().items(), strict=True):
+        assert torch.equal(a, b), name
+    rows = [[{k: v for k, v in row.items() if "second" not in k} for row in rows_of(r.run)] for r in (whole, parts)]
+    assert rows[0] == rows[1]
+
+
+def test_runs_repeat_and_seeds_differ(tmp_path: Path, finished: hkd.Result) -> None:
+    teacher = str(finished.run / "teacher" / "model.safetensors")
+    a, b, c = (
+        hkd.distill(config(tmp_path / name, epochs=1, teacher_checkpoint=teacher, seed=seed)).model.state_dict()
+        for name, seed in (("a", 0), ("b", 0), ("c", 1))
+    )
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    assert not torch.equal(a["conv1.weight"], c["conv1.weight"])
+
+
+def test_weights_change_what_is_learnt(tmp_path: Path, finished: hkd.Result) -> None:
+    teacher = str(finished.run / "teacher" / "model.safetensors")
+    for name, changes, terms in (
+        ("kd", {"method": "kd"}, {"ce", "kd"}),
+        ("hkd", {"kd_weight": 0.0}, {"ce", "individual_student"}),
+        ("plain", {"kd_weight": 0.0, "method_weight": 0.0}, {"ce"}),
+    ):
+        run = tmp_path / name
+        hkd.distill(config(run, epochs=1, teacher_checkpoint=teacher, **changes))
+        row = json.loads((run / "metrics.jsonl").read_text())
+        assert terms <= row.keys()
+        assert ("kd" in row) == ("kd" in terms)
+        assert ("holistic_student" in row) == (name == "hkd")
+        asked = yaml.safe_load((run / "config.yaml").read_text())
+        own = sum(row.get(term, 0.0) for term in HOLISTIC)
+        parts = (asked["ce_weight"] * row["ce"], asked["kd_weight"] * row.get("kd", 0.0), asked["method_weight"] * own)
+        expected = sum(parts)
+        assert row["loss"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_teacher_alone_and_a_distillation_with_own_modules(tmp_path: Path) -> None:
+    trained = hkd.train(
+        hkd.TrainConfig(run=str(tmp_path / "t"), teacher="resnet8", epochs=1, limit_train=20, device="cpu")
+    )
+    assert (trained.run / "model.safetensors").is_file()
+    student = Own(10)
+    result = hkd.distill(config(tmp_path / "d", epochs=1), student=student, teacher=trained.model)
+    assert result.model.module is student
+    assert result.summary["student"] == "Own"
+
+
+def test_own_data_sets(tmp_path: Path) -> None:
+    images = torch.randint(0, 256, (30, 3, 8, 8), dtype=torch.uint8)
+    data = [(image, n % 3) for n, image in enumerate(images)]
+    teacher = hkd.create_model("resnet8", 3)
+    result = hkd.distill(
+        config(tmp_path / "d", epochs=1, limit_train=None), teacher=teacher, train_data=data, test_data=data
+    )
+    assert result.summary["train_images"] == 30
+
+
+@pytest.mark.parametrize("precision", ["bf16"])
+def test_reduced_precision_trains(tmp_path: Path, precision: str) -> None:
+    teacher = hkd.create_model("resnet8", 10)
+    result = hkd.distill(config(tmp_path / "d", epochs=2, precision=precision), teacher=teacher)
+    assert result.model.conv1.weight.dtype == torch.float32
+    row = json.loads((tmp_path / "d" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert row["loss"] < 200
+
+
+def test_batches_larger_than_the_data_and_odd_ones(tmp_path: Path) -> None:
+    teacher = hkd.create_model("resnet8", 10)
+    for size in (1000, 7):
+        result = hkd.distill(config(tmp_path / str(size), epochs=1, limit_train=5, batch_size=size), teacher=teacher)
+        assert result.summary["train_images"] == 50
+
+
+def test_learning_rates_follow_the_milestones() -> None:
+    asked = hkd.TrainConfig()
+    rates = [asked.lr_at(epoch) for epoch in (0, 149, 150, 179, 180, 209, 210, 239)]
+    assert rates == pytest.approx([0.05, 0.05, 5e-3, 5e-3, 5e-4, 5e-4, 5e-5, 5e-5])
+    imagenet = replace(asked, epochs=100, lr=0.1, milestones=(0.3, 0.6, 0.9))
+    assert [imagenet.lr_at(e) for e in (29, 30, 60, 90)] == pytest.approx([0.1, 0.01, 1e-3, 1e-4])
+
+
+def test_a_loss_that_is_no_number_stops_the_run(tmp_path: Path) -> None:
+    with pytest.raises(hkd.TrainingError, match=r"no longer a number in epoch 1 .*--lr"):
+        hkd.train(
+            hkd.TrainConfig(run=str(tmp_path / "t"), student="resnet8", lr=1e30, epochs=1, limit_train=20, device="cpu")
+        )
+
+
+class Hundred(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = Own(100)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.net(x)
+
+
+def test_a_teacher_of_another_number_of_classes_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(hkd.RequestError, match="teacher: Hundred tells 100 classes apart, digits has 10"):
+        hkd.distill(config(tmp_path / "a"), teacher=Hundred())
+    hkd.save_model(hkd.create_model("resnet8", 100), tmp_path / "t.safetensors")
+    with pytest.raises(hkd.RequestError, match="tells 100 classes apart, digits has 10"):
+        hkd.distill(config(tmp_path / "a", teacher_checkpoint=str(tmp_path / "t.safetensors")))
+    torch.save({"model": hkd.create_model("resnet8", 100).state_dict()}, tmp_path / "t.pth")
+    with pytest.raises(hkd.RequestError, match=r"fc.weight is \(100, 64\) in the file"):
+        hkd.distill(config(tmp_path / "a", teacher_checkpoint=str(tmp_path / "t.pth")))
+    assert not (tmp_path / "a").exists(), "a refused request leaves no run folder"
