@@ -7,11 +7,11 @@ import difflib
 import re
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import fields
+from dataclasses import Field, fields
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from jsonargparse import ActionYesNo, ArgumentParser, Namespace
+from jsonargparse import ActionYesNo, ArgumentParser, DefaultHelpFormatter, Namespace
 
 import hkd
 from hkd.config import DistillConfig, EvaluateConfig, TrainConfig
@@ -19,6 +19,18 @@ from hkd.errors import RequestError, TrainingError, unknown
 from hkd.recipes import find_recipe, list_recipes
 
 DONE, FAILED, WRONG_REQUEST, INTERRUPTED = 0, 1, 2, 130
+
+HELP_GROUPS = {
+    "run": "checkpoint run seed tensorboard",
+    "data": "dataset data_root image_size limit_classes limit_train",
+    "networks": "model student teacher teacher_checkpoint student_pretrained teacher_pretrained",
+    "what is learnt": "method method_weight kd_weight ce_weight kd_temperature",
+    "how": "epochs batch_size lr lr_decay milestones momentum weight_decay teacher_lr",
+    "where": "device precision compile channels_last workers",
+}
+"""The fields of all configurations in the order in which help shows them."""
+
+METAVARS = {int: "N", float: "X", str: "TEXT", tuple[float, ...]: "[X,...]"}
 
 EPILOG = {"distill": "A method's own settings: `hkd distill --method hkd --help` shows --holistic.k and so on."}
 
@@ -126,24 +138,46 @@ def _parser(name: str, command: Callable[[list[str]], int], config: type, *, run
         epilog=EPILOG.get(name),
         exit_on_error=False,
         print_config="--print-%s",
+        formatter_class=_Help,
     )
     parser.add_argument("--config", action="config", metavar="FILE", help="a YAML file or the name of a recipe")
     if run:
         parser.add_argument("--fresh", action="store_true", help="start over; an earlier run is kept aside")
-    _add_fields(parser, config)
+    known = {field.name: field for field in fields(config)}
+    for title, names in HELP_GROUPS.items():
+        _add_options(parser.add_argument_group(title), config, [known[n] for n in names.split() if n in known])
     return parser
 
 
-def _add_fields(group: Any, config: type, prefix: str = "") -> None:
+def _add_options(group: Any, config: type, chosen: Sequence[Field[Any]], prefix: str = "") -> None:
     hints = get_type_hints(config)
-    for field in fields(config):
-        if "help" not in field.metadata:
-            continue
-        option = f"--{prefix}{field.name.replace('_', '-')}"
-        more: dict[str, Any] = {"type": hints[field.name]}
-        if hints[field.name] is bool:
+    for field in chosen:
+        hint = hints[field.name]
+        more: dict[str, Any] = {"type": hint}
+        if hint is bool:
             more = {"action": ActionYesNo(no_prefix="no-")}
-        group.add_argument(option, default=field.default, help=field.metadata["help"], **more)
+        for kind, metavar in METAVARS.items():
+            if hint in (kind, kind | None):
+                more["metavar"] = metavar
+        name = f"--{prefix}{field.name.replace('_', '-')}"
+        group.add_argument(name, default=field.default, help=field.metadata["help"], **more)
+
+
+class _Help(DefaultHelpFormatter):
+    """Help with each default in brackets and no types: what is accepted stands in the sentence."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=28, width=110)  # type: ignore[no-untyped-call]
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        silent = action.default in (None, False, "", argparse.SUPPRESS) or not action.option_strings
+        return (action.help or "") + ("" if silent else f" [{_written(action.default)}]")
+
+
+def _written(value: Any) -> str:
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
+    return "yes" if value is True else str(value)
 
 
 def _add_method_settings(parser: ArgumentParser, argv: list[str]) -> None:
@@ -157,7 +191,8 @@ def _add_method_settings(parser: ArgumentParser, argv: list[str]) -> None:
     for name in named[-1:] if wants_help else methods:
         method = methods[name]
         if method.settings:
-            _add_fields(parser.add_argument_group(f"settings of {name}"), method.Config, f"{method.settings}.")
+            group = parser.add_argument_group(f"settings of {name}")
+            _add_options(group, method.Config, fields(method.Config), f"{method.settings}.")
 
 
 def _method_settings(parser: ArgumentParser, asked: Namespace) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from torch import nn
 
 import hkd
 from hkd.training import loop
+from tests.data.test_datasets import class_folders, write_files
 from tests.models.test_external import Own
 
 HOLISTIC = ("individual_student", "individual_teacher", "holistic_student", "holistic_teacher")
@@ -172,6 +173,20 @@ def test_own_data_sets(tmp_path: Path) -> None:
         config(tmp_path / "d", epochs=1, limit_train=None), teacher=teacher, train_data=data, test_data=data
     )
     assert result.summary["train_images"] == 30
+
+
+def test_photographs_stream_through_library_networks(tmp_path: Path) -> None:
+    photos = write_files(tmp_path / "photos", class_folders((90, 70), train=3, val=2))
+    asked = config(
+        tmp_path / "d", dataset=f"folder:{photos}", epochs=1, limit_train=None, workers=1, batch_size=5,
+        student="timm:mobilenetv3_small_050", teacher="torchvision:shufflenet_v2_x0_5",
+    )  # fmt: skip
+    result = hkd.distill(asked)
+    assert result.summary["train_images"] == 9
+    about = hkd.load_model(result.run / "student.safetensors")[1]
+    assert (about["classes"], about["image_size"]) == (["cat", "dog", "eel"], 224)
+    found = hkd.evaluate(hkd.EvaluateConfig(checkpoint=str(result.run), device="cpu", workers=0))
+    assert found.images == 6
 
 
 @pytest.mark.parametrize("precision", ["bf16"])

@@ -123,7 +123,8 @@ class FileDataset(Dataset):
         """
         name = self.names[index]
         try:
-            return Image.open(io.BytesIO(self.files.read(name))).convert("RGB")
+            # Cameras store which way is up beside the pixels.
+            return ImageOps.exif_transpose(Image.open(io.BytesIO(self.files.read(name)))).convert("RGB")
         except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
             reason = "not an image" if isinstance(error, UnidentifiedImageError) else str(error)
             raise RequestError(f"dataset: cannot read {self.files.path}/{name} ({reason})") from error

@@ -65,7 +65,7 @@ class MemoryBank(nn.Module):
         mean = (same @ embedding.to(self.rows.dtype)) / same.sum(dim=1, keepdim=True)
         row = self.momentum * self.rows[index] + (1 - self.momentum) * mean
         if self.start == "first":
-            row = torch.where(self.seen[index, None], row, mean)
+            row = torch.where(self.seen[index][:, None], row, mean)
             self.seen.index_fill_(0, index, True)
         # Duplicates write the same values to the same row, so their order does not matter.
         self.rows.index_copy_(0, index, F.normalize(row, dim=1))

@@ -1,0 +1,145 @@
+"""HolisticLoss beside the per-sample gather formulation, in one run.
+
+    python benchmarks/loss.py [--threads 2] [--batch 64] [--negatives 16384] [--samples 50000] [--json FILE]
+
+The formulation that it is measured against is how the loss is written in earlier code: each anchor draws its own K bank
+rows on the host, (B, K, d) of both banks are gathered, and autograd differentiates a softmax over them. Both make the
+same four terms from the same banks, graph and encoders; both are timed forward, backward and draw, in turns, so that a
+busy machine slows both. Memory is the peak of the process during three steps, in a process of its own, beyond what it
+held when the banks were there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import platform
+import resource
+import statistics
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from hkd.holistic import HolisticLoss
+
+CLASSES, FEATURES, DIM = 100, 256, 128
+
+
+class GatherLoss(HolisticLoss):
+    """The per-sample gather formulation: (B, K, d) in memory, plain autograd, draws by NumPy on the host."""
+
+    def forward(self, f_s: Tensor, l_s: Tensor, f_t: Tensor, l_t: Tensor, index: Tensor) -> Tensor:
+        student, teacher = self.student(f_s, l_s), self.teacher(f_t, l_t)
+        memory_s, memory_t = self.student.bank.rows[index], self.teacher.bank.rows[index]
+        rows = torch.from_numpy(np.stack([np.random.choice(self.other[int(self.labels[i])], self.count, replace=False)
+                                          for i in index]))  # fmt: skip
+        total = torch.zeros(())
+        for own, memory, other, bank in ((student, memory_t, teacher, self.student.bank.rows),
+                                         (teacher, memory_s, student, self.teacher.bank.rows)):  # fmt: skip
+            negatives = bank[rows.view(-1)].view(*rows.shape, -1)
+            smoothed = F.normalize(self.smoothing * memory + (1 - self.smoothing) * other.holistic.detach(), dim=1)
+            for anchor, positive in ((own.individual, memory), (own.holistic, smoothed)):
+                inside = (anchor * positive).sum(dim=1, keepdim=True)
+                outside = torch.bmm(negatives, anchor[:, :, None])[:, :, 0]
+                logits = torch.cat([inside, outside], dim=1) / self.temperature
+                total = total + F.cross_entropy(logits, torch.zeros(len(index), dtype=torch.long))
+        self.update(index, student.individual, teacher.individual)
+        return total
+
+    @classmethod
+    def build(cls, samples: int, labels: Tensor, negatives: int) -> GatherLoss:
+        loss = cls(FEATURES, FEATURES, samples, labels, num_negatives=negatives)
+        loss.labels, loss.count = labels, negatives
+        loss.other = [(labels != c).nonzero().flatten().numpy() for c in range(CLASSES)]
+        return loss
+
+
+def setting(kind: str, asked: argparse.Namespace) -> Callable[[], None]:
+    """A function that makes one step: draw, forward, backward, update."""
+    torch.manual_seed(0)
+    torch.set_num_threads(asked.threads)
+    labels = torch.randint(0, CLASSES, (asked.samples,))
+    if kind == "gather":
+        loss: HolisticLoss = GatherLoss.build(asked.samples, labels, asked.negatives)
+    else:
+        loss = HolisticLoss(FEATURES, FEATURES, asked.samples, labels, num_negatives=asked.negatives, sampling=kind)
+    f_s = torch.randn(asked.batch, FEATURES, requires_grad=True)
+    f_t, l_s, l_t = (
+        torch.randn(asked.batch, FEATURES),
+        torch.randn(asked.batch, CLASSES),
+        torch.randn(asked.batch, CLASSES),
+    )
+
+    def step() -> None:
+        index = torch.randint(0, asked.samples, (asked.batch,))
+        loss(f_s, l_s, f_t, l_t, index).backward()
+        loss.zero_grad()
+
+    return step
+
+
+def seconds(step: Callable[[], None]) -> float:
+    started = time.perf_counter()
+    step()
+    return time.perf_counter() - started
+
+
+def peak_memory(kind: str, asked: argparse.Namespace, answer: multiprocessing.Queue) -> None:
+    """Bytes beyond the banks, measured in a process that does nothing else."""
+    step = setting(kind, asked)
+    with open("/proc/self/statm") as file:
+        before = int(file.read().split()[1]) * resource.getpagesize()
+    for _ in range(3):
+        step()
+    answer.put(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--negatives", type=int, default=16384)
+    parser.add_argument("--samples", type=int, default=50_000)
+    parser.add_argument("--rounds", type=int, default=7, help="each times one gather step between ten of the others")
+    parser.add_argument("--json", help="write the numbers to this file")
+    asked = parser.parse_args()
+
+    kinds = ("shared", "all", "per_sample", "gather")
+    memory = {}
+    context = multiprocessing.get_context("spawn")
+    for kind in kinds:
+        answer = context.Queue()
+        process = context.Process(target=peak_memory, args=(kind, asked, answer))
+        process.start()
+        memory[kind] = answer.get()
+        process.join()
+
+    steps = {kind: setting(kind, asked) for kind in kinds}
+    for step in steps.values():
+        step()
+    times: dict[str, list[float]] = {kind: [] for kind in kinds}
+    for _ in range(asked.rounds):
+        for kind in kinds:
+            times[kind] += [seconds(steps[kind]) for _ in range(10 if kind in ("shared", "all") else 1)]
+    median = {kind: statistics.median(times[kind]) for kind in kinds}
+
+    print(f"B={asked.batch}, K={asked.negatives}, N={asked.samples}, d={DIM}, {asked.threads} threads, "
+          f"torch {torch.__version__}, {platform.processor() or platform.machine()}")  # fmt: skip
+    print("forward + backward + draw + update; median; memory beyond the banks\n")
+    print(f"{'negatives':<28} {'ms':>9} {'times faster':>13} {'peak MB':>9}")
+    for kind in kinds:
+        name = "per-sample gather (earlier)" if kind == "gather" else f"HolisticLoss {kind}"
+        faster = median["gather"] / median[kind]
+        print(f"{name:<28} {1e3 * median[kind]:>9.1f} {faster:>12.1f}x {memory[kind] / 1e6:>9.0f}")
+    if asked.json:
+        with open(asked.json, "w") as file:
+            json.dump({"settings": vars(asked), "seconds": times, "bytes": memory}, file, indent=2)
+
+
+if __name__ == "__main__":
+    main()
