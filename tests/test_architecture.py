@@ -51,9 +51,13 @@ def test_the_holistic_loss_depends_on_torch_alone() -> None:
     for file in SOURCES:
         if place(module_of(file)) == "hkd.holistic":
             for imported in imports(file):
-                assert imported.split(".")[0] in ("torch", "math", "typing", "collections") or imported.startswith(
-                    "hkd.holistic"
-                )
+                assert imported.split(".")[0] in (
+                    "torch",
+                    "math",
+                    "random",
+                    "typing",
+                    "collections",
+                ) or imported.startswith("hkd.holistic")
 
 
 def test_one_file_imports_the_distribution_library() -> None:

@@ -30,13 +30,6 @@ def batch(size: int = 9, duplicates: bool = False) -> dict[str, Tensor]:
     }  # fmt: skip
 
 
-def draw_of_next_step(loss: HolisticLoss, index: Tensor) -> Tensor | None:
-    rows = loss._draw(index)
-    if rows is not None:
-        loss.sampler.draws -= 1  # a draw is keyed by its number: the next step makes the same one
-    return rows
-
-
 def negative_rows(rows: Tensor | None, index: Tensor, labels: Tensor | None) -> list[list[int]]:
     """What METHOD calls the negatives of each anchor, decided one pair at a time."""
     if rows is not None and rows.ndim == 2:
@@ -70,7 +63,7 @@ def restate(loss: HolisticLoss, data: dict[str, Tensor], negatives: list[list[in
 
 def assert_equal_to_reference(loss: HolisticLoss, labels: Tensor | None, data: dict[str, Tensor]) -> None:
     data = {name: value.requires_grad_(value.is_floating_point()) for name, value in data.items()}
-    negatives = negative_rows(draw_of_next_step(loss, data["index"]), data["index"], labels)
+    negatives = negative_rows(loss._draw(data["index"]), data["index"], labels)
     terms = loss.terms(**data)
     expected, leaves = restate(loss, {name: value.detach() for name, value in data.items()}, negatives)
 
@@ -127,9 +120,7 @@ def test_banks_are_updated_after_the_loss(duplicates: bool) -> None:
     loss, _ = build()
     data = batch(duplicates=duplicates)
     before = {side: getattr(loss, side).bank.rows.double() for side in ("student", "teacher")}
-    loss.sampler.draws = 7
     terms = loss.terms(**data)
-    loss.sampler.draws = 7
     value = loss(**data)
     torch.testing.assert_close(value, sum(terms))
     for side in ("student", "teacher"):
@@ -141,11 +132,16 @@ def test_banks_are_updated_after_the_loss(duplicates: bool) -> None:
         assert not branch.bank.rows.requires_grad
 
 
-def test_evaluation_does_not_touch_the_banks() -> None:
+def test_looking_changes_nothing() -> None:
     loss, _ = build()
+    data = batch()
     before = loss.student.bank.rows.clone()
-    loss.eval()(**batch())
-    torch.testing.assert_close(loss.student.bank.rows, before, rtol=0, atol=0)
+    seen = loss.terms(**data)
+    assert torch.equal(loss.eval()(**data), torch.stack(seen).sum())
+    assert torch.equal(loss.student.bank.rows, before)
+    assert torch.equal(loss.train()(**data), torch.stack(seen).sum()), "a look does not use up a draw"
+    assert not torch.equal(loss.student.bank.rows, before)
+    assert loss.sampler.draws == 1
 
 
 def test_update_alone() -> None:
@@ -225,6 +221,11 @@ def test_a_bad_argument_is_named(changes: dict[str, Any], field: str) -> None:
 def test_labels_of_the_wrong_shape_are_refused(labels: Tensor) -> None:
     with pytest.raises(ValueError, match=r"labels: expected .* 60 "):
         HolisticLoss(D_S, D_T, N, labels)
+
+
+def test_labels_below_zero_are_refused() -> None:
+    with pytest.raises(ValueError, match="labels: classes count from 0; got -1"):
+        HolisticLoss(D_S, D_T, N, torch.full((N,), -1))
 
 
 def test_labels_of_one_class_are_refused() -> None:

@@ -55,7 +55,10 @@ def test_the_bank_starts_uniform() -> None:
 @pytest.mark.parametrize("num_samples", [40, 1000, 100_000])
 def test_a_shared_draw_is_distinct_and_reproducible(num_samples: int) -> None:
     sampler = NegativeSampler(num_samples, 64, seed=3)
-    first, second = sampler.shared(), sampler.shared()
+    first = sampler.shared()
+    assert torch.equal(sampler.shared(), first), "a draw stays the same until it is counted"
+    sampler.draws += 1
+    second = sampler.shared()
     for rows in (first, second):
         assert len(rows) == len(rows.unique()) == min(64, num_samples)
         assert rows.min() >= 0 and rows.max() < num_samples
@@ -68,7 +71,7 @@ def test_a_shared_draw_is_distinct_and_reproducible(num_samples: int) -> None:
 def test_shared_draws_are_uniform(num_samples: int, count: int) -> None:
     sampler, draws = NegativeSampler(num_samples, count), 4000
     counts = torch.zeros(num_samples)
-    for _ in range(draws):
+    for sampler.draws in range(draws):
         counts[sampler.shared()] += 1
     p = count / num_samples
     z = (counts - draws * p) / math.sqrt(draws * p * (1 - p))
@@ -96,7 +99,7 @@ def test_per_sample_draws_are_uniform_over_other_classes(count: int) -> None:
     sampler, draws = NegativeSampler(60, count, labels), 3000
     anchor = int((labels == 1).nonzero()[0])
     counts = torch.zeros(60)
-    for _ in range(draws):
+    for sampler.draws in range(draws):
         counts[sampler.per_sample(torch.tensor([anchor]))[0]] += 1
     assert counts[labels == 1].sum() == 0
     p = min(count, 30) / 40
@@ -111,17 +114,15 @@ def test_info_nce(each: bool, block: int, masked: bool, monkeypatch: pytest.Monk
     monkeypatch.setitem(contrast_module._SIMILARITIES_AT_ONCE, "cpu", block * 4)
     anchor, positive = torch.randn(4, 6, requires_grad=True), torch.randn(4, 6, requires_grad=True)
     negatives = torch.randn((4, 23, 6) if each else (23, 6))
-    excluded = torch.rand(4, 23) < 0.4 if masked else None
-    value = info_nce(anchor, positive, negatives, 0.3, excluded)
+    mask = torch.rand(4, 23) < 0.4 if masked else None
+    value = info_nce(anchor, positive, negatives, 0.3, mask)
     value.backward()
 
     a, p = anchor.detach().double().requires_grad_(), positive.detach().double().requires_grad_()
     losses = []
     for b in range(4):
         rows = (negatives[b] if each else negatives).double()
-        losses.append(
-            reference.nce(a[b], p[b], [r for j, r in enumerate(rows) if not masked or not excluded[b, j]], 0.3)
-        )
+        losses.append(reference.nce(a[b], p[b], [r for j, r in enumerate(rows) if not masked or not mask[b, j]], 0.3))
     expected = torch.stack(losses).mean()
     expected.backward()
     torch.testing.assert_close(value.double(), expected, rtol=1e-5, atol=1e-5)
@@ -140,6 +141,25 @@ def test_info_nce_is_stable_at_a_tiny_temperature() -> None:
     value = info_nce(anchor, torch.eye(4)[:2], torch.eye(4), 1e-4)
     value.backward()
     assert torch.isfinite(value) and torch.isfinite(anchor.grad).all()
+
+
+def test_public_parts_are_float32_under_autocast() -> None:
+    anchor, positive, negatives, logits = (torch.randn(6, 8).bfloat16() for _ in range(4))
+    bank, plain = MemoryBank(9, 8), MemoryBank(9, 8)
+    plain.load_state_dict(bank.state_dict())
+    index = torch.tensor([1, 2, 3, 4, 5, 1])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        value, graph = info_nce(anchor, positive, negatives, 0.07), knn_graph(logits, 3)
+        bank.update(index, anchor)
+    plain.update(index, anchor.float())
+    assert value.dtype == torch.float32
+    assert torch.equal(value, info_nce(anchor.float(), positive.float(), negatives.float(), 0.07))
+    assert torch.equal(graph, knn_graph(logits.float(), 3))
+    assert torch.equal(bank.rows, plain.rows)
+
+
+def test_info_nce_without_negatives_is_zero() -> None:
+    assert info_nce(torch.eye(3), torch.eye(3), torch.empty(0, 3), 0.1) == 0
 
 
 def test_info_nce_refuses_what_it_does_not_compute() -> None:

@@ -1,6 +1,7 @@
 """What training asks of a loader."""
 
 import math
+import random
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 
@@ -32,4 +33,4 @@ class Loader(ABC):
 
 def epoch_generator(seed: int, epoch: int, device: torch.device) -> torch.Generator:
     """The randomness of one epoch, which needs no state of the epochs before it."""
-    return torch.Generator(device).manual_seed((seed * 0x9E3779B97F4A7C15 + epoch + 1) & 0x7FFF_FFFF_FFFF_FFFF)
+    return torch.Generator(device).manual_seed(random.Random(f"epoch {seed} {epoch}").getrandbits(63))

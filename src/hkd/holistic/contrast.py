@@ -7,16 +7,18 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from hkd.holistic.precision import at_least_float32, full_precision
+
 # Similarities held at a time: 2**18 floats stay in a CPU core's cache, 2**25 fill any GPU.
 _SIMILARITIES_AT_ONCE = {"cpu": 2**18}
 _SIMILARITIES_AT_ONCE_ELSEWHERE = 2**25
 
 Block = tuple[Tensor, Tensor | None]
-"""Some negatives, (k, d) for all anchors or (A, k, d) for each, and which of them count not: (A', k), A' dividing A."""
+"""Some negatives, (k, d) for all anchors or (A, k, d) for each, and which are left out: (A', k), A' dividing A."""
 
 
 def info_nce(
-    anchor: Tensor, positive: Tensor, negatives: Tensor, temperature: float, excluded: Tensor | None = None
+    anchor: Tensor, positive: Tensor, negatives: Tensor, temperature: float, mask: Tensor | None = None
 ) -> Tensor:
     r"""InfoNCE, the mean over its anchors of
 
@@ -29,7 +31,10 @@ def info_nce(
         positive: (A, d), one for each anchor.
         negatives: (K, d) for all anchors, or (A, K, d) for each.
         temperature: τ, above 0.
-        excluded: (A, K) boolean, True where a negative does not count for an anchor; or None.
+        mask: (A, K) boolean, True where a negative is left out for an anchor; None to leave none out.
+
+    Returns:
+        A scalar, at least float32 whatever the inputs and whether or not autocast is on.
 
     Raises:
         ValueError: the temperature is not above 0, or the negatives ask for a gradient.
@@ -41,10 +46,12 @@ def info_nce(
         raise ValueError(f"temperature: expected a number above 0; got {temperature}")
     if negatives.requires_grad:
         raise ValueError("negatives: no gradient is computed for negatives; pass negatives.detach()")
+    anchor, positive, negatives = at_least_float32(anchor), at_least_float32(positive), at_least_float32(negatives)
     width = block_rows(anchor)
     pieces = torch.split(negatives, width, dim=-2)
-    masks = [None] * len(pieces) if excluded is None else torch.split(excluded, width, dim=-1)
-    return contrast(anchor, positive, zip(pieces, masks, strict=True), temperature).mean()
+    masks = [None] * len(pieces) if mask is None else torch.split(mask, width, dim=-1)
+    with full_precision(anchor):
+        return contrast(anchor, positive, zip(pieces, masks, strict=True), temperature).mean()
 
 
 def block_rows(anchor: Tensor) -> int:
@@ -80,11 +87,13 @@ class _BlockwiseInfoNCE(torch.autograd.Function):
         highest = own.clone()
         total = torch.ones_like(own)  # Z and the sum of e^s n, both divided by e^highest
         weighted = positive.clone()
-        for negatives, excluded in blocks:
+        for negatives, mask in blocks:
+            if negatives.shape[-2] == 0:
+                continue
             each = negatives.ndim == 3
             similarity = torch.einsum("ad,akd->ak", scaled, negatives) if each else scaled @ negatives.T
-            if excluded is not None:  # the same exclusions may serve several groups of anchors
-                similarity.view(-1, *excluded.shape).masked_fill_(excluded, -torch.inf)
+            if mask is not None:  # the same mask may serve several groups of anchors
+                similarity.view(-1, *mask.shape).masked_fill_(mask, -torch.inf)
             new_highest = torch.maximum(highest, similarity.amax(dim=1))
             shrink = (highest - new_highest).exp_()
             exponential = similarity.sub_(new_highest[:, None]).exp_()

@@ -4,6 +4,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from hkd.holistic.precision import at_least_float32, full_precision
+
 
 def knn_graph(logits: Tensor, k: int) -> Tensor:
     r"""Each image's neighbourhood: itself and the k - 1 others that its network predicts most alike.
@@ -28,10 +30,9 @@ def knn_graph(logits: Tensor, k: int) -> Tensor:
     """
     if k < 1:
         raise ValueError(f"k: a neighbourhood holds at least the node itself, so k >= 1; got {k}")
-    logits = logits.detach()
-    probability = logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(dim=1)
-    direction = F.normalize(probability, dim=1)
-    similarity = direction @ direction.T
+    with full_precision(logits):
+        direction = F.normalize(at_least_float32(logits.detach()).softmax(dim=1), dim=1)
+        similarity = direction @ direction.T
     similarity.fill_diagonal_(torch.inf)  # the node itself always comes first, even among identical predictions
     return similarity.topk(min(k, len(logits)), dim=1).indices
 

@@ -11,6 +11,7 @@ from hkd.holistic.contrast import Block, block_rows, contrast
 from hkd.holistic.encoder import GraphEncoder
 from hkd.holistic.graph import knn_graph, normalised_adjacency
 from hkd.holistic.memory import BankStart, MemoryBank, NegativeSampler
+from hkd.holistic.precision import full_precision
 
 NegativeBank = Literal["same", "opposite"]
 Sampling = Literal["shared", "all", "per_sample"]
@@ -172,40 +173,39 @@ class HolisticLoss(nn.Module):
         index: Tensor,
     ) -> HolisticTerms:
         """What :meth:`forward` does, with its four terms told apart."""
-        with _full_precision(index):
+        index = index.to(self.student.bank.rows.device, non_blocking=True)
+        with full_precision(self.student.bank.rows):
             student = self.student(student_embedding, student_logits)
             teacher = self.teacher(teacher_embedding, teacher_logits)
-            terms = self._contrast(student, teacher, index)
+            terms = self._contrast(student, teacher, index, self._draw(index))
             if self.training:
                 self.update(index, student.individual, teacher.individual)
+                self.sampler.draws += 1
             return terms
 
     def terms(
         self, student_embedding: Tensor, student_logits: Tensor, teacher_embedding: Tensor, teacher_logits: Tensor,
         index: Tensor, negatives: Tensor | None = None,
     ) -> HolisticTerms:  # fmt: skip
-        """The four terms on their own, without an update of the banks. Shapes as in :meth:`forward`.
+        """The four terms on their own, with no effect on banks or draws. Shapes as in :meth:`forward`.
 
         Args:
             negatives: explicit bank rows instead of a draw. (K,) serve all anchors, without those of an anchor's
                 class, as in "shared" sampling; (B, K) serve each anchor as they are, as in "per_sample".
         """
-        with _full_precision(index):
+        index = index.to(self.student.bank.rows.device, non_blocking=True)
+        with full_precision(self.student.bank.rows):
             student = self.student(student_embedding, student_logits)
             teacher = self.teacher(teacher_embedding, teacher_logits)
-            return self._contrast(student, teacher, index, negatives)
+            return self._contrast(student, teacher, index, self._draw(index) if negatives is None else negatives)
 
     def update(self, index: Tensor, e_s: Tensor, e_t: Tensor) -> None:
         """Moves the visited rows of both banks towards (B, d) individual embeddings."""
         self.student.bank.update(index, e_s)
         self.teacher.bank.update(index, e_t)
 
-    def _contrast(
-        self, student: Embeddings, teacher: Embeddings, index: Tensor, rows: Tensor | None = None
-    ) -> HolisticTerms:
+    def _contrast(self, student: Embeddings, teacher: Embeddings, index: Tensor, rows: Tensor | None) -> HolisticTerms:
         memory_s, memory_t = self.student.bank.rows[index], self.teacher.bank.rows[index]
-        if rows is None:
-            rows = self._draw(index)
         own, other = self.student.bank.rows, self.teacher.bank.rows
         if self.negatives == "opposite":
             own, other = other, own
@@ -239,8 +239,3 @@ class HolisticLoss(nn.Module):
         everything = torch.arange(len(bank), device=bank.device) if rows is None else rows
         for block in torch.split(everything, width):
             yield bank.index_select(0, block), own == self.sampler.class_of(block)
-
-
-def _full_precision(tensor: Tensor) -> torch.autocast:
-    """Bank and softmax arithmetic loses what HKD is about in 8 or 11 bits of mantissa; it costs little in 24."""
-    return torch.autocast(tensor.device.type, enabled=False)

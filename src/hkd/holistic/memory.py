@@ -1,11 +1,14 @@
 """What each branch remembers of every training image, and which of those memories serve as negatives."""
 
 import math
+import random
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from hkd.holistic.precision import full_precision
 
 BankStart = Literal["random", "first"]
 
@@ -61,8 +64,10 @@ class MemoryBank(nn.Module):
             index: (B,) rows to visit.
             embedding: (B, d) normalised embeddings.
         """
+        index = index.to(self.rows.device, non_blocking=True)
         same = (index[:, None] == index[None, :]).to(self.rows.dtype)
-        mean = (same @ embedding.to(self.rows.dtype)) / same.sum(dim=1, keepdim=True)
+        with full_precision(self.rows):
+            mean = (same @ embedding.to(self.rows.dtype)) / same.sum(dim=1, keepdim=True)
         row = self.momentum * self.rows[index] + (1 - self.momentum) * mean
         if self.start == "first":
             row = torch.where(self.seen[index][:, None], row, mean)
@@ -75,7 +80,8 @@ class NegativeSampler(nn.Module):
     """Draws bank rows on the device, without replacement, at a cost that depends on K alone.
 
     Draw t of a sampler comes from a generator seeded with (seed, t), so it is the same on every process and after a
-    resumed run, whatever the device did in between.
+    resumed run, whatever the device did in between. Asking for a draw does not use it up: ``draws``, the number of the
+    present one, is counted up by who has trained with it.
 
     Args:
         num_samples: N, rows of the bank.
@@ -100,6 +106,8 @@ class NegativeSampler(nn.Module):
             raise ValueError(f"num_negatives: at least one negative is drawn; got {num_negatives}")
         if labels is not None:
             labels = torch.as_tensor(labels, dtype=torch.int64)
+            if labels.ndim == 1 and len(labels) and labels.min() < 0:
+                raise ValueError(f"labels: classes count from 0; got {int(labels.min())}")
             if labels.shape != (num_samples,):
                 raise ValueError(
                     f"labels: expected one label for each of the {num_samples} training images, "
@@ -134,7 +142,7 @@ class NegativeSampler(nn.Module):
 
     def shared(self) -> Tensor:
         """One draw for the whole batch: (K,) distinct rows, uniform over the bank, of any class."""
-        generator, device = self._next_generator(), self._by_class.device
+        generator, device = self._keyed_generator(), self._by_class.device
         if self.num_samples <= 8 * self.num_negatives:  # a random order of the bank still costs a small multiple of K
             return torch.randperm(self.num_samples, generator=generator, device=device)[: self.num_negatives]
         population = torch.full((1,), self.num_samples, device=device)
@@ -148,18 +156,16 @@ class NegativeSampler(nn.Module):
         own = self.class_of(index)
         start, size = self._class_start[own], self._class_size[own]
         count = min(self.num_negatives, self._negatives[0])
-        position = _distinct(self.num_samples - size, self._negatives, count, self._next_generator())
+        position = _distinct(self.num_samples - size, self._negatives, count, self._keyed_generator())
         position = torch.where(position < start[:, None], position, position + size[:, None])
         return self._by_class[position]
 
-    def _next_generator(self) -> torch.Generator:
-        """The generator of this draw. Being keyed by a count, it needs no saved state of any one device."""
+    def _keyed_generator(self) -> torch.Generator:
+        """The generator of the present draw. Being keyed by a count, it needs no saved state of any one device."""
         if self._generator.device != self._by_class.device:
             self._generator = torch.Generator(self._by_class.device)
-        # CPU generators use the low 32 bits of their seed: a large odd stride keeps the draws of two runs apart there.
-        self._generator.manual_seed((self.seed * 0x9E3779B97F4A7C15 + self.draws) & 0x7FFF_FFFF_FFFF_FFFF)
-        self.draws += 1
-        return self._generator
+        key = random.Random(f"negatives {self.seed} {self.draws}").getrandbits(63)
+        return self._generator.manual_seed(key)
 
 
 def _distinct(population: Tensor, bounds: tuple[int, int], count: int, generator: torch.Generator) -> Tensor:
