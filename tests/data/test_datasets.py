@@ -224,6 +224,46 @@ def test_limits_keep_the_first_images_of_the_first_classes(tmp_path: Path) -> No
             limit(data, classes, per_class)
 
 
+def test_any_picture_becomes_rgb(tmp_path: Path) -> None:
+    ramp = np.linspace(0, 65535, 64 * 64).reshape(64, 64).astype(np.uint16)
+    turned = picture((30, 20), 1)
+    exif = turned.getexif()
+    exif[274] = 6  # the camera was held upright
+    buffer = io.BytesIO()
+    turned.save(buffer, "PNG", exif=exif)
+    clear = Image.new("RGBA", (8, 8), (10, 20, 30, 0))
+    files = class_folders() | {
+        "train/cat/0.png": encoded(Image.fromarray(ramp)),
+        "train/cat/1.png": buffer.getvalue(),
+        "train/cat/2.png": encoded(clear),
+        "train/cat/3.png": encoded(picture((8, 8), 2).convert("CMYK"), "TIFF"),
+    }
+    data = hkd.load_dataset(f"folder:{write_files(tmp_path, files)}")
+    assert data[0][0].double().mean().item() == pytest.approx(127.5, abs=1)
+    assert data[1][0].shape == (3, 30, 20)
+    assert data[2][0].min() == 255
+    assert data[3][0].shape == (3, 8, 8)
+
+
+def test_linked_class_folders_are_followed_and_dangling_links_left_out(tmp_path: Path) -> None:
+    real = write_files(tmp_path / "real", class_folders())
+    (tmp_path / "photos").mkdir()
+    for split in ("train", "val"):
+        (tmp_path / "photos" / split).symlink_to(real / split)
+    (real / "train" / "cat" / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    assert len(hkd.load_dataset(f"folder:{tmp_path / 'photos'}")) == 12
+
+
+def test_faulty_arrays_are_refused() -> None:
+    info = hkd.data.DatasetInfo("own", ("a", "b"))
+    images = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
+    for wrong, labels in ((images[:, :, :4], [0, 1]), (images.float(), [0, 1]), (images[:1], [0, 1]), (images[:0], [])):
+        with pytest.raises(hkd.RequestError, match="needs square uint8 images"):
+            hkd.data.ArrayDataset(wrong, torch.tensor(labels), info)
+    with pytest.raises(hkd.RequestError, match="labels of own run from 0 to 2, and it names 2 classes"):
+        hkd.data.ArrayDataset(images, torch.tensor([0, 2]), info)
+
+
 def test_own_data_sets(tmp_path: Path) -> None:
     class Own(torch.utils.data.Dataset):
         classes = ("a", "b")
@@ -237,6 +277,9 @@ def test_own_data_sets(tmp_path: Path) -> None:
     data = hkd.as_dataset(Own(), image_size=8)
     assert data[3][0].shape == (3, 8, 8)
     assert data.labels.tolist() == [0, 1, 0, 1] and data.info.classes == ("a", "b")
+    assert hkd.as_dataset(data, image_size=4)[0][0].shape == (3, 4, 4)
+    with pytest.raises(hkd.RequestError, match="has no images"):
+        hkd.as_dataset([])
     with pytest.raises(hkd.RequestError, match="expected PIL images"):
         hkd.as_dataset([(torch.rand(3, 8, 8), 0)])
 

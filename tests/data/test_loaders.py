@@ -10,9 +10,10 @@ import hkd
 from hkd.data import ArrayDataset, DatasetInfo, make_loader
 from hkd.data.memory_loader import MemoryLoader
 from hkd.data.stream_loader import StreamLoader
-from tests.data.test_datasets import class_folders, write_files
+from tests.data.test_datasets import class_folders, encoded, picture, write_files
 
 CPU = torch.device("cpu")
+EXTRA = {"train/cat/extra.png": encoded(picture((120, 100), 7))}
 
 
 def dataset(count: int = 10, size: int = 16, flip: bool = True) -> ArrayDataset:
@@ -74,7 +75,7 @@ def test_evaluation_images_come_as_they_are_in_order() -> None:
 @pytest.mark.parametrize("train", [True, False])
 def test_an_epoch_is_a_permutation_that_its_number_decides(train: bool) -> None:
     def epoch(number: int, seed: int = 0) -> tuple[list[int], Tensor]:
-        batches = list(MemoryLoader(dataset(), 3, CPU, train=train, seed=seed).epoch(number))
+        batches = list(MemoryLoader(dataset(), 4, CPU, train=train, seed=seed).epoch(number))
         return torch.cat([b.index for b in batches]).tolist(), torch.cat([b.image for b in batches])
 
     (order, images), (again, same), (other, _) = epoch(5), epoch(5), epoch(6)
@@ -105,6 +106,39 @@ def test_streamed_evaluation_sees_the_middle(tmp_path: Path) -> None:
     middle = data.image(0)[:, 16:240, 38:262]
     torch.testing.assert_close(batch.image[0].double(), normalised(middle, data.info), rtol=1e-5, atol=1e-5)
     assert batch.index.tolist() == list(range(6))
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_single_image_is_not_left_to_learn_from(tmp_path: Path, stream: bool) -> None:
+    data = dataset()
+    if stream:
+        data = hkd.load_dataset(f"folder:{write_files(tmp_path, class_folders((120, 100), train=3) | EXTRA)}")
+    assert len(data) == 10
+    seen: set[int] = set()
+    loader = make_loader(data, 3, CPU, train=True)
+    for epoch in range(12):
+        batches = list(loader.epoch(epoch))
+        assert [len(b.label) for b in batches] == [3, 3, 3]
+        assert len(batches) == len(loader)
+        seen |= {int(i) for b in batches for i in b.index}
+    assert seen == set(range(10)), "another image is skipped each time"
+    assert sum(len(b.label) for b in make_loader(data, 3, CPU, train=False).epoch(0)) == 10
+
+
+def test_mirroring_can_be_switched_off() -> None:
+    loader = make_loader(dataset(), 4, CPU, train=True, flip=False)
+    for batch in loader.epoch(0):
+        for image, index in zip(batch.image, batch.index, strict=True):
+            views = all_views(dataset().images[index], padding=2, flip=False)
+            assert any(torch.allclose(normalised(v, dataset().info), image.double(), atol=1e-5) for v in views)
+
+
+def test_a_corrupt_image_in_a_stream_is_one_line(tmp_path: Path) -> None:
+    files = class_folders((120, 100)) | {"train/cat/1.png": b"no image"}
+    data = hkd.load_dataset(f"folder:{write_files(tmp_path, files)}", image_size=120)
+    for workers in (0, 1):
+        with pytest.raises(hkd.RequestError, match=r"^dataset: cannot read \S+/train/cat/1.png \(not an image\)$"):
+            list(make_loader(data, 4, CPU, train=True, workers=workers).epoch(0))
 
 
 def test_a_last_batch_is_what_is_left() -> None:

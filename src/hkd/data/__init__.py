@@ -61,11 +61,20 @@ def prepare(dataset: Dataset, cache: Path | None = None, workers: int = 1) -> Da
 
 
 def make_loader(
-    dataset: Dataset, batch_size: int, device: torch.device, *, train: bool, seed: int = 0, workers: int = 0
+    dataset: Dataset,
+    batch_size: int,
+    device: torch.device,
+    *,
+    train: bool,
+    flip: bool = True,
+    seed: int = 0,
+    workers: int = 0,
 ) -> Loader:
-    """The loader that suits a prepared data set."""
+    """The loader that suits a prepared data set; see :class:`MemoryLoader` and :class:`StreamLoader`."""
     if isinstance(dataset, ArrayDataset):
-        return MemoryLoader(dataset, batch_size, device, train=train, seed=seed)
+        return MemoryLoader(dataset, batch_size, device, train=train, flip=flip, seed=seed)
     assert isinstance(dataset, FileDataset)
     size = dataset.info.image_size or STREAM_SIZE
-    return StreamLoader(dataset, batch_size, device, image_size=size, train=train, seed=seed, workers=workers)
+    return StreamLoader(
+        dataset, batch_size, device, image_size=size, train=train, flip=flip, seed=seed, workers=workers
+    )

@@ -17,6 +17,9 @@ from hkd.data.files import Files
 from hkd.errors import RequestError
 from hkd.registry import Registry
 
+LARGEST_IN_MEMORY = 96
+"""Side in pixels of the largest images that are kept decoded; larger ones stream from their files."""
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -81,10 +84,16 @@ class ArrayDataset(Dataset):
     """
 
     def __init__(self, images: Tensor, labels: Tensor, info: DatasetInfo) -> None:
-        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3 or len(images) != len(labels):
+        square = images.ndim == 4 and images.shape[1] == 3 and images.shape[2] == images.shape[3]
+        if images.dtype != torch.uint8 or not square or len(images) != len(labels) or len(images) == 0:
             raise RequestError(
-                f"dataset: {info.name} needs uint8 images (N, 3, H, W) with N labels; "
-                f"got {images.dtype} {tuple(images.shape)} with {len(labels)}"
+                f"dataset: {info.name} needs square uint8 images (N, 3, S, S) with N labels; "
+                f"got {images.dtype} {tuple(images.shape)} with {len(labels)}; pass image_size to crop and resize"
+            )
+        if len(labels) and not -1 <= int(labels.min()) <= int(labels.max()) < info.num_classes:
+            raise RequestError(
+                f"dataset: the labels of {info.name} run from {int(labels.min())} to {int(labels.max())}, "
+                f"and it names {info.num_classes} classes"
             )
         self.images = images
         self.labels = labels.long()
@@ -123,10 +132,11 @@ class FileDataset(Dataset):
         """
         name = self.names[index]
         try:
-            # Cameras store which way is up beside the pixels.
-            return ImageOps.exif_transpose(Image.open(io.BytesIO(self.files.read(name)))).convert("RGB")
-        except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
-            reason = "not an image" if isinstance(error, UnidentifiedImageError) else str(error)
+            return to_rgb(Image.open(io.BytesIO(self.files.read(name))))
+        except RequestError:
+            raise
+        except Exception as error:  # a decoder given a hostile file may raise anything
+            reason = "not an image" if isinstance(error, UnidentifiedImageError) else " ".join(str(error).split())
             raise RequestError(f"dataset: cannot read {self.files.path}/{name} ({reason})") from error
 
     def image(self, index: int) -> Tensor:
@@ -136,6 +146,17 @@ class FileDataset(Dataset):
 
     def select(self, indices: Tensor, info: DatasetInfo) -> FileDataset:
         return FileDataset(self.files, [self.names[i] for i in indices.tolist()], self.labels[indices], info)
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any picture as 8-bit RGB, the way up that its camera noted: 16-bit grey is scaled, transparency becomes white."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):  # 16 bits, which a plain conversion would clip to white
+        return Image.fromarray((np.asarray(image, dtype=np.int64) >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image.convert("RGB")
 
 
 def to_tensor(image: Image.Image) -> Tensor:

@@ -49,11 +49,9 @@ class Folder(Files):
         self.path = path
         digest = hashlib.sha256(str(path.resolve()).encode())
         self.names = []
-        for directory, subdirectories, files in os.walk(path):
-            subdirectories.sort()
-            for file in files:
-                full = Path(directory, file)
-                self.names.append(full.relative_to(path).as_posix())
+        for directory, _, files in os.walk(path, followlinks=True):
+            inside = [Path(directory, file) for file in files]
+            self.names += [file.relative_to(path).as_posix() for file in inside if file.exists()]  # no dangling links
         self.names.sort()
         for name in self.names:
             stat = (path / name).stat()
@@ -87,7 +85,7 @@ class Archive(Files):
             self._opened = (os.getpid(), zipfile.ZipFile(self.path))  # a forked worker needs a file position of its own
         try:
             return self._opened[1].read(self._prefix + name)
-        except (zipfile.BadZipFile, zlib.error) as error:
+        except (zipfile.BadZipFile, zlib.error, KeyError) as error:
             raise RequestError(f"dataset: cannot read {name} in {self.path} ({error})") from error
 
     def __getstate__(self) -> dict[str, object]:

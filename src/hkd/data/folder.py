@@ -4,7 +4,7 @@ from pathlib import Path, PurePosixPath
 
 import torch
 
-from hkd.data.base import DatasetInfo, FileDataset, check_split, datasets
+from hkd.data.base import LARGEST_IN_MEMORY, DatasetInfo, FileDataset, check_split, datasets
 from hkd.data.files import open_files
 from hkd.errors import RequestError
 
@@ -17,8 +17,8 @@ def folder(path: Path, split: str, image_size: int | None, name: str = "folder")
     Args:
         path: of the folder or .zip archive.
         split: "train" or "val"; evaluation images may stand in val/, test/, valid/ or validation/.
-        image_size: resize to squares of this size. If None, and the images are squares of one size, they keep it;
-            otherwise their size is left open and training chooses.
+        image_size: resize to squares of this size. If None, and the images are squares of one size of at most 96
+            pixels, they keep it; otherwise their size is left open and training chooses.
 
     Raises:
         RequestError: nothing is there, a split or its classes are missing, or the splits' classes differ.
@@ -59,7 +59,7 @@ def _common_size(dataset: FileDataset, looks: int = 16) -> int | None:
     step = max(1, len(dataset) // looks)
     sizes = {dataset.decode(index).size for index in range(0, len(dataset), step)}
     width, height = sizes.pop()
-    return width if not sizes and width == height else None
+    return width if not sizes and width == height <= LARGEST_IN_MEMORY else None
 
 
 @datasets.register("imagenet")

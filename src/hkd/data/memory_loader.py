@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,11 +14,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hkd.data.base import ArrayDataset, Dataset, FileDataset
+from hkd.data.base import LARGEST_IN_MEMORY, ArrayDataset, Dataset, FileDataset
 from hkd.data.loader import Loader, epoch_generator
 from hkd.types import Batch
 
-LARGEST_SIDE = 96
 LARGEST_BYTES = 4 * 2**30
 
 
@@ -26,7 +26,7 @@ def fits_in_memory(dataset: Dataset) -> bool:
     size = dataset.info.image_size
     if isinstance(dataset, ArrayDataset):
         return True
-    return size is not None and size <= LARGEST_SIDE and 3 * size * size * len(dataset) <= LARGEST_BYTES
+    return size is not None and size <= LARGEST_IN_MEMORY and 3 * size * size * len(dataset) <= LARGEST_BYTES
 
 
 def in_memory(dataset: Dataset, cache: Path | None = None, workers: int = 1) -> ArrayDataset:
@@ -58,7 +58,7 @@ def in_memory(dataset: Dataset, cache: Path | None = None, workers: int = 1) -> 
             pass
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
+        partial = path.with_suffix(f".{os.getpid()}")  # another run may be writing the same
         safetensors.torch.save_file({"images": images}, str(partial))
         partial.replace(path)
     return ArrayDataset(images, dataset.labels, dataset.info)
@@ -79,27 +79,36 @@ class MemoryLoader(Loader):
 
     Args:
         dataset: what to load.
-        batch_size: B; the last batch of an epoch holds what is left.
+        batch_size: B; the last batch of an epoch holds what is left, see :class:`Loader`.
         device: where images live and batches are made.
         train: augment and shuffle.
+        flip: whether training may mirror images at all.
         seed: of order and augmentation; epoch e is the same whenever it is loaded.
     """
 
     def __init__(
-        self, dataset: ArrayDataset, batch_size: int, device: torch.device, *, train: bool, seed: int = 0
+        self,
+        dataset: ArrayDataset,
+        batch_size: int,
+        device: torch.device,
+        *,
+        train: bool,
+        flip: bool = True,
+        seed: int = 0,
     ) -> None:
         self.dataset = dataset
         self.batch_size = batch_size
         self.device = device
         self.train = train
+        self.flip = flip and dataset.info.flip
         self.seed = seed
         self.size = dataset.images.shape[2]
         self.padding = self.size // 8 if train else 0
         self.labels = dataset.labels.to(device)
-        padded = F.pad(dataset.images.to(device), (self.padding,) * 4)
+        padded = F.pad(dataset.images, (self.padding,) * 4)
         # Pixels stand beside each other by channel (NHWC), which is channels-last for the network. Every window of the
         # padded image is a view: (N, offsets, offsets, side, side, 3).
-        pixels = padded.permute(0, 2, 3, 1).contiguous()
+        pixels = padded.permute(0, 2, 3, 1).contiguous().to(device)
         windows = pixels.unfold(1, self.size, 1).unfold(2, self.size, 1)
         self._windows = windows.permute(0, 1, 2, 4, 5, 3)
         mean, std = (torch.tensor(v, device=device) for v in (dataset.info.mean, dataset.info.std))
@@ -111,7 +120,7 @@ class MemoryLoader(Loader):
         generator = epoch_generator(self.seed, number, self.device)
         count = len(self.dataset)
         if self.train:
-            order = torch.randperm(count, generator=generator, device=self.device)
+            order = torch.randperm(count, generator=generator, device=self.device)[: self.images_per_epoch]
         else:
             order = torch.arange(count, device=self.device)
         for index in torch.split(order, self.batch_size):
@@ -124,7 +133,7 @@ class MemoryLoader(Loader):
             offsets = 2 * self.padding + 1
             top, left = torch.randint(offsets, (2, count), generator=generator, device=self.device)
             pixels = self._windows[index, top, left]
-            if self.dataset.info.flip:
+            if self.flip:
                 mirror = torch.rand(count, 1, 1, 1, generator=generator, device=self.device) < 0.5
                 pixels = torch.where(mirror, pixels.flip(2), pixels)
         else:

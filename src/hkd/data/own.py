@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from hkd.data.base import ArrayDataset, Dataset, DatasetInfo, fit, to_tensor
+from hkd.data.base import ArrayDataset, Dataset, DatasetInfo, fit, to_rgb, to_tensor
+from hkd.data.resize import resize
 from hkd.errors import RequestError
 
 
@@ -19,7 +21,7 @@ def as_dataset(source: Any, image_size: int | None = None, classes: Sequence[str
 
     Args:
         source: has ``len`` and items whose first two parts are an image (PIL, or uint8 of shape (3, H, W)) and its
-            class; no random augmentation, which training does itself. A :class:`Dataset` is returned as it is.
+            class; no random augmentation, which training does itself. All of it is read into memory.
         image_size: resize to squares of this side in pixels; needed where images vary in size.
         classes: their names; ``source.classes``, or numbers, if not given.
 
@@ -30,7 +32,10 @@ def as_dataset(source: Any, image_size: int | None = None, classes: Sequence[str
 
         data = hkd.as_dataset(torchvision.datasets.Flowers102("data"), image_size=64)
     """
+    if isinstance(source, ArrayDataset):
+        return ArrayDataset(resize(source.images, image_size), source.labels, source.info)
     if isinstance(source, Dataset):
+        source.info = replace(source.info, image_size=image_size or source.info.image_size)
         return source
     name = type(source).__name__
     items = (source[i] for i in range(len(source)))
@@ -38,6 +43,8 @@ def as_dataset(source: Any, image_size: int | None = None, classes: Sequence[str
     for image, label, *_ in items:
         images.append(_uint8(image, image_size, name))
         labels.append(int(label))
+    if not images:
+        raise RequestError(f"dataset: {name} has no images")
     if len({tuple(image.shape) for image in images}) != 1:
         raise RequestError(f"dataset: the images of {name} vary in size; pass image_size")
     names = classes or getattr(source, "classes", None) or [str(i) for i in range(max(labels) + 1)]
@@ -50,7 +57,7 @@ def _uint8(image: Any, size: int | None, name: str) -> Tensor:
             return image
         image = Image.fromarray(np.asarray(image.permute(1, 2, 0)))
     if isinstance(image, Image.Image):
-        image = image.convert("RGB")
+        image = to_rgb(image)
         return to_tensor(image if size is None else fit(image, size))
     raise RequestError(
         f"dataset: {name} gives images as {type(image).__name__}; expected PIL images or uint8 tensors (3, H, W), "

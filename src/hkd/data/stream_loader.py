@@ -14,6 +14,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from hkd.data.base import FileDataset, fit, to_tensor
 from hkd.data.loader import Loader, epoch_generator
+from hkd.errors import RequestError
 from hkd.types import Batch
 
 
@@ -26,69 +27,78 @@ class StreamLoader(Loader):
 
     Args:
         dataset: what to load.
-        batch_size: B; the last batch of an epoch holds what is left.
+        batch_size: B; the last batch of an epoch holds what is left, see :class:`Loader`.
         device: where batches go; they travel as uint8.
         image_size: side in pixels of what the network sees.
         train: augment and shuffle.
+        flip: whether training may mirror images at all.
         seed: of order and augmentation.
         workers: processes that decode; 0 decodes in this one.
     """
 
     def __init__(
         self, dataset: FileDataset, batch_size: int, device: torch.device, *, image_size: int, train: bool,
-        seed: int = 0, workers: int = 0,
+        flip: bool = True, seed: int = 0, workers: int = 0,
     ) -> None:  # fmt: skip
         self.dataset = dataset
         self.batch_size = batch_size
         self.device = device
         self.train = train
         self.seed = seed
-        self._order = _EpochOrder(len(dataset), seed if train else None)
+        self._order = _EpochOrder(len(dataset), self.images_per_epoch, seed if train else None)
         self._loader = DataLoader(
-            _Views(dataset, image_size, seed if train else None),
+            _Views(dataset, image_size, flip and dataset.info.flip, seed if train else None),
             batch_size=batch_size,
             sampler=self._order,
             num_workers=workers,
             persistent_workers=workers > 0,
             pin_memory=device.type == "cuda",
-            multiprocessing_context="forkserver" if workers else None,
         )
         mean, std = (torch.tensor(v, device=device).view(3, 1, 1) for v in (dataset.info.mean, dataset.info.std))
         self._scale, self._shift = 1 / (255 * std), -mean / std
 
     def epoch(self, number: int) -> Iterator[Batch]:
         self._order.epoch = number
-        for image, label, index in self._loader:
+        for image, label, index in self._loaded():
             pixels = image.to(self.device, non_blocking=True).contiguous(memory_format=torch.channels_last)
             normalised = torch.addcmul(self._shift, pixels.float(), self._scale)
             yield Batch(normalised, label.to(self.device, non_blocking=True), index.to(self.device, non_blocking=True))
+
+    def _loaded(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        try:
+            yield from self._loader
+        except RequestError as error:  # from a worker it comes wrapped in that process's traceback
+            last = str(error).strip().splitlines()[-1]
+            raise RequestError(last.removeprefix("hkd.errors.RequestError: ")) from None
 
 
 class _EpochOrder:
     """(epoch, index) of each image of an epoch: workers outlive an epoch and have to be told which it is."""
 
-    def __init__(self, count: int, seed: int | None) -> None:
+    def __init__(self, count: int, kept: int, seed: int | None) -> None:
         self.count = count
+        self.kept = kept
         self.seed = seed
         self.epoch = 0
 
     def __len__(self) -> int:
-        return self.count
+        return self.kept
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         order = torch.arange(self.count)
         if self.seed is not None:
             generator = epoch_generator(self.seed, self.epoch, torch.device("cpu"))
             order = torch.randperm(self.count, generator=generator)
-        return ((self.epoch, index) for index in order.tolist())
+        return ((self.epoch, index) for index in order[: self.kept].tolist())
 
 
 class _Views(TorchDataset[tuple[Tensor, int, int]]):
     """What the network is shown of each image, uint8 (3, size, size)."""
 
-    def __init__(self, dataset: FileDataset, size: int, seed: int | None) -> None:
+    def __init__(self, dataset: FileDataset, size: int, flip: bool, seed: int | None) -> None:
         self.dataset = dataset
         self.size = size
+        self.flip = flip
         self.seed = seed
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int, int]:
@@ -99,7 +109,7 @@ class _Views(TorchDataset[tuple[Tensor, int, int]]):
         else:
             choice = random.Random(f"{self.seed} {epoch} {index}")
             view = random_resized_crop(image, self.size, choice)
-            if self.dataset.info.flip and choice.random() < 0.5:
+            if self.flip and choice.random() < 0.5:
                 view = view.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         return to_tensor(view), int(self.dataset.labels[index]), index
 

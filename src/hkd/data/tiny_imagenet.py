@@ -31,6 +31,9 @@ def tiny_imagenet(split: str, root: Path, image_size: int | None) -> FileDataset
         labels = [label_of[PurePosixPath(name).parts[1]] for name in names]
     else:
         rows = [line.split("\t") for line in _text(files, "val/val_annotations.txt").splitlines() if line]
+        wrong = next((row for row in rows if len(row) < 2 or row[1] not in label_of), None)
+        if wrong is not None:
+            raise RequestError(f"dataset: val_annotations.txt of {files.path} has the line {' '.join(wrong)!r}")
         names = [f"val/images/{row[0]}" for row in rows]
         labels = [label_of[row[1]] for row in rows]
     info = DatasetInfo(
