@@ -1,5 +1,11 @@
 """Foreign networks as models."""
 
+import copy
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -43,11 +49,24 @@ def test_an_own_module_is_understood() -> None:
     assert module.stem[0].weight.grad is not None
 
 
-def test_wrapping_leaves_the_mode_and_nothing_behind() -> None:
+def test_wrapping_leaves_the_modes_alone() -> None:
     module = Own().train()
     module.body.eval()
-    hkd.wrap_model(module, image_size=32)
+    assert hkd.wrap_model(module, image_size=32).info.num_classes == 5
     assert module.training and not module.body.training
+
+
+def test_wrappers_can_be_copied_pickled_and_doubled(tmp_path: Path) -> None:
+    module, image = Own(), torch.randn(2, 3, 32, 32)
+    first = hkd.wrap_model(module, image_size=32)
+    expected = first(image)
+    second = hkd.wrap_model(module, image_size=32)
+    torch.save(first, tmp_path / "whole.pt")
+    for wrapper in (first, second, copy.deepcopy(first), torch.load(tmp_path / "whole.pt", weights_only=False)):
+        out = wrapper(image)
+        torch.testing.assert_close(out.embedding, expected.embedding)
+        assert len(out.features) == 2
+        assert wrapper._seen is None, "no activation outlives the step"
 
 
 def test_a_model_is_not_wrapped_again() -> None:
@@ -105,11 +124,30 @@ def test_a_factory_is_a_model_name() -> None:
     [
         ("timm:resnet343", "did you mean resnet34"), ("torchvision:resnet19", "did you mean resnet1"),
         ("nowhere:make", "cannot import"), ("tests.models.test_external:missing", "cannot import"),
+        (":make", "cannot import"), ("tests.models.test_external:Scaled", "classifier: the output of Scaled"),
+        ("tests.models.test_external:copy", "fails"), ("timm:resnet18.nosuch", "timm cannot build resnet18.nosuch"),
     ],
 )  # fmt: skip
 def test_library_names_that_are_wrong(name: str, message: str) -> None:
     with pytest.raises(hkd.RequestError, match=message):
         hkd.create_model(name, 4)
+
+
+def test_a_factory_in_the_working_directory_is_found(tmp_path: Path) -> None:
+    (tmp_path / "mynet.py").write_text("from tests.models.test_external import Own\ndef make(n): return Own(n)\n")
+    code = "import hkd; assert hkd.create_model('mynet:make', 4).info.num_classes == 4"
+    script = tmp_path / "elsewhere" / "run.py"
+    script.parent.mkdir()
+    script.write_text(code)
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    subprocess.run([sys.executable, script], cwd=tmp_path, env=environment, check=True)
+
+
+def test_an_image_that_is_too_small_is_told() -> None:
+    model = hkd.create_model("vgg8", 10)
+    with pytest.raises(hkd.RequestError, match="image_size: vgg8 does not take images of 2x2"):
+        model.info_at(2)
+    assert model.training
 
 
 def test_pretrained_zoo_networks_do_not_exist() -> None:

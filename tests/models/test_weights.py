@@ -97,6 +97,32 @@ def test_truncated_and_missing_files_are_told(tmp_path: Path, suffix: str) -> No
         hkd.load_checkpoint(model, file)
 
 
+def test_a_network_with_a_part_called_module_keeps_all_of_it(tmp_path: Path) -> None:
+    class Inside(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.module, self.head = torch.nn.Linear(2, 3), torch.nn.Linear(3, 4)
+
+    model, again = Inside(), Inside()
+    torch.save(model.state_dict(), tmp_path / "m.pt")
+    hkd.load_checkpoint(again, tmp_path / "m.pt")
+    assert_same_weights(model, again)
+
+
+def test_tied_weights_are_written(tmp_path: Path) -> None:
+    module = Own()
+    module.aside.weight = module.head.weight
+    hkd.save_model(hkd.wrap_model(module, image_size=32), tmp_path / "m.safetensors")
+    hkd.load_checkpoint(Own(), tmp_path / "m.safetensors")
+
+
+@pytest.mark.parametrize("content", [b"<html>not found</html>", bytes(range(256)) * 4, b"", b"\x80\x02."])
+def test_other_files_are_no_checkpoints(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "m.pth").write_bytes(content)
+    with pytest.raises(hkd.RequestError, match="truncated or corrupt|holds no weights"):
+        hkd.load_checkpoint(hkd.create_model("resnet8", 2), tmp_path / "m.pth")
+
+
 def test_a_file_without_weights_is_told(tmp_path: Path) -> None:
     torch.save({"epoch": 3}, tmp_path / "m.pt")
     with pytest.raises(hkd.RequestError, match="holds no weights"):

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from hkd.errors import RequestError
 from hkd.registry import Registry
 from hkd.types import ModelOutput
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,14 @@ class Model(nn.Module, ABC):
     name: str = ""
     image_size: int = 32
     """The usual side of its images, in pixels."""
+    normalisation: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+    """Mean and deviation of the channels that its weights were trained with, where they are known."""
+    pretrained_classifier: bool = False
+    """Whether the classifier, too, came with a library's weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._infos: dict[int, ModelInfo] = {}
 
     @abstractmethod
     def forward(self, image: Tensor) -> ModelOutput: ...
@@ -50,14 +63,28 @@ class Model(nn.Module, ABC):
         """The network in numbers, for images of its usual size."""
         return self.info_at(self.image_size)
 
-    @torch.no_grad()
     def info_at(self, image_size: int) -> ModelInfo:
-        """The network in numbers, measured on one black image of the given side. Leaves the network as it was."""
-        training = self.training
+        """The network in numbers, measured once on a black image of the given side. Leaves the network as it was.
+
+        Raises:
+            RequestError: the network does not take images of that size.
+        """
+        if image_size not in self._infos:
+            self._infos[image_size] = self._measure(image_size)
+        return replace(self._infos[image_size], name=self.name)
+
+    def _measure(self, image_size: int) -> ModelInfo:
         like = next(self.parameters())
-        self.eval()
-        out = self(torch.zeros(1, 3, image_size, image_size, device=like.device, dtype=like.dtype))
-        self.train(training)
+        black = torch.zeros(1, 3, image_size, image_size, device=like.device, dtype=like.dtype)
+        with torch.no_grad(), evaluating(self):
+            try:
+                out = self(black)
+            except Exception as error:  # each network has its own way of saying that an image is too small
+                reason = " ".join(str(error).split())
+                raise RequestError(
+                    f"image_size: {self.name or type(self).__name__} does not take images of {image_size}x{image_size} "
+                    f"({reason})"
+                ) from error
         return ModelInfo(
             name=self.name,
             num_classes=out.logits.shape[1],
@@ -66,6 +93,18 @@ class Model(nn.Module, ABC):
             stages=tuple((f.shape[1], f.shape[2], f.shape[3]) for f in out.features),
             parameters=sum(p.numel() for p in self.parameters()),
         )
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Puts a module into evaluation mode, and afterwards each of its parts back into its own."""
+    modes = {part: part.training for part in module.modules()}
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, mode in modes.items():
+            part.training = mode
 
 
 class CifarModel(Model):

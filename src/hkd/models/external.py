@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from hkd.errors import RequestError, unknown
-from hkd.models.base import Model
+from hkd.models.base import IMAGENET_MEAN, IMAGENET_STD, Model, evaluating
 from hkd.types import ModelOutput
 
 
@@ -29,28 +32,30 @@ class WrappedModel(Model):
         self.image_size = image_size
         self.classifier = classifier
         self.stages = tuple(stages)
-        self._seen: dict[str, Tensor] = {}
+        # What the hooks see; None unless this wrapper is running, so that no activation outlives its step.
+        self._seen: dict[str, Tensor] | None = None
         module.get_submodule(classifier).register_forward_pre_hook(self._see_embedding)
         for stage in self.stages:
-            module.get_submodule(stage).register_forward_hook(self._see_stage(stage))
+            module.get_submodule(stage).register_forward_hook(partial(self._see_stage, stage))
 
     def _see_embedding(self, _: nn.Module, inputs: tuple[Any, ...]) -> None:
-        self._seen["embedding"] = inputs[0]
+        if self._seen is not None:
+            self._seen["embedding"] = inputs[0]
 
-    def _see_stage(self, stage: str) -> Callable[[nn.Module, Any, Any], None]:
-        def hook(_: nn.Module, __: Any, output: Any) -> None:
+    def _see_stage(self, stage: str, _: nn.Module, __: Any, output: Any) -> None:
+        if self._seen is not None:
             self._seen[stage] = output
 
-        return hook
-
     def forward(self, image: Tensor) -> ModelOutput:
-        logits = self.module(image)
-        # Taken out, so that no activation outlives the step.
-        embedding = self._seen.pop("embedding")
+        seen = self._seen = {}
+        try:
+            logits = self.module(image)
+        finally:
+            self._seen = None
+        embedding = seen["embedding"]
         if embedding.ndim == 4:  # the classifier is a 1x1 convolution
             embedding = embedding.mean(dim=(2, 3))
-        features = tuple(self._seen.pop(stage) for stage in self.stages)
-        return ModelOutput(logits, embedding, features, ())
+        return ModelOutput(logits, embedding, tuple(seen[stage] for stage in self.stages))
 
 
 def wrap_model(
@@ -136,8 +141,6 @@ def _probe(module: nn.Module, name: str, sizes: Sequence[int]) -> _Probe:
         return lambda part, _, output: calls.append((path, part, output))
 
     hooks = [part.register_forward_hook(watch(path)) for path, part in module.named_modules() if path]
-    training = {part: part.training for part in module.modules()}
-    module.eval()
     reason: Exception | None = None
     try:
         for size in sizes:
@@ -145,7 +148,8 @@ def _probe(module: nn.Module, name: str, sizes: Sequence[int]) -> _Probe:
             # Noise, so that two layers' outputs cannot be mistaken for one another.
             noise = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(0))
             try:
-                out = module(noise.to(like.device, like.dtype))
+                with evaluating(module):
+                    out = module(noise.to(like.device, like.dtype))
             except Exception as error:  # whatever a foreign module raises is its answer to this size
                 reason = error
                 continue
@@ -157,10 +161,9 @@ def _probe(module: nn.Module, name: str, sizes: Sequence[int]) -> _Probe:
     finally:
         for hook in hooks:
             hook.remove()
-        for part, mode in training.items():
-            part.training = mode
     tried = " and ".join(f"{size}x{size}" for size in sizes)
-    raise RequestError(f"model: {name} does not run on a {tried} image ({reason}); pass image_size") from reason
+    why = " ".join(str(reason).split())
+    raise RequestError(f"model: {name} does not run on a {tried} image ({why}); pass image_size") from reason
 
 
 def _describe(out: Any) -> str:
@@ -173,9 +176,16 @@ def from_timm(name: str, num_classes: int, pretrained: bool) -> Model:
 
     if not timm.is_model(name):
         raise unknown("model", name, timm.list_models())
-    module: Any = timm.create_model(name, num_classes=num_classes, pretrained=pretrained)
-    image_size = module.pretrained_cfg["input_size"][-1]
-    return wrap_model(module, name=f"timm:{name}", image_size=image_size)
+    try:
+        module: Any = timm.create_model(name, num_classes=num_classes, pretrained=pretrained)
+    except Exception as error:  # an unknown tag, no network, no weights
+        raise RequestError(f"model: timm cannot build {name} ({' '.join(str(error).split())})") from error
+    about = module.pretrained_cfg
+    model = wrap_model(module, name=f"timm:{name}", image_size=about["input_size"][-1])
+    if pretrained:
+        model.normalisation = (tuple(about["mean"]), tuple(about["std"]))
+        model.pretrained_classifier = about["num_classes"] == num_classes
+    return model
 
 
 def from_torchvision(name: str, num_classes: int, pretrained: bool) -> Model:
@@ -185,20 +195,25 @@ def from_torchvision(name: str, num_classes: int, pretrained: bool) -> Model:
     known = torchvision.models.list_models(module=torchvision.models)
     if name not in known:
         raise unknown("model", name, known)
-    if not pretrained:
-        arguments: dict[str, Any] = {"num_classes": num_classes}
-        if name in ("googlenet", "inception_v3"):
-            arguments |= {"aux_logits": False, "init_weights": True}  # a second head returns several logits
-        return wrap_model(torchvision.models.get_model(name, weights=None, **arguments), name=f"torchvision:{name}")
-    model = wrap_model(torchvision.models.get_model(name, weights="DEFAULT"), name=f"torchvision:{name}")
+    arguments: dict[str, Any] = {"weights": "DEFAULT"} if pretrained else {"weights": None, "num_classes": num_classes}
+    if name in ("googlenet", "inception_v3") and not pretrained:
+        arguments |= {"aux_logits": False, "init_weights": True}  # a second head returns several logits
+    try:
+        module = torchvision.models.get_model(name, **arguments)
+    except (OSError, ValueError) as error:  # no network, no weights
+        raise RequestError(f"model: torchvision cannot build {name} ({' '.join(str(error).split())})") from error
+    model = wrap_model(module, name=f"torchvision:{name}")
     assert isinstance(model, WrappedModel)
-    if model.info.num_classes != num_classes:
-        _replace_classifier(model, num_classes)
+    if pretrained:
+        model.normalisation = (IMAGENET_MEAN, IMAGENET_STD)
+        model.pretrained_classifier = model.info.num_classes == num_classes
+        if not model.pretrained_classifier:
+            return _with_new_classifier(model, num_classes)
     return model
 
 
-def _replace_classifier(model: WrappedModel, num_classes: int) -> None:
-    """Gives a pretrained network a new, untrained classifier of another number of classes."""
+def _with_new_classifier(model: WrappedModel, num_classes: int) -> Model:
+    """A pretrained network with an untrained classifier of another number of classes."""
     old = model.module.get_submodule(model.classifier)
     bias = old.bias is not None
     new: nn.Module
@@ -207,18 +222,28 @@ def _replace_classifier(model: WrappedModel, num_classes: int) -> None:
     else:
         assert isinstance(old, nn.Conv2d)
         new = nn.Conv2d(old.in_channels, num_classes, 1, bias=bias)
-    new.register_forward_pre_hook(model._see_embedding)
     model.module.set_submodule(model.classifier, new)
+    fresh = WrappedModel(model.module, model.classifier, model.stages, model.name, model.image_size)
+    fresh.normalisation = model.normalisation
+    return fresh
 
 
 def from_factory(path: str, num_classes: int) -> Model:
-    """A network built by ``package.module:callable``, called with the number of classes."""
+    """A network built by ``package.module:callable``, called with the number of classes.
+
+    The module is looked for in the working directory first, as ``python -m`` does.
+    """
     module_name, _, attribute = path.partition(":")
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
     try:
         factory = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError) as error:
-        raise RequestError(f"model: cannot import {path!r} ({error})") from error
-    module = factory(num_classes)
+    except Exception as error:  # importing runs the asker's own code
+        raise RequestError(f"model: cannot import {path!r} ({type(error).__name__}: {error})") from error
+    try:
+        module = factory(num_classes)
+    except Exception as error:
+        raise RequestError(f"model: {path}({num_classes}) fails ({type(error).__name__}: {error})") from error
     if not isinstance(module, nn.Module):
         raise RequestError(f"model: {path}({num_classes}) returned a {type(module).__name__}, not an nn.Module")
     wrapped = wrap_model(module)

@@ -13,9 +13,11 @@ import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from hkd.errors import RequestError
 from hkd.models.base import Model
+from hkd.models.external import WrappedModel
 
 # Under which keys a checkpoint file keeps a network's weights, and what wrappers put before the names of parameters.
 CONTAINERS = ("model", "state_dict", "student", "net", "model_state_dict")
@@ -31,8 +33,11 @@ def save_model(model: Model, path: str | Path, **about: Any) -> None:
         about: more to write beside them, such as the class names and the normalisation; anything JSON can say.
     """
     about = {"model": model.name, "num_classes": model.info.num_classes, **about}
-    # A file written in channels-last order would read back garbled.
-    state = {name: value.detach().cpu().contiguous() for name, value in _module(model).state_dict().items()}
+    # A copy of each tensor in plain order: files keep neither channels-last strides nor shared memory.
+    state = {
+        name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, value in _module(model).state_dict().items()
+    }
     safetensors.torch.save_file(state, str(path), metadata={"hkd": json.dumps(about)})
 
 
@@ -57,7 +62,7 @@ def read_about(path: str | Path) -> dict[str, Any]:
         with safetensors.safe_open(str(path), framework="pt") as file:
             about: dict[str, Any] = json.loads((file.metadata() or {}).get("hkd", "{}"))
             return about
-    except (safetensors.SafetensorError, OSError, json.JSONDecodeError) as error:
+    except (safetensors.SafetensorError, OSError, ValueError) as error:
         raise RequestError(f"checkpoint: {path} is not a readable safetensors file ({error})") from error
 
 
@@ -85,9 +90,7 @@ def load_checkpoint(model: nn.Module, path: str | Path) -> None:
 
 def _module(model: nn.Module) -> nn.Module:
     """A wrapped network is stored under its own names, as its author would load it."""
-    module = getattr(model, "module", model)
-    assert isinstance(module, nn.Module)
-    return module
+    return model.module if isinstance(model, WrappedModel | DataParallel | DistributedDataParallel) else model
 
 
 def _name(model: nn.Module) -> str:
@@ -107,11 +110,10 @@ def _read(path: Path) -> Mapping[str, Tensor]:
             return safetensors.torch.load_file(str(path))
         with torch.serialization.safe_globals(_numpy_scalars()):
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        reason = str(error).splitlines()[0]
-        raise RequestError(f"checkpoint: {path} holds more than weights and is not loaded ({reason})") from error
-    except (safetensors.SafetensorError, OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    except Exception as error:  # a file from elsewhere may break its reader anywhere
+        reason = str(error).split("\n", 1)[0].strip() or type(error).__name__
+        if isinstance(error, pickle.UnpicklingError) and "GLOBAL" in str(error):
+            raise RequestError(f"checkpoint: {path} holds more than weights and is not loaded ({reason})") from error
         raise RequestError(f"checkpoint: {path} is truncated or corrupt ({reason})") from error
     for key in CONTAINERS:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
