@@ -23,6 +23,7 @@ import hkd
 from hkd.data import ArrayDataset, DatasetInfo, make_loader
 from hkd.methods import Weights
 from hkd.training.engine import Engine
+from hkd.training.loop import train_epoch
 from hkd.training.objective import LABELS_ALONE, Objective
 
 KINDS = {
@@ -55,14 +56,8 @@ def stepper(kind: str, asked: argparse.Namespace, engine: Engine, data: ArrayDat
     batches = itertools.chain.from_iterable(map(loader.epoch, itertools.count()))
 
     def step() -> None:
-        batch = next(batches)
-        with engine.autocast():
-            with torch.no_grad():
-                seen = teacher(batch.image) if weights.kd or weights.method else None
-            total, _, _ = objective(batch, seen)
-        engine.backward(total)
-        optimizer.step()
-        optimizer.zero_grad()
+        # A pass of the loop over one batch; its closing sums are read once a step here, in every kind alike.
+        train_epoch(objective, teacher if weights.kd or weights.method else None, [next(batches)], optimizer, engine)
 
     return step
 

@@ -1,5 +1,6 @@
 """The command line as a person uses it."""
 
+import dataclasses
 import subprocess
 import sys
 import time
@@ -11,7 +12,7 @@ import torch
 import yaml
 
 import hkd
-from hkd.cli import main
+from hkd.cli import HELP_GROUPS, main
 from hkd.recipes import find_recipe, list_recipes
 
 HKD = [sys.executable, "-m", "hkd.cli"]
@@ -38,6 +39,27 @@ def test_help_is_quick() -> None:
         subprocess.run([*HKD, "distill", "--help"], capture_output=True, check=True)
         best = min(best, time.perf_counter() - started)
     assert best < 0.5
+
+
+def test_a_pair_s_recipe_trains_either_network(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text("teacher: resnet14\nstudent: resnet8\nlr: 0.01\nteacher_lr: 0.03\nholistic:\n  k: 3\n")
+    for role, name, lr in (("student", "resnet8", 0.01), ("teacher", "resnet14", 0.03)):
+        run = tmp_path / role
+        status, _, err = ask(capsys, "train", f"--config={recipe}", "--role", role, "--run", str(run), *SMALL)
+        assert status == 0, err
+        assert hkd.load_model(run / "model.safetensors")[1]["model"] == name
+        assert yaml.safe_load((run / "config.yaml").read_text())["lr"] == lr
+        status, out, _ = ask(capsys, "train", "--config", str(run / "config.yaml"))
+        assert status == 0 and "is finished" in out
+
+
+@pytest.mark.parametrize("config", [hkd.TrainConfig, hkd.DistillConfig, hkd.EvaluateConfig])
+def test_every_field_has_its_option(config: type) -> None:
+    shown = {name for names in HELP_GROUPS.values() for name in names.split()}
+    fields = {field.name for field in dataclasses.fields(config) if "help" in field.metadata}
+    assert fields <= shown
+    assert {f.name for f in dataclasses.fields(config)} - fields <= {"settings", "role"}
 
 
 def test_every_promised_option_is_there(capsys: pytest.CaptureFixture[str]) -> None:
@@ -117,6 +139,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "cut.zip").write_bytes(b"PK\x03\x04 cut short")
     with zipfile.ZipFile(folder / "empty.zip", "w") as archive:
         archive.writestr("train/a/readme.txt", "")
+    (folder / "page.pth").write_text("<html>not found</html>")
+    (folder / "latin.yaml").write_bytes("run: b\xe4r\n".encode("latin-1"))
     (folder / "typo.yaml").write_text("epoch: 3\n")
     (folder / "broken.yaml").write_text("epochs: [3\n")
     return folder
@@ -170,8 +194,22 @@ WRONG = [
     ("distill --config digit", "config: unknown name 'digit'; did you mean digits"),
     ("distill --config {files}/typo.yaml", "option: unknown option --epoch; did you mean --epochs"),
     ("distill --config {files}/broken.yaml", "config: "),
-    ("train --student resnet8 --teacher resnet20", "student: `train` trains one network"),
-    ("train --method kd", "option: unknown option --method"),
+    ("train --student resnet8 --teacher resnet20", "role: student resnet8 and teacher resnet20 are named; --role says"),
+    ("train --role pupil", "role: "),
+    ("train --method kd", "method: is about a distillation, and train learns from labels alone"),
+    ("train --teacher-checkpoint x", "teacher_checkpoint: is about a distillation"),
+    ("distill --role teacher", "option: unknown option --role"),
+    ("distill --student=", "student: expected a name; got an empty one"),
+    ("distill --seed 5000000000", "seed: expected a number below 2**32; got 5000000000"),
+    ("distill --epoch 3", "option: unknown option --epoch; did you mean --epochs"),
+    ("distill --student vgg8 --image-size 2", "image_size: vgg8 does not take images of 2x2"),
+    ("distill --method kd --method-weight 1", "method_weight: kd is the classical term, whose weight is kd_weight"),
+    ("distill --run {files}/typo.yaml/run", "run: "),
+    ("distill --teacher-checkpoint {files}/vgg8.pth", "teacher: {files}/vgg8.pth does not say which network it holds"),
+    ("distill --teacher-checkpoint {files}/page.pth --teacher resnet20", "page.pth is truncated or corrupt"),
+    ("distill --config {files}/latin.yaml", "config: "),
+    ("distill --config=digit", "config: unknown name 'digit'; did you mean digits"),
+    ("list models extra", "list: takes one word"),
     ("evaluate {files}/none", "checkpoint: no file"),
     ("evaluate {files}/vgg8.pth --dataset digits", "model: {files}/vgg8.pth does not say which network it holds"),
     ("evaluate {files}/vgg8.safetensors", "dataset: name the data set to test on"),

@@ -7,8 +7,7 @@ import difflib
 import re
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import Field, fields
-from pathlib import Path
+from dataclasses import Field, fields, replace
 from typing import Any, get_type_hints
 
 from jsonargparse import ActionYesNo, ArgumentParser, DefaultHelpFormatter, Namespace
@@ -22,11 +21,11 @@ DONE, FAILED, WRONG_REQUEST, INTERRUPTED = 0, 1, 2, 130
 
 HELP_GROUPS = {
     "run": "checkpoint run seed tensorboard",
-    "data": "dataset data_root image_size limit_classes limit_train",
-    "networks": "model student teacher teacher_checkpoint student_pretrained teacher_pretrained",
+    "data": "dataset data_root image_size limit_classes limit_train flip",
+    "networks": "model student teacher role teacher_checkpoint student_pretrained teacher_pretrained",
     "what is learnt": "method method_weight kd_weight ce_weight kd_temperature",
     "how": "epochs batch_size lr lr_decay milestones momentum weight_decay teacher_lr",
-    "where": "device precision compile channels_last workers",
+    "where": "device precision compile workers",
 }
 """The fields of all configurations in the order in which help shows them."""
 
@@ -61,12 +60,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def train_command(argv: list[str]) -> int:
     """train one network with cross-entropy: a teacher, or the student alone"""
-    asked = _parse(_parser("train", train_command, TrainConfig, run=True), argv)
+    parser = _parser("train", train_command, TrainConfig, run=True)
+    foreign = _accept_of_distillation(parser, argv)
+    asked = _parse(parser, argv)
     config = TrainConfig(**_values(asked, TrainConfig))
+    if asked.teacher_lr is not None and config.trained_role() == "teacher" and not _given("lr", argv):
+        config = replace(config, lr=asked.teacher_lr)
+    if foreign:
+        raise RequestError(f"{foreign}: is about a distillation, and train learns from labels alone; see hkd distill")
     config.check()
     from hkd.jobs import train
 
     return _tell(train(config, fresh=asked.fresh))
+
+
+def _accept_of_distillation(parser: ArgumentParser, argv: list[str]) -> str | None:
+    """Lets a recipe say what only a distillation needs; a pair's networks are then trained with the pair's recipe.
+
+    Returns the first such option that stands on the command line itself, where it would have no effect.
+    """
+    own = {field.name for field in fields(TrainConfig) if "help" in field.metadata}
+    others = [field for field in fields(DistillConfig) if "help" in field.metadata and field.name not in own]
+    _add_options(parser, DistillConfig, others, hidden=True)
+    if not {"-h", "--help"} & set(argv):
+        _add_method_settings(parser, argv, hidden=True)
+    return next((field.name for field in others if _given(field.name, argv)), None)
+
+
+def _given(name: str, argv: list[str]) -> bool:
+    return any(a.split("=")[0] == f"--{name.replace('_', '-')}" for a in argv)
 
 
 def distill_command(argv: list[str]) -> int:
@@ -104,6 +126,8 @@ def list_command(argv: list[str]) -> int:
         return DONE if argv else WRONG_REQUEST
     if argv[0] not in kinds:
         raise unknown("list", argv[0], kinds)
+    if len(argv) > 1:
+        raise RequestError(f"list: takes one word; got {' '.join(argv)}")
     print("\n".join(list_recipes() if argv[0] == "recipes" else getattr(hkd, f"list_{argv[0]}")()))
     return DONE
 
@@ -137,19 +161,22 @@ def _parser(name: str, command: Callable[[list[str]], int], config: type, *, run
         description=command.__doc__,
         epilog=EPILOG.get(name),
         exit_on_error=False,
+        allow_abbrev=False,
         print_config="--print-%s",
         formatter_class=_Help,
     )
     parser.add_argument("--config", action="config", metavar="FILE", help="a YAML file or the name of a recipe")
     if run:
         parser.add_argument("--fresh", action="store_true", help="start over; an earlier run is kept aside")
-    known = {field.name: field for field in fields(config)}
+    known = {field.name: field for field in fields(config) if "help" in field.metadata}
     for title, names in HELP_GROUPS.items():
         _add_options(parser.add_argument_group(title), config, [known[n] for n in names.split() if n in known])
     return parser
 
 
-def _add_options(group: Any, config: type, chosen: Sequence[Field[Any]], prefix: str = "") -> None:
+def _add_options(
+    group: Any, config: type, chosen: Sequence[Field[Any]], prefix: str = "", hidden: bool = False
+) -> None:
     hints = get_type_hints(config)
     for field in chosen:
         hint = hints[field.name]
@@ -160,7 +187,9 @@ def _add_options(group: Any, config: type, chosen: Sequence[Field[Any]], prefix:
             if hint in (kind, kind | None):
                 more["metavar"] = metavar
         name = f"--{prefix}{field.name.replace('_', '-')}"
-        group.add_argument(name, default=field.default, help=field.metadata["help"], **more)
+        group.add_argument(
+            name, default=field.default, help=argparse.SUPPRESS if hidden else field.metadata["help"], **more
+        )
 
 
 class _Help(DefaultHelpFormatter):
@@ -180,7 +209,7 @@ def _written(value: Any) -> str:
     return "yes" if value is True else str(value)
 
 
-def _add_method_settings(parser: ArgumentParser, argv: list[str]) -> None:
+def _add_method_settings(parser: ArgumentParser, argv: list[str], hidden: bool = False) -> None:
     """Adds the options of the methods. Methods need torch: plain help does without, help on a method shows its own."""
     wants_help = bool({"-h", "--help"} & set(argv))
     named = re.findall(r"--method[ =](\S+)", " ".join(argv))
@@ -192,7 +221,7 @@ def _add_method_settings(parser: ArgumentParser, argv: list[str]) -> None:
         method = methods[name]
         if method.settings:
             group = parser.add_argument_group(f"settings of {name}")
-            _add_options(group, method.Config, fields(method.Config), f"{method.settings}.")
+            _add_options(group, method.Config, fields(method.Config), f"{method.settings}.", hidden)
 
 
 def _method_settings(parser: ArgumentParser, asked: Namespace) -> dict[str, Any]:
@@ -213,11 +242,14 @@ def _method_settings(parser: ArgumentParser, asked: Namespace) -> dict[str, Any]
 
 
 def _parse(parser: ArgumentParser, argv: list[str]) -> Namespace:
+    argv = [part for a in argv for part in (a.split("=", 1) if a.startswith("--config=") else [a])]
     argv = [str(find_recipe(a)) if before == "--config" else a for before, a in zip(["", *argv], argv, strict=False)]
     try:
         return parser.parse_args(argv)
     except argparse.ArgumentError as error:
         raise RequestError(_one_line(str(error), parser)) from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise RequestError(f"config: cannot be read ({error})") from error
 
 
 def _one_line(message: str, parser: ArgumentParser) -> str:
@@ -256,10 +288,11 @@ def _tell(result: Any) -> int:
     summary = result.summary
     if result.skipped:
         print(f"{result.run} is finished; --fresh starts over")
+    if "teacher_top1" in summary:
+        print(f"teacher:    top-1 {summary['teacher_top1']:.2f} %")
     print(f"last epoch: top-1 {summary['top1_last']:.2f} %, top-5 {summary['top5_last']:.2f} %   "
           f"(best top-1 {summary['top1_best']:.2f} % in epoch {summary['best_epoch']})")  # fmt: skip
-    weights = next(Path(result.run).glob("*.safetensors"))
-    print(f"weights: {weights}")
+    print(f"weights: {result.weights}")
     return DONE
 
 

@@ -27,10 +27,11 @@ class TrainConfig:
     limit_classes: int | None = option(None, "keep the first so many classes")
     limit_train: int | None = option(None, "keep the first so many training images of each class")
 
-    student: str | None = option(
-        None, "the network: a zoo name, timm:NAME, torchvision:NAME or package.module:callable"
-    )
-    teacher: str | None = option(None, "the network, when it is trained to teach")
+    flip: bool = option(True, "mirror training images at random, where the data set allows it (digits do not)")
+
+    student: str | None = option(None, "zoo name, timm:NAME, torchvision:NAME or package.module:callable [resnet8]")
+    teacher: str | None = option(None, "likewise")
+    role: Literal["student", "teacher"] | None = option(None, "which of the two to train, where both are named")
     student_pretrained: bool = option(False, "start from the library's weights (timm:, torchvision:)")
     teacher_pretrained: bool = option(False, "start the teacher from the library's weights (timm:, torchvision:)")
 
@@ -46,7 +47,6 @@ class TrainConfig:
     device: str = option("auto", "auto, cpu, cuda, cuda:N or mps")
     precision: Precision = option("fp32", "arithmetic of the networks; fp16 needs a GPU")
     compile: bool = option(False, "compile the networks with torch.compile")
-    channels_last: bool = option(True, "keep images and weights in channels-last order")
     workers: int | None = option(None, "processes or threads that decode images; one a core, at most 8, if not given")
     tensorboard: bool = option(True, "write TensorBoard curves into the run folder")
 
@@ -55,6 +55,11 @@ class TrainConfig:
         _at_least(self, 1, "epochs", "batch_size", "image_size", "limit_train")
         _at_least(self, 2, "limit_classes")
         _at_least(self, 0, "seed", "workers", "weight_decay")
+        if self.seed >= 2**32:
+            raise RequestError(f"seed: expected a number below 2**32; got {self.seed}")
+        for name in ("student", "teacher", "dataset", "run"):
+            if getattr(self, name) == "":
+                raise RequestError(f"{name}: expected a name; got an empty one")
         if not (math.isfinite(self.lr) and self.lr > 0):
             raise RequestError(f"lr: expected a number above 0; got {self.lr}")
         if not 0 <= self.momentum < 1:
@@ -65,8 +70,16 @@ class TrainConfig:
             raise RequestError(f"milestones: expected rising parts of the run in (0, 1); got {list(self.milestones)}")
         if self.precision not in get_args(Precision):
             raise RequestError(f"precision: expected one of {', '.join(get_args(Precision))}; got {self.precision!r}")
-        if not self.run:
-            raise RequestError("run: expected a folder; got an empty name")
+
+    def trained_role(self) -> Literal["student", "teacher"]:
+        """Which of the two networks `train` trains: the one that is named, or the one that ``role`` says."""
+        if self.role is not None:
+            return self.role
+        if self.student and self.teacher:
+            raise RequestError(
+                f"role: student {self.student} and teacher {self.teacher} are named; --role says which to train"
+            )
+        return "teacher" if self.teacher else "student"
 
     def lr_at(self, epoch: int) -> float:
         """The learning rate of an epoch, counted from 0."""
@@ -78,8 +91,8 @@ class DistillConfig(TrainConfig):
     """Distilling a student: γ CE + α KD + β method. Weights left open are the method's published ones."""
 
     run: str = option("runs/distill", "the run folder")
-    student: str | None = option("resnet8", "a zoo name, timm:NAME, torchvision:NAME or package.module:callable")
     teacher: str | None = option(None, "likewise [what the checkpoint says it is, or resnet20]")
+    role: Literal["student", "teacher"] | None = field(default=None, init=False)
     teacher_checkpoint: str | None = option(None, "the teacher's weights; if not given, the teacher is trained first")
     method: str = option("hkd", "how to learn from the teacher: see `hkd list methods`")
     method_weight: float | None = option(None, "β, of the method's terms [the method's: hkd 3]")
@@ -106,7 +119,7 @@ class EvaluateConfig:
     checkpoint: str = option("", "a run folder, a .safetensors file, or a checkpoint of the field (.pth)")
     model: str | None = option(None, "the network in the file, where the file does not say")
     dataset: str | None = option(None, "digits, cifar100, stl10, tiny-imagenet, imagenet or folder:PATH")
-    data_root: str = option("data", "where data sets lie and are downloaded to")
+    data_root: str | None = option(None, "where data sets lie and are downloaded to")
     image_size: int | None = option(None, "resize images to squares of this side in pixels")
     limit_classes: int | None = option(None, "keep the first so many classes")
     batch_size: int = option(256, "images a step")

@@ -1,4 +1,4 @@
-"""The jobs: train a network, distil one, test one. Each puts parts together and leaves a run folder."""
+"""The jobs: train a network, distil one, test one. Each puts parts together; the first two leave a run folder."""
 
 from __future__ import annotations
 
@@ -23,8 +23,11 @@ from hkd.models.weights import read_about
 from hkd.training.engine import Engine
 from hkd.training.loop import fit
 from hkd.training.metrics import Evaluation, evaluate_model
-from hkd.training.objective import LABELS_ALONE, Objective
+from hkd.training.objective import Objective
 from hkd.training.run_folder import RunFolder
+
+STUDENT, TEACHER = "resnet8", "resnet20"
+"""Who is meant where nobody is named."""
 
 
 @dataclass(frozen=True)
@@ -35,19 +38,25 @@ class Result:
         run: the run folder.
         model: the trained network, in evaluation mode.
         summary: what stands in ``summary.json``.
+        weights: the file with the network of the last epoch.
         skipped: whether the run was finished before, and nothing was done.
     """
 
     run: Path
     model: Model
     summary: dict[str, Any]
+    weights: Path
     skipped: bool = False
 
 
 def train(
-    config: TrainConfig, model: nn.Module | None = None, *, train_data: Any = None, test_data: Any = None,
+    config: TrainConfig,
+    model: nn.Module | None = None,
+    *,
+    train_data: Any = None,
+    test_data: Any = None,
     fresh: bool = False,
-) -> Result:  # fmt: skip
+) -> Result:
     """Trains one network with cross-entropy: a teacher, or a student alone.
 
     Args:
@@ -57,23 +66,28 @@ def train(
         fresh: start over; what the run folder holds is kept under another name.
     """
     config.check()
-    if config.student and config.teacher and model is None:
-        raise RequestError(
-            f"student: `train` trains one network; got student {config.student} and teacher {config.teacher}"
-        )
-    name = config.teacher or config.student or "resnet8"
-    pretrained = config.teacher_pretrained if config.teacher else config.student_pretrained
+    role = config.trained_role()
+    name, pretrained = config.student, config.student_pretrained
+    if role == "teacher":
+        name, pretrained = config.teacher, config.teacher_pretrained
     data = _data(config, train_data, test_data)
     engine = Engine(config.device, config.precision, config.seed)
-    network = _network("teacher" if config.teacher else "student", name, model, data, pretrained)
-    resolved = asdict(config) | {"dataset": data.name, ("teacher" if config.teacher else "student"): network.name}
-    return _run(config, _open(config, resolved, fresh), network, None, None, LABELS_ALONE, data, engine)
+    network = _network(role, name or STUDENT, model, data, pretrained)
+    data = data.normalised_for(network)
+    resolved = asdict(config) | {"dataset": data.name, role: network.name, "role": role}
+    run = _open(config, resolved, fresh)
+    return _run(config, run, "model.safetensors", network, None, Objective(network), data, engine)
 
 
 def distill(
-    config: DistillConfig, student: nn.Module | None = None, teacher: nn.Module | None = None, *,
-    train_data: Any = None, test_data: Any = None, fresh: bool = False,
-) -> Result:  # fmt: skip
+    config: DistillConfig,
+    student: nn.Module | None = None,
+    teacher: nn.Module | None = None,
+    *,
+    train_data: Any = None,
+    test_data: Any = None,
+    fresh: bool = False,
+) -> Result:
     """Distils a student from a teacher.
 
     Without a checkpoint or an own network, the teacher is trained first, with the same settings, in the folder
@@ -81,64 +95,70 @@ def distill(
 
     Args:
         config: who learns from whom on what, and how.
-        student, teacher: own networks, instead of those that the configuration names; the teacher trained.
+        student, teacher: own networks, instead of those that the configuration names. The teacher is taken as trained,
+            or gets the weights of ``teacher_checkpoint``.
         train_data, test_data: own data sets, instead of the one that the configuration names; see :func:`as_dataset`.
         fresh: start over; what the run folder holds is kept under another name.
     """
     config.check()
-    kind = methods[config.method]
-    weights = Weights(
-        ce=kind.weights.ce if config.ce_weight is None else config.ce_weight,
-        kd=kind.weights.kd if config.kd_weight is None else config.kd_weight,
-        method=kind.weights.method if config.method_weight is None else config.method_weight,
-    )
-    if not any(weights):
-        raise RequestError("method_weight: all weights are 0, so there is nothing to learn from")
+    if (student is not None and config.student) or (teacher is not None and config.teacher):
+        raise RequestError("student: a network is passed or named in the configuration, not both; so is a teacher")
+    weights = _weights(config)
     data = _data(config, train_data, test_data)
     # Everything is built before anything is trained: a bad request must not cost a teacher's training.
     engine = Engine(config.device, config.precision, config.seed)
-    network = _network("student", config.student or "resnet8", student, data, config.student_pretrained)
+    network = _network("student", config.student or STUDENT, student, data, config.student_pretrained)
     teacher_model, trained = _teacher(config, teacher, data)
+    data = data.normalised_for(teacher_model)
     method = create_method(
-        config.method, student=network, teacher=teacher_model, num_samples=len(data.train), labels=data.train.labels,
-        image_size=data.image_size, seed=config.seed, **config.settings,
-    )  # fmt: skip
-    resolved = asdict(config) | {
-        "dataset": data.name, "student": network.name, "teacher": teacher_model.name,
-        "method_weight": weights.method, "kd_weight": weights.kd, "ce_weight": weights.ce,
-    }  # fmt: skip
-    del resolved["settings"]
+        config.method,
+        student=network,
+        teacher=teacher_model,
+        num_samples=len(data.train),
+        labels=data.train.labels,
+        image_size=data.image_size,
+        seed=config.seed,
+        **config.settings,
+    )
+    kind = methods[config.method]
+    resolved = asdict(config) | {"dataset": data.name, "student": network.name, "teacher": teacher_model.name}
+    resolved |= {"method_weight": weights.method, "kd_weight": weights.kd, "ce_weight": weights.ce}
+    del resolved["settings"], resolved["role"]
     if kind.settings:
         resolved[kind.settings] = asdict(kind.Config(**config.settings))
     run = _open(config, resolved, fresh)
     if not trained and run.summary is None:
         teacher_model = _train_teacher(config, teacher_model, data)
         engine = Engine(config.device, config.precision, config.seed)
-    return _run(config, run, network, teacher_model, method, weights, data, engine)
+    objective = Objective(network, method, weights, config.kd_temperature)
+    return _run(config, run, "student.safetensors", network, teacher_model, objective, data, engine)
 
 
 def evaluate(config: EvaluateConfig) -> Evaluation:
-    """Tests a network on the evaluation split of a data set."""
+    """Tests a network on the evaluation split of a data set, as its file says that it was trained."""
     config.check()
     path = Path(config.checkpoint)
+    asked = {}
     if path.is_dir():
-        asked = yaml.safe_load(_file(path / "config.yaml").read_text())
-        opened = {k: asked.get(k) for k in ("dataset", "image_size", "limit_classes") if getattr(config, k) is None}
-        config = dataclasses.replace(config, **opened)
-        path = next(iter(sorted(path.glob("*.safetensors"))), path / "student.safetensors")
-    about = read_about(_file(path))
+        asked = yaml.safe_load(_existing(path / "config.yaml").read_text())
+        path = _weights_file(path)
+    about = read_about(_existing(path))
     name = config.model or about.get("model")
     if name is None:
         raise RequestError(f"model: {path} does not say which network it holds; name it with --model")
-    if config.dataset is None:
+    dataset = config.dataset or asked.get("dataset") or about.get("dataset")
+    if dataset is None:
         raise RequestError("dataset: name the data set to test on")
     engine = Engine(config.device, config.precision)
-    dataset = _part(load_dataset(config.dataset, "test", config.data_root, config.image_size), config)
-    if "mean" in about:  # as the network was trained
-        dataset.info = dataclasses.replace(dataset.info, mean=tuple(about["mean"]), std=tuple(about["std"]))
-    model = create_model(name, dataset.info.num_classes)
+    size = config.image_size or about.get("image_size")
+    root = config.data_root or asked.get("data_root") or "data"
+    data = limit(load_dataset(dataset, "test", root, size), config.limit_classes or asked.get("limit_classes"), None)
+    if "mean" in about:
+        data.info = dataclasses.replace(data.info, mean=tuple(about["mean"]), std=tuple(about["std"]))
+    model = create_model(name, data.info.num_classes)
     load_checkpoint(model, path)
-    loader = make_loader(dataset, config.batch_size, engine.device, train=False, workers=_workers(config.workers))
+    workers = _workers(config.workers)
+    loader = make_loader(prepare(data, None, workers), config.batch_size, engine.device, train=False, workers=workers)
     return evaluate_model(model.to(engine.device), loader, engine)
 
 
@@ -147,34 +167,48 @@ class _Data:
     name: str
     train: Dataset
     test: Dataset
-    image_size: int
+
+    @property
+    def image_size(self) -> int:
+        return self.train.info.image_size or STREAM_SIZE
+
+    def normalised_for(self, network: Model) -> _Data:
+        """The same data in the normalisation that a trained network expects."""
+        if network.normalisation is not None:
+            mean, std = network.normalisation
+            for part in (self.train, self.test):
+                part.info = dataclasses.replace(part.info, mean=mean, std=std)
+        return self
 
 
 def _data(config: TrainConfig, train: Any, test: Any) -> _Data:
-    """Both splits, cut down to what was asked for and decoded if small."""
+    """Both splits, cut down to what was asked for and decoded if small. Training decides the size of the images."""
     if (train is None) != (test is None):
         raise RequestError("train_data: pass both train_data and test_data, or neither")
     name = config.dataset
     if train is None:
         train = load_dataset(name, "train", config.data_root, config.image_size)
-        test = load_dataset(name, "test", config.data_root, config.image_size)
+        test = load_dataset(name, "test", config.data_root, train.info.image_size or STREAM_SIZE)
     else:
-        train, test = as_dataset(train, config.image_size), as_dataset(test, config.image_size)
+        train = as_dataset(train, config.image_size)
+        test = as_dataset(test, train.info.image_size or STREAM_SIZE)
         name = train.info.name
-    cache = Path(config.run).parent / "cache"
-    train = prepare(limit(train, config.limit_classes, config.limit_train), cache, _workers(config.workers))
-    test = prepare(limit(test, config.limit_classes, None), cache, _workers(config.workers))
-    if train.info.num_classes != test.info.num_classes:
-        raise RequestError(f"dataset: {train.info.num_classes} classes to train on, {test.info.num_classes} to test on")
-    return _Data(name, train, test, train.info.image_size or STREAM_SIZE)
+    if train.info.classes != test.info.classes:
+        raise RequestError(f"dataset: {name} has {train.info.num_classes} classes to train on, others to test on")
+    cache, workers = Path(config.run).parent / "cache", _workers(config.workers)
+    train = prepare(limit(train, config.limit_classes, config.limit_train), cache, workers)
+    test = prepare(limit(test, config.limit_classes, None), cache, workers)
+    return _Data(name, train, test)
 
 
 def _network(field: str, name: str, own: nn.Module | None, data: _Data, pretrained: bool) -> Model:
-    """A network that tells the data set's classes apart."""
+    """A network that takes the data set's images and tells its classes apart."""
     classes = data.train.info.num_classes
-    if own is None:
-        return create_model(name, classes, pretrained=pretrained)
-    model = wrap_model(own, image_size=data.image_size)
+    model = (
+        create_model(name, classes, pretrained=pretrained)
+        if own is None
+        else wrap_model(own, image_size=data.image_size)
+    )
     found = model.info_at(data.image_size).num_classes
     if found != classes:
         raise RequestError(f"{field}: {model.name or name} tells {found} classes apart, {data.name} has {classes}")
@@ -182,31 +216,56 @@ def _network(field: str, name: str, own: nn.Module | None, data: _Data, pretrain
 
 
 def _teacher(config: DistillConfig, own: nn.Module | None, data: _Data) -> tuple[Model, bool]:
-    """The teacher, and whether it is trained: somebody's own, from a checkpoint, or with the library's weights."""
-    if own is not None:
-        return _network("teacher", "teacher", own, data, False), True
-    classes = data.train.info.num_classes
-    if config.teacher_checkpoint is not None:
-        about = read_about(config.teacher_checkpoint)
-        name = config.teacher or about.get("model") or "resnet20"
-        if about and about["num_classes"] != classes:
-            raise RequestError(
-                f"teacher_checkpoint: {config.teacher_checkpoint} tells {about['num_classes']} classes apart, "
-                f"{data.name} has {classes}"
-            )
-        model = create_model(name, classes)
-        load_checkpoint(model, config.teacher_checkpoint)
-        return model, True
-    model = create_model(config.teacher or "resnet20", classes, pretrained=config.teacher_pretrained)
-    return model, config.teacher_pretrained and classes == 1000
+    """The teacher, and whether it is trained: somebody's own, from a checkpoint, or with a library's weights."""
+    if config.teacher_checkpoint is None:
+        model = _network("teacher", config.teacher or TEACHER, own, data, config.teacher_pretrained)
+        # Other data, even of as many classes, is not what a library's classifier was trained on.
+        return model, own is not None or (model.pretrained_classifier and config.dataset == "imagenet")
+
+    path = Path(config.teacher_checkpoint)
+    path = _weights_file(path) if path.is_dir() else path
+    about = read_about(path)
+    name = config.teacher or about.get("model")
+    if own is None and name is None:
+        raise RequestError(f"teacher: {path} does not say which network it holds; name it with --teacher")
+    classes = list(data.train.info.classes)
+    if about.get("num_classes", len(classes)) != len(classes):
+        raise RequestError(
+            f"teacher_checkpoint: {path} tells {about['num_classes']} classes apart, {data.name} has {len(classes)}"
+        )
+    if about.get("classes", classes) != classes:
+        mine, theirs = next((a, b) for a, b in zip(classes, about["classes"], strict=True) if a != b)
+        raise RequestError(
+            f"teacher_checkpoint: {path} learnt other classes: {theirs!r} where {data.name} has {mine!r}"
+        )
+    model = _network("teacher", name or "", own, data, False)
+    load_checkpoint(model, path)
+    if "mean" in about:
+        model.normalisation = (tuple(about["mean"]), tuple(about["std"]))
+    return model, True
 
 
 def _train_teacher(config: DistillConfig, teacher: Model, data: _Data) -> Model:
     """The teacher as a run of its own, in a folder of the student's."""
     shared = {f.name: getattr(config, f.name) for f in dataclasses.fields(TrainConfig)}
-    changed = {"run": str(Path(config.run) / "teacher"), "teacher": teacher.name, "student": None}
+    changed = {"run": str(Path(config.run) / "teacher"), "teacher": teacher.name, "student": None, "role": "teacher"}
     first = TrainConfig(**shared | changed | {"lr": config.teacher_lr or config.lr})
     return train(first, train_data=data.train, test_data=data.test).model
+
+
+def _weights(config: DistillConfig) -> Weights:
+    """γ, α and β as asked for, or as the method's paper has them."""
+    own = methods[config.method].weights
+    if own.method == 0 and config.method_weight:
+        raise RequestError(f"method_weight: {config.method} is the classical term, whose weight is kd_weight")
+    weights = Weights(
+        ce=own.ce if config.ce_weight is None else config.ce_weight,
+        kd=own.kd if config.kd_weight is None else config.kd_weight,
+        method=own.method if config.method_weight is None else config.method_weight,
+    )
+    if not any(weights):
+        raise RequestError("method_weight: all weights are 0, so there is nothing to learn from")
+    return weights
 
 
 def _open(config: TrainConfig, resolved: dict[str, Any], fresh: bool) -> RunFolder:
@@ -216,54 +275,72 @@ def _open(config: TrainConfig, resolved: dict[str, Any], fresh: bool) -> RunFold
 
 
 def _run(
-    config: TrainConfig, run: RunFolder, student: Model, teacher: Model | None, method: Any, weights: Weights,
-    data: _Data, engine: Engine,
-) -> Result:  # fmt: skip
+    config: TrainConfig,
+    run: RunFolder,
+    file_name: str,
+    student: Model,
+    teacher: Model | None,
+    objective: Objective,
+    data: _Data,
+    engine: Engine,
+) -> Result:
     """Trains, unless the run folder says that it is done, and writes the result."""
-    weights_file = run.path / ("student.safetensors" if isinstance(config, DistillConfig) else "model.safetensors")
+    file = run.path / file_name
     if run.summary is not None:
-        load_checkpoint(student, weights_file)
-        return Result(run.path, student.to(engine.device).eval(), run.summary, skipped=True)
+        load_checkpoint(student, file)
+        return Result(run.path, student.to(engine.device).eval(), run.summary, file, skipped=True)
 
-    for network in (student, teacher):
-        if network is not None:
-            network.to(engine.device)
-            if config.channels_last:
-                network.to(memory_format=torch.channels_last)
-    if teacher is not None:
-        teacher.eval().requires_grad_(False)
     workers = _workers(config.workers)
-    train_loader = make_loader(
-        data.train, config.batch_size, engine.device, train=True, seed=config.seed, workers=workers
+    test = make_loader(data.test, max(256, config.batch_size), engine.device, train=False, workers=workers)
+    training = make_loader(
+        data.train,
+        config.batch_size,
+        engine.device,
+        train=True,
+        flip=config.flip,
+        seed=config.seed,
+        workers=workers,
     )
-    test_loader = make_loader(data.test, max(256, config.batch_size), engine.device, train=False, workers=workers)
-    info = data.train.info
+    # The loaders' batches are channels-last; weights in the same order spare the convolutions a change.
+    student.to(engine.device).to(memory_format=torch.channels_last)
+    extra: dict[str, Any] = {}
+    if teacher is not None:
+        teacher.to(engine.device).to(memory_format=torch.channels_last).eval().requires_grad_(False)
+        extra["teacher_top1"] = evaluate_model(teacher, test, engine).top1
     about = {
-        "classes": list(info.classes), "mean": list(info.mean), "std": list(info.std), "image_size": data.image_size,
+        "classes": list(data.train.info.classes),
+        "mean": list(data.train.info.mean),
+        "std": list(data.train.info.std),
+        "image_size": data.image_size,
         "dataset": data.name,
-    }  # fmt: skip
-    objective = Objective(student, method, weights, getattr(config, "kd_temperature", 4.0))
+    }
     title = f"{Path(config.run).name} ({student.name})"
-    summary = fit(objective, teacher, train_loader, test_loader, config, engine, run, about, title)
-    save_model(student, weights_file, **about, epoch=summary["epochs"], top1=summary["top1_last"])
-    summary |= {
-        "student": student.name, "parameters": student.info.parameters, "train_images": len(data.train),
-        "test_images": len(data.test), "device": str(engine.device), "torch": torch.__version__,
-        "python": platform.python_version(), "hkd": hkd.__version__,
-    }  # fmt: skip
+    summary = fit(objective, teacher, training, test, config, engine, run, about, title)
+    save_model(student, file, **about, epoch=summary["epochs"], top1=summary["top1_last"])
+    summary |= extra | {
+        "student": student.name,
+        "parameters": student.info_at(data.image_size).parameters,
+        "train_images": len(data.train),
+        "test_images": len(data.test),
+        "device": str(engine.device),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "hkd": hkd.__version__,
+    }
     run.finish(summary)
-    return Result(run.path, student.eval(), summary)
-
-
-def _part(dataset: Dataset, config: EvaluateConfig) -> Dataset:
-    return prepare(limit(dataset, config.limit_classes, None), None, _workers(config.workers))
+    return Result(run.path, student.eval(), summary, file)
 
 
 def _workers(asked: int | None) -> int:
     return min(8, os.cpu_count() or 1) if asked is None else asked
 
 
-def _file(path: Path) -> Path:
+def _weights_file(run: Path) -> Path:
+    """The file with the trained network in a run folder."""
+    return next(iter(sorted(run.glob("*.safetensors"))), run / "student.safetensors")
+
+
+def _existing(path: Path) -> Path:
     if not path.is_file():
         raise RequestError(f"checkpoint: no file {path}")
     return path

@@ -11,9 +11,17 @@ import yaml
 from torch import nn
 
 import hkd
+from hkd import jobs
+from hkd.holistic import HolisticLoss
 from hkd.training import loop
-from tests.data.test_datasets import class_folders, write_files
+from hkd.training.run_folder import RunFolder
+from tests.data.test_datasets import class_folders, encoded, picture, write_files
 from tests.models.test_external import Own
+
+
+class Killed(BaseException):
+    pass
+
 
 HOLISTIC = ("individual_student", "individual_teacher", "holistic_student", "holistic_teacher")
 
@@ -23,7 +31,7 @@ def rows_of(run: Path) -> list[dict[str, Any]]:
 
 
 def config(run: Path, **changes: Any) -> hkd.DistillConfig:
-    fields = {"epochs": 3, "limit_train": 20, "student": "resnet8", "teacher": "resnet8", "tensorboard": False}
+    fields = {"epochs": 3, "limit_train": 20, "teacher": "resnet8", "tensorboard": False}
     return hkd.DistillConfig(run=str(run), device="cpu", **fields | changes)
 
 
@@ -67,6 +75,9 @@ def test_a_finished_run_is_left_alone(finished: hkd.Result) -> None:
     again = hkd.distill(config(finished.run, tensorboard=True))
     assert again.skipped and again.summary == finished.summary
     assert (finished.run / "metrics.jsonl").read_bytes() == before
+    asked = (finished.run / "config.yaml").read_bytes()
+    assert hkd.distill(config(finished.run, tensorboard=True, workers=1)).skipped
+    assert (finished.run / "config.yaml").read_bytes() == asked
 
 
 def test_another_request_for_the_same_folder_is_refused(finished: hkd.Result) -> None:
@@ -85,13 +96,12 @@ def test_fresh_starts_over_and_keeps_what_was_there(tmp_path: Path) -> None:
 
 def test_a_foreign_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("precious")
-    with pytest.raises(hkd.RequestError, match="is no run folder"):
-        hkd.distill(config(tmp_path))
+    for fresh in (False, True):
+        with pytest.raises(hkd.RequestError, match="is no run folder"):
+            hkd.distill(config(tmp_path), fresh=fresh)
+    with pytest.raises(hkd.RequestError, match=r"run: cannot write|is no run folder"):
+        hkd.distill(config(tmp_path / "thesis.tex" / "run"))
     assert [f.name for f in tmp_path.iterdir()] == ["thesis.tex"]
-
-
-class Killed(BaseException):
-    pass
 
 
 @pytest.mark.parametrize("bank_start", ["random", "first"])
@@ -160,7 +170,7 @@ def test_a_teacher_alone_and_a_distillation_with_own_modules(tmp_path: Path) -> 
     )
     assert (trained.run / "model.safetensors").is_file()
     student = Own(10)
-    result = hkd.distill(config(tmp_path / "d", epochs=1), student=student, teacher=trained.model)
+    result = hkd.distill(config(tmp_path / "d", epochs=1, teacher=None), student=student, teacher=trained.model)
     assert result.model.module is student
     assert result.summary["student"] == "Own"
 
@@ -170,9 +180,102 @@ def test_own_data_sets(tmp_path: Path) -> None:
     data = [(image, n % 3) for n, image in enumerate(images)]
     teacher = hkd.create_model("resnet8", 3)
     result = hkd.distill(
-        config(tmp_path / "d", epochs=1, limit_train=None), teacher=teacher, train_data=data, test_data=data
+        config(tmp_path / "d", epochs=1, limit_train=None, teacher=None),
+        teacher=teacher,
+        train_data=data,
+        test_data=data,
     )
     assert result.summary["train_images"] == 30
+
+
+def test_an_own_teacher_gets_the_weights_of_its_checkpoint(tmp_path: Path, finished: hkd.Result) -> None:
+    own = hkd.create_model("resnet8", 10)
+    for given in (finished.run / "teacher" / "model.safetensors", finished.run / "teacher"):
+        run = tmp_path / given.name
+        result = hkd.distill(config(run, epochs=1, teacher=None, teacher_checkpoint=str(given)), teacher=own)
+        trained, _ = hkd.load_model(finished.run / "teacher" / "model.safetensors")
+        assert torch.equal(own.fc.weight, trained.fc.weight)
+        teacher_summary = json.loads((finished.run / "teacher" / "summary.json").read_text())
+        assert result.summary["teacher_top1"] == pytest.approx(teacher_summary["top1_last"])
+    with pytest.raises(hkd.RequestError, match="passed or named"):
+        hkd.distill(config(tmp_path / "x"), teacher=own)
+
+
+def test_a_teacher_of_other_classes_is_refused_and_its_normalisation_taken(tmp_path: Path) -> None:
+    teacher = hkd.create_model("resnet8", 10)
+    hkd.save_model(teacher, tmp_path / "t.safetensors", classes=list("abcdefghij"))
+    asked = config(tmp_path / "d", epochs=1, teacher=None, teacher_checkpoint=str(tmp_path / "t.safetensors"))
+    with pytest.raises(hkd.RequestError, match="learnt other classes: 'a' where digits has '0'"):
+        hkd.distill(asked)
+    mean, std = [0.1, 0.2, 0.3], [0.4, 0.5, 0.6]
+    hkd.save_model(teacher, tmp_path / "t.safetensors", classes=list("0123456789"), mean=mean, std=std)
+    about = hkd.load_model(hkd.distill(asked).weights)[1]
+    assert (about["mean"], about["std"]) == (mean, std)
+
+
+def test_testing_uses_the_image_size_of_training(tmp_path: Path) -> None:
+    odd = encoded(picture((20, 18), 3))
+    files = class_folders((16, 16)) | {f"val/{c}/{n}.jpg": odd for c in ("cat", "dog", "eel") for n in (0, 1)}
+    photos = write_files(tmp_path / "photos", files)
+    for size in (None, 8):
+        run = tmp_path / f"run-{size}"
+        asked = config(run, dataset=f"folder:{photos}", epochs=1, limit_train=None, image_size=size)
+        result = hkd.distill(asked)
+        about = hkd.load_model(result.weights)[1]
+        assert about["image_size"] == (size or 16)
+        for checkpoint in (run, result.weights, run / "checkpoints" / "best.safetensors"):
+            found = hkd.evaluate(hkd.EvaluateConfig(checkpoint=str(checkpoint), device="cpu"))
+            assert found.images == 6
+            assert found.top1 == pytest.approx(result.summary["top1_last"])
+
+
+def test_a_run_cut_short_while_writing_continues(tmp_path: Path, finished: hkd.Result) -> None:
+    teacher = str(finished.run / "teacher")
+    hkd.distill(config(tmp_path / "d", teacher_checkpoint=teacher))
+    (tmp_path / "d" / "summary.json").unlink()
+    metrics = tmp_path / "d" / "metrics.jsonl"
+    metrics.write_text(metrics.read_text() + '{"epoch": 4, "lo')
+    assert hkd.distill(config(tmp_path / "d", teacher_checkpoint=teacher)).summary["epochs"] == 3
+    assert [row["epoch"] for row in rows_of(tmp_path / "d")] == [1, 2, 3]
+
+
+def test_a_corrupt_checkpoint_is_told(tmp_path: Path, finished: hkd.Result) -> None:
+    run = tmp_path / "d"
+    asked = config(run, teacher_checkpoint=str(finished.run / "teacher"))
+    hkd.distill(asked)
+    (run / "summary.json").unlink()
+    checkpoint = run / "checkpoints" / "last.pt"
+    checkpoint.write_bytes(checkpoint.read_bytes()[:999])
+    with pytest.raises(hkd.RequestError, match="last.pt is corrupt; start over with --fresh"):
+        hkd.distill(asked)
+
+
+def test_a_training_set_that_changed_between_starts_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finished: hkd.Result
+) -> None:
+    photos = write_files(tmp_path / "photos", class_folders())
+    asked = hkd.TrainConfig(run=str(tmp_path / "t"), dataset=f"folder:{photos}", epochs=2, device="cpu")
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "finish", lambda *_: (_ for _ in ()).throw(Killed))
+        with pytest.raises(Killed):
+            hkd.train(asked)
+    write_files(photos, {"train/cat/new.png": encoded(picture((12, 12), 5))})
+    with pytest.raises(hkd.RequestError, match="began with 12 training images, and now there are 13"):
+        hkd.train(asked)
+
+
+def test_a_request_can_be_mended_before_training_has_begun(tmp_path: Path) -> None:
+    asked = hkd.TrainConfig(run=str(tmp_path / "t"), student="resnet8", lr=1e30, epochs=1, limit_train=20, device="cpu")
+    with pytest.raises(hkd.TrainingError):
+        hkd.train(asked)
+    assert hkd.train(replace(asked, lr=0.05)).summary["epochs"] == 1
+
+
+def test_an_image_size_that_a_network_does_not_take_leaves_nothing(tmp_path: Path) -> None:
+    for student in ("vgg8", "timm:vit_tiny_patch16_224"):
+        with pytest.raises(hkd.RequestError, match="image_size: .* does not take images of 2x2"):
+            hkd.distill(config(tmp_path / "d", student=student, image_size=2, teacher="resnet8"))
+    assert not (tmp_path / "d").exists()
 
 
 def test_photographs_stream_through_library_networks(tmp_path: Path) -> None:
@@ -189,19 +292,48 @@ def test_photographs_stream_through_library_networks(tmp_path: Path) -> None:
     assert found.images == 6
 
 
-@pytest.mark.parametrize("precision", ["bf16"])
-def test_reduced_precision_trains(tmp_path: Path, precision: str) -> None:
+def test_reduced_precision_trains_and_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     teacher = hkd.create_model("resnet8", 10)
-    result = hkd.distill(config(tmp_path / "d", epochs=2, precision=precision), teacher=teacher)
-    assert result.model.conv1.weight.dtype == torch.float32
-    row = json.loads((tmp_path / "d" / "metrics.jsonl").read_text().splitlines()[-1])
-    assert row["loss"] < 200
+    seen = []
+    forward = HolisticLoss.step
+    monkeypatch.setattr(HolisticLoss, "step", lambda self, *a: seen.append(a[0].dtype) or forward(self, *a))
+    result = hkd.distill(config(tmp_path / "d", epochs=2, precision="bf16", teacher=None), teacher=teacher)
+    assert set(seen) == {torch.bfloat16}, "the networks computed in bf16"
+    assert all(p.dtype == torch.float32 for p in result.model.parameters())
+    rows = rows_of(tmp_path / "d")
+    assert rows[1]["ce"] < rows[0]["ce"]
+
+
+def test_all_parts_are_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    captured: list[torch.nn.Module] = []
+    monkeypatch.setattr(jobs, "fit", lambda *a: captured.append(a[0]) or before(a[0]) or loop.fit(*a))
+    start: dict[str, torch.Tensor] = {}
+
+    def before(objective: torch.nn.Module) -> None:
+        start.update({name: p.detach().clone() for name, p in objective.named_parameters()})
+
+    teacher = hkd.create_model("resnet8", 10)
+    frozen = {name: p.detach().clone() for name, p in teacher.named_parameters()}
+    hkd.distill(config(tmp_path / "d", epochs=1, teacher=None), teacher=teacher)
+    assert [name for name, p in captured[0].named_parameters() if torch.equal(p, start[name])] == []
+    assert any("teacher.embed" in name for name in start), "the method's own parts are among them"
+    assert all(torch.equal(p, frozen[name]) for name, p in teacher.named_parameters())
+
+
+def test_compile_compiles_both_networks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled = []
+    original = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda m: compiled.append(m) or original(m, backend="eager"))
+    teacher = hkd.create_model("resnet8", 10)
+    result = hkd.distill(config(tmp_path / "d", epochs=1, compile=True, teacher=None), teacher=teacher)
+    assert compiled == [result.model, teacher]
 
 
 def test_batches_larger_than_the_data_and_odd_ones(tmp_path: Path) -> None:
     teacher = hkd.create_model("resnet8", 10)
     for size in (1000, 7):
-        result = hkd.distill(config(tmp_path / str(size), epochs=1, limit_train=5, batch_size=size), teacher=teacher)
+        asked = config(tmp_path / str(size), epochs=1, limit_train=5, batch_size=size, teacher=None)
+        result = hkd.distill(asked, teacher=teacher)
         assert result.summary["train_images"] == 50
 
 
@@ -231,7 +363,7 @@ class Hundred(nn.Module):
 
 def test_a_teacher_of_another_number_of_classes_is_refused(tmp_path: Path) -> None:
     with pytest.raises(hkd.RequestError, match="teacher: Hundred tells 100 classes apart, digits has 10"):
-        hkd.distill(config(tmp_path / "a"), teacher=Hundred())
+        hkd.distill(config(tmp_path / "a", teacher=None), teacher=Hundred())
     hkd.save_model(hkd.create_model("resnet8", 100), tmp_path / "t.safetensors")
     with pytest.raises(hkd.RequestError, match="tells 100 classes apart, digits has 10"):
         hkd.distill(config(tmp_path / "a", teacher_checkpoint=str(tmp_path / "t.safetensors")))

@@ -15,6 +15,8 @@ from hkd.errors import RequestError
 from hkd.registry import Registry
 from hkd.types import ModelOutput
 
+Channels = tuple[float, float, float]
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -46,7 +48,7 @@ class Model(nn.Module, ABC):
     name: str = ""
     image_size: int = 32
     """The usual side of its images, in pixels."""
-    normalisation: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+    normalisation: tuple[Channels, Channels] | None = None
     """Mean and deviation of the channels that its weights were trained with, where they are known."""
     pretrained_classifier: bool = False
     """Whether the classifier, too, came with a library's weights."""

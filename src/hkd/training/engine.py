@@ -24,13 +24,13 @@ class Engine:
     Args:
         device: "auto" for the best there is, or "cpu", "cuda", "cuda:N", "mps".
         precision: "fp32", "bf16" or "fp16".
-        seed: of Python, NumPy and torch.
+        seed: of Python, NumPy and torch; None leaves them as they are.
 
     Raises:
         RequestError: the device is not there, cannot do the precision, or several processes were started.
     """
 
-    def __init__(self, device: str = "auto", precision: str = "fp32", seed: int = 0) -> None:
+    def __init__(self, device: str = "auto", precision: str = "fp32", seed: int | None = None) -> None:
         wanted = _device(device)
         if precision == "fp16" and (wanted.type if wanted else _best()) != "cuda":
             raise RequestError(f"precision: fp16 needs a GPU, this run is on {wanted or _best()}; use bf16 or fp32")
@@ -45,7 +45,8 @@ class Engine:
         if self._accelerator.num_processes > 1:
             raise RequestError(f"processes: a run uses one process; {self._accelerator.num_processes} were started")
         self.device: torch.device = self._accelerator.device
-        set_seed(seed)
+        if seed is not None:
+            set_seed(seed)
 
     @property
     def scaler(self) -> Any:

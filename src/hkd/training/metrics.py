@@ -20,27 +20,26 @@ class Sums:
         self._sums: dict[str, Tensor] = {}
         self._count = 0
 
-    def add(self, values: dict[str, Tensor], count: int) -> None:
-        """Adds means over ``count`` images."""
+    def add(self, sums: dict[str, Tensor], count: int) -> None:
+        """Adds scalars that are sums over ``count`` images."""
         self._count += count
-        for name, value in values.items():
-            weighted = value.detach().float() * count
-            self._sums[name] = self._sums[name] + weighted if name in self._sums else weighted
+        for name, value in sums.items():
+            self._sums[name] = self._sums[name] + value.detach() if name in self._sums else value.detach()
 
     def means(self) -> dict[str, float]:
         """The means over all images added."""
         names = list(self._sums)
         if not names:
             return {}
-        values = (torch.stack([self._sums[name] for name in names]) / self._count).tolist()
-        return dict(zip(names, values, strict=True))
+        values = torch.stack([self._sums[name].float() for name in names]).tolist()
+        return {name: value / self._count for name, value in zip(names, values, strict=True)}
 
 
-def accuracies(logits: Tensor, label: Tensor) -> dict[str, Tensor]:
-    """Top-1 and top-5 in percent, scalars. With fewer than five classes top-5 counts them all."""
+def hits(logits: Tensor, label: Tensor) -> dict[str, Tensor]:
+    """How many images have their class among the first one and five, scalars. Five of fewer classes are all of them."""
     ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices
     hit = ranked == label[:, None]
-    return {"top1": 100 * hit[:, 0].float().mean(), "top5": 100 * hit.any(dim=1).float().mean()}
+    return {"top1": hit[:, 0].sum(), "top5": hit.any(dim=1).sum()}
 
 
 @dataclass(frozen=True)
@@ -61,6 +60,7 @@ def evaluate_model(model: Model, loader: Loader, engine: Engine) -> Evaluation:
     for batch in loader.epoch(0):
         with engine.autocast():
             logits = model(batch.image).logits.float()
-        values = accuracies(logits, batch.label) | {"loss": F.cross_entropy(logits, batch.label)}
-        sums.add(values, len(batch.label))
-    return Evaluation(**sums.means(), images=len(loader.dataset))
+        loss = F.cross_entropy(logits, batch.label, reduction="sum")
+        sums.add(hits(logits, batch.label) | {"loss": loss}, len(batch.label))
+    means = sums.means()
+    return Evaluation(100 * means["top1"], 100 * means["top5"], means["loss"], images=len(loader.dataset))

@@ -20,7 +20,8 @@ class Objective(nn.Module):
 
     .. math:: \gamma\, \mathrm{CE}(l_s, y) + \alpha\, T^2\, \mathrm{KL} + \beta \sum \text{method's terms}
 
-    One module, so that several processes would wrap student and method as one. Terms of weight 0 are not computed.
+    One module, so that several processes would wrap student and method as one. What has weight 0 is not computed,
+    but for the cross-entropy, which is always worth logging.
 
     Args:
         student: the network to train.

@@ -39,7 +39,13 @@ class RunFolder:
     def summary(self) -> dict[str, Any] | None:
         """The result of a finished run, or None."""
         file = self.path / "summary.json"
-        return json.loads(file.read_text()) if file.is_file() else None
+        try:
+            found: dict[str, Any] = json.loads(file.read_text())
+            return found
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except ValueError as error:
+            raise RequestError(f"run: {file} is corrupt; start over with --fresh") from error
 
     def open(self, config: dict[str, Any], *, fresh: bool) -> None:
         """Prepares the folder for a new or continued run.
@@ -48,27 +54,34 @@ class RunFolder:
             RequestError: the folder holds a run that was asked for differently, or something that is no run.
         """
         file = self.path / "config.yaml"
-        if fresh and self.path.exists():
-            self._set_aside()
-        if file.is_file():
-            before = yaml.safe_load(file.read_text()) or {}
-            for name in sorted(set(before) | set(config)):
-                if name not in FREE_TO_CHANGE and before.get(name) != config.get(name):
-                    raise RequestError(
-                        f"run: {self.path} holds a run with {name} = {before.get(name)}, not {config.get(name)}; "
-                        "name another folder with --run, or start over with --fresh"
-                    )
-        elif self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+        if self.path.exists() and not file.is_file() and (not self.path.is_dir() or any(self.path.iterdir())):
             raise RequestError(f"run: {self.path} exists and is no run folder; name another with --run")
-        self.checkpoints.mkdir(parents=True, exist_ok=True)
-        file.write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+        if fresh and file.is_file():
+            self._set_aside()
+        begun = (self.checkpoints / "last.pt").is_file() or self.summary is not None
+        if file.is_file() and begun:
+            self._check_same(yaml.safe_load(file.read_text()) or {}, config)
+            return
+        try:
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            _write(file, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+        except OSError as error:
+            raise RequestError(f"run: cannot write to {self.path} ({error.strerror})") from error
+
+    def _check_same(self, before: dict[str, Any], config: dict[str, Any]) -> None:
+        for name in sorted(set(before) | set(config)):
+            if name not in FREE_TO_CHANGE and before.get(name) != config.get(name):
+                raise RequestError(
+                    f"run: {self.path} holds a run with {name} = {before.get(name)}, not {config.get(name)}; "
+                    "name another folder with --run, or start over with --fresh"
+                )
 
     def _set_aside(self) -> None:
         """Starting over keeps what was there, under another name."""
-        number = 1
-        while (aside := self.path.with_name(f"{self.path.name}.{number}")).exists():
+        path, number = self.path.resolve(), 1
+        while (aside := path.with_name(f"{path.name}.{number}")).exists():
             number += 1
-        self.path.rename(aside)
+        path.rename(aside)
 
     def save_checkpoint(self, state: dict[str, Any]) -> None:
         """Writes the state to continue from. A crash while writing leaves the one before."""
@@ -93,20 +106,31 @@ class RunFolder:
     def log(self, row: dict[str, Any]) -> None:
         """Appends a line to ``metrics.jsonl``."""
         with (self.path / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps(row) + "\n")
+            file.write(json.dumps(row, allow_nan=False) + "\n")
 
     def rows(self) -> list[dict[str, Any]]:
-        """The lines of ``metrics.jsonl``."""
+        """The lines of ``metrics.jsonl``, without one that a crash cut short."""
         file = self.path / "metrics.jsonl"
-        return [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+        found = []
+        for line in file.read_text().splitlines() if file.is_file() else []:
+            try:
+                found.append(json.loads(line))
+            except json.JSONDecodeError:
+                break
+        return found
 
     def keep_rows(self, epochs: int) -> None:
         """Drops what was logged after the checkpoint that a run continues from."""
         kept = [row for row in self.rows() if row["epoch"] <= epochs]
-        (self.path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept))
+        _write(self.path / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in kept))
 
     def finish(self, summary: dict[str, Any]) -> None:
         """Writes the result."""
-        partial = self.path / "summary.partial"
-        partial.write_text(json.dumps(summary, indent=2) + "\n")
-        partial.replace(self.path / "summary.json")
+        _write(self.path / "summary.json", json.dumps(summary, indent=2) + "\n")
+
+
+def _write(path: Path, text: str) -> None:
+    """Writes a file as a whole or not at all."""
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(text)
+    partial.replace(path)
