@@ -14,12 +14,12 @@ import hkd
 
 
 class Own(nn.Module):
-    def __init__(self, classes: int = 5) -> None:
+    def __init__(self, num_classes: int = 5) -> None:
         super().__init__()
         self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU())
         self.body = nn.Sequential(nn.Conv2d(8, 12, 3, 2, 1), nn.ReLU())
-        self.head = nn.Linear(12, classes)
-        self.aside = nn.Linear(12, classes)
+        self.head = nn.Linear(12, num_classes)
+        self.aside = nn.Linear(12, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
         pooled = self.body(self.stem(x)).mean(dim=(2, 3))
