@@ -173,15 +173,11 @@ class HolisticLoss(nn.Module):
         index: Tensor,
     ) -> HolisticTerms:
         """What :meth:`forward` does, with its four terms told apart."""
-        index = index.to(self.student.bank.rows.device, non_blocking=True)
-        with full_precision(self.student.bank.rows):
-            student = self.student(student_embedding, student_logits)
-            teacher = self.teacher(teacher_embedding, teacher_logits)
-            terms = self._contrast(student, teacher, index, self._draw(index))
-            if self.training:
-                self.update(index, student.individual, teacher.individual)
-                self.sampler.draws += 1
-            return terms
+        terms, e_s, e_t = self._terms(student_embedding, student_logits, teacher_embedding, teacher_logits, index)
+        if self.training:
+            self.update(index, e_s, e_t)
+            self.sampler.draws += 1
+        return terms
 
     def terms(
         self, student_embedding: Tensor, student_logits: Tensor, teacher_embedding: Tensor, teacher_logits: Tensor,
@@ -193,25 +189,29 @@ class HolisticLoss(nn.Module):
             negatives: explicit bank rows instead of a draw. (K,) serve all anchors, without those of an anchor's
                 class, as in "shared" sampling; (B, K) serve each anchor as they are, as in "per_sample".
         """
-        index = index.to(self.student.bank.rows.device, non_blocking=True)
-        with full_precision(self.student.bank.rows):
-            student = self.student(student_embedding, student_logits)
-            teacher = self.teacher(teacher_embedding, teacher_logits)
-            return self._contrast(student, teacher, index, self._draw(index) if negatives is None else negatives)
+        embeddings_and_logits = (student_embedding, student_logits, teacher_embedding, teacher_logits)
+        return self._terms(*embeddings_and_logits, index, negatives)[0]
 
     def update(self, index: Tensor, e_s: Tensor, e_t: Tensor) -> None:
         """Moves the visited rows of both banks towards (B, d) individual embeddings."""
         self.student.bank.update(index, e_s)
         self.teacher.bank.update(index, e_t)
 
-    def _contrast(self, student: Embeddings, teacher: Embeddings, index: Tensor, rows: Tensor | None) -> HolisticTerms:
-        memory_s, memory_t = self.student.bank.rows[index], self.teacher.bank.rows[index]
-        own, other = self.student.bank.rows, self.teacher.bank.rows
-        if self.negatives == "opposite":
-            own, other = other, own
-        individual_s, holistic_s = self._branch_terms(student, memory_t, teacher.holistic, own, index, rows)
-        individual_t, holistic_t = self._branch_terms(teacher, memory_s, student.holistic, other, index, rows)
-        return HolisticTerms(individual_s, individual_t, holistic_s, holistic_t)
+    def _terms(
+        self, f_s: Tensor, l_s: Tensor, f_t: Tensor, l_t: Tensor, index: Tensor, rows: Tensor | None = None
+    ) -> tuple[HolisticTerms, Tensor, Tensor]:
+        """The four terms, over given negatives or a draw, and the individual embeddings that the banks take in."""
+        bank_s, bank_t = self.student.bank.rows, self.teacher.bank.rows
+        index = index.to(bank_s.device, non_blocking=True)
+        with full_precision(bank_s):
+            student, teacher = self.student(f_s, l_s), self.teacher(f_t, l_t)
+            if rows is None:
+                rows = self._draw(index)
+            negatives_s, negatives_t = (bank_s, bank_t) if self.negatives == "same" else (bank_t, bank_s)
+            terms_s = self._branch_terms(student, bank_t[index], teacher.holistic, negatives_s, index, rows)
+            terms_t = self._branch_terms(teacher, bank_s[index], student.holistic, negatives_t, index, rows)
+        terms = HolisticTerms(terms_s[0], terms_t[0], terms_s[1], terms_t[1])
+        return terms, student.individual, teacher.individual
 
     def _branch_terms(
         self, own: Embeddings, memory: Tensor, other_holistic: Tensor, bank: Tensor, index: Tensor, rows: Tensor | None
@@ -236,6 +236,10 @@ class HolisticLoss(nn.Module):
                 yield bank[block].repeat(2, 1, 1), None
             return
         own = self.sampler.class_of(index)[:, None]
-        everything = torch.arange(len(bank), device=bank.device) if rows is None else rows
-        for block in torch.split(everything, width):
-            yield bank.index_select(0, block), own == self.sampler.class_of(block)
+        if rows is None:
+            for start in range(0, len(bank), width):
+                block = torch.arange(start, min(start + width, len(bank)), device=bank.device)
+                yield bank[start : start + width], own == self.sampler.class_of(block)
+        else:
+            for block in torch.split(rows, width):
+                yield bank.index_select(0, block), own == self.sampler.class_of(block)
