@@ -209,6 +209,8 @@ WRONG = [
     ("distill --teacher-checkpoint {files}/page.pth --teacher resnet20", "page.pth is truncated or corrupt"),
     ("distill --config {files}/latin.yaml", "config: "),
     ("distill --config=digit", "config: unknown name 'digit'; did you mean digits"),
+    ("train --holistic.k 3", "holistic.k: is about a distillation"),
+    ("list", "list: name one of models, methods, datasets, recipes"),
     ("list models extra", "list: takes one word"),
     ("evaluate {files}/none", "checkpoint: no file"),
     ("evaluate {files}/vgg8.pth --dataset digits", "model: {files}/vgg8.pth does not say which network it holds"),

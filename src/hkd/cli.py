@@ -84,7 +84,8 @@ def _accept_of_distillation(parser: ArgumentParser, argv: list[str]) -> str | No
     _add_options(parser, DistillConfig, others, hidden=True)
     if not {"-h", "--help"} & set(argv):
         _add_method_settings(parser, argv, hidden=True)
-    return next((field.name for field in others if _given(field.name, argv)), None)
+    settings = (a.split("=")[0].removeprefix("--") for a in argv if re.match(r"--\w+\.", a))
+    return next((field.name for field in others if _given(field.name, argv)), None) or next(settings, None)
 
 
 def _given(name: str, argv: list[str]) -> bool:
@@ -121,9 +122,11 @@ def evaluate_command(argv: list[str]) -> int:
 def list_command(argv: list[str]) -> int:
     """what there is: models, methods, datasets or recipes"""
     kinds = ("models", "methods", "datasets", "recipes")
-    if not argv or argv[0] in ("-h", "--help"):
-        print("usage: hkd list models|methods|datasets|recipes")
-        return DONE if argv else WRONG_REQUEST
+    if not argv:
+        raise RequestError(f"list: name one of {', '.join(kinds)}")
+    if argv[0] in ("-h", "--help"):
+        print(f"usage: hkd list {'|'.join(kinds)}")
+        return DONE
     if argv[0] not in kinds:
         raise unknown("list", argv[0], kinds)
     if len(argv) > 1:
