@@ -139,7 +139,8 @@ def test_a_factory_in_the_working_directory_is_found(tmp_path: Path) -> None:
     script = tmp_path / "elsewhere" / "run.py"
     script.parent.mkdir()
     script.write_text(code)
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    paths = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
     subprocess.run([sys.executable, script], cwd=tmp_path, env=environment, check=True)
 
 
