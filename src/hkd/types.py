@@ -4,6 +4,12 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+Channels = tuple[float, float, float]
+"""A number for red, green and blue."""
+
+IMAGENET_MEAN: Channels = (0.485, 0.456, 0.406)
+IMAGENET_STD: Channels = (0.229, 0.224, 0.225)
+
 
 @dataclass(frozen=True)
 class Batch:

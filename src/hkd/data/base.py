@@ -16,12 +16,10 @@ from torch import Tensor
 from hkd.data.files import Files
 from hkd.errors import RequestError
 from hkd.registry import Registry
+from hkd.types import IMAGENET_MEAN, IMAGENET_STD, Channels
 
 LARGEST_IN_MEMORY = 96
 """Side in pixels of the largest images that are kept decoded; larger ones stream from their files."""
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True)
@@ -38,8 +36,8 @@ class DatasetInfo:
 
     name: str
     classes: tuple[str, ...]
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    std: tuple[float, float, float] = IMAGENET_STD
+    mean: Channels = IMAGENET_MEAN
+    std: Channels = IMAGENET_STD
     image_size: int | None = None
     flip: bool = True
 

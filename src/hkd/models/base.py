@@ -13,12 +13,7 @@ from torch.nn import functional as F
 
 from hkd.errors import RequestError
 from hkd.registry import Registry
-from hkd.types import ModelOutput
-
-Channels = tuple[float, float, float]
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+from hkd.types import Channels, ModelOutput
 
 
 @dataclass(frozen=True)
@@ -139,13 +134,20 @@ models: Registry[Callable[[int], Model]] = Registry("model")
 """The zoo: name -> a builder that takes the number of classes."""
 
 
-def run_blocks(blocks: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Runs blocks that return what stands before their last ReLU; returns the last map after and before it."""
-    preactivation = x
-    for block in blocks.children():
-        preactivation = block(x)
-        x = preactivation.relu()
-    return x, preactivation
+def run_stages(stem: Tensor, *stages: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
+    """Runs stages of blocks that return what stands before their last ReLU, as the stem did.
+
+    Returns the stem's and each stage's last map, after and before that ReLU.
+    """
+    features, preactivations = [stem.relu()], [stem]
+    for stage in stages:
+        x = features[-1]
+        for block in stage.children():
+            preactivation = block(x)
+            x = preactivation.relu()
+        features.append(x)
+        preactivations.append(preactivation)
+    return features, preactivations
 
 
 def initialise(model: nn.Module) -> None:

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from hkd.errors import RequestError, unknown
-from hkd.models.base import IMAGENET_MEAN, IMAGENET_STD, Model, evaluating
-from hkd.types import ModelOutput
+from hkd.models.base import Model, evaluating
+from hkd.types import IMAGENET_MEAN, IMAGENET_STD, ModelOutput
 
 
 class WrappedModel(Model):

@@ -5,7 +5,7 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from hkd.models.base import CifarModel, Model, initialise, models, run_blocks
+from hkd.models.base import CifarModel, Model, initialise, models, run_stages
 
 
 def projection(inplanes: int, planes: int, stride: int) -> nn.Sequential:
@@ -79,12 +79,7 @@ class CifarResNet(CifarModel):
         initialise(self)
 
     def maps(self, image: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        p0 = self.bn1(self.conv1(image))
-        f0 = p0.relu()
-        f1, p1 = run_blocks(self.layer1, f0)
-        f2, p2 = run_blocks(self.layer2, f1)
-        f3, p3 = run_blocks(self.layer3, f2)
-        return [f0, f1, f2, f3], [p0, p1, p2, p3]
+        return run_stages(self.bn1(self.conv1(image)), self.layer1, self.layer2, self.layer3)
 
     def classify(self, embedding: Tensor) -> Tensor:
         logits: Tensor = self.fc(embedding)
@@ -106,13 +101,7 @@ class ResNet50(CifarModel):
         initialise(self)
 
     def maps(self, image: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        p0 = self.bn1(self.conv1(image))
-        f0 = p0.relu()
-        f1, p1 = run_blocks(self.layer1, f0)
-        f2, p2 = run_blocks(self.layer2, f1)
-        f3, p3 = run_blocks(self.layer3, f2)
-        f4, p4 = run_blocks(self.layer4, f3)
-        return [f0, f1, f2, f3, f4], [p0, p1, p2, p3, p4]
+        return run_stages(self.bn1(self.conv1(image)), self.layer1, self.layer2, self.layer3, self.layer4)
 
     def classify(self, embedding: Tensor) -> Tensor:
         logits: Tensor = self.linear(embedding)

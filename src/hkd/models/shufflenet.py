@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hkd.models.base import CifarModel, models, run_blocks
+from hkd.models.base import CifarModel, models, run_stages
 
 
 def pointwise(inplanes: int, planes: int, groups: int = 1) -> nn.Conv2d:
@@ -61,12 +61,7 @@ class ShuffleV1(CifarModel):
         return nn.Sequential(first, *rest)
 
     def maps(self, image: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        p0 = self.bn1(self.conv1(image))
-        f0 = p0.relu()
-        f1, p1 = run_blocks(self.layer1, f0)
-        f2, p2 = run_blocks(self.layer2, f1)
-        f3, p3 = run_blocks(self.layer3, f2)
-        return [f0, f1, f2, f3], [p0, p1, p2, p3]
+        return run_stages(self.bn1(self.conv1(image)), self.layer1, self.layer2, self.layer3)
 
     def classify(self, embedding: Tensor) -> Tensor:
         logits: Tensor = self.linear(embedding)
