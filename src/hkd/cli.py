@@ -54,7 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"hkd: failed: {error}", file=sys.stderr)
         return FAILED
     except KeyboardInterrupt:
-        print("\nhkd: interrupted; the same command continues from the last finished epoch", file=sys.stderr)
+        what_next = "; the same command continues from the last finished epoch"
+        print(f"\nhkd: interrupted{what_next if argv[0] in ('train', 'distill') else ''}", file=sys.stderr)
         return INTERRUPTED
 
 

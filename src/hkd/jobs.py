@@ -15,10 +15,10 @@ from torch import nn
 
 import hkd
 from hkd.config import DistillConfig, EvaluateConfig, TrainConfig
-from hkd.data import STREAM_SIZE, Dataset, as_dataset, limit, load_dataset, make_loader, prepare
+from hkd.data import STREAM_SIZE, Dataset, as_dataset, limit, list_datasets, load_dataset, make_loader, prepare
 from hkd.errors import RequestError
 from hkd.methods import Weights, create_method, methods
-from hkd.models import Model, create_model, load_checkpoint, save_model, wrap_model
+from hkd.models import Model, create_model, list_models, load_checkpoint, save_model, wrap_model
 from hkd.models.weights import read_about
 from hkd.training.engine import Engine
 from hkd.training.loop import fit
@@ -103,13 +103,15 @@ def distill(
     config.check()
     if (student is not None and config.student) or (teacher is not None and config.teacher):
         raise RequestError("student: a network is passed or named in the configuration, not both; so is a teacher")
+    if student is not None and student is teacher:
+        raise RequestError("student: the same network is passed as student and as teacher")
     weights = _weights(config)
     data = _data(config, train_data, test_data)
     # Everything is built before anything is trained: a bad request must not cost a teacher's training.
     engine = Engine(config.device, config.precision, config.seed)
     network = _network("student", config.student or STUDENT, student, data, config.student_pretrained)
     teacher_model, trained = _teacher(config, teacher, data)
-    data = data.normalised_for(teacher_model)
+    data = data.normalised_for(teacher_model if teacher_model.normalisation else network)
     method = create_method(
         config.method,
         student=network,
@@ -146,13 +148,21 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     name = config.model or about.get("model")
     if name is None:
         raise RequestError(f"model: {path} does not say which network it holds; name it with --model")
+    if config.model is None and ":" not in name and name not in list_models():
+        raise RequestError(f"model: {path} holds an own network, {name}; name its factory with --model module:callable")
     dataset = config.dataset or asked.get("dataset") or about.get("dataset")
-    if dataset is None:
-        raise RequestError("dataset: name the data set to test on")
+    if dataset is None or (config.dataset is None and ":" not in dataset and dataset not in list_datasets()):
+        own = "" if dataset is None else f"; {path} was trained on an own one, {dataset}"
+        raise RequestError(f"dataset: name the data set to test on{own}")
     engine = Engine(config.device, config.precision)
     size = config.image_size or about.get("image_size")
     root = config.data_root or asked.get("data_root") or "data"
-    data = limit(load_dataset(dataset, "test", root, size), config.limit_classes or asked.get("limit_classes"), None)
+    data = load_dataset(dataset, "test", root, size)
+    learnt: list[str] = about.get("classes") or list(data.info.classes)
+    of_limited_run = list(data.info.classes[: len(learnt)]) == learnt
+    data = limit(data, config.limit_classes or (len(learnt) if of_limited_run else None), None)
+    if list(data.info.classes) != learnt:
+        raise RequestError(f"dataset: {path} learnt other classes: {_first_difference(data, learnt)}")
     if "mean" in about:
         data.info = dataclasses.replace(data.info, mean=tuple(about["mean"]), std=tuple(about["std"]))
     model = create_model(name, data.info.num_classes)
@@ -234,15 +244,21 @@ def _teacher(config: DistillConfig, own: nn.Module | None, data: _Data) -> tuple
             f"teacher_checkpoint: {path} tells {about['num_classes']} classes apart, {data.name} has {len(classes)}"
         )
     if about.get("classes", classes) != classes:
-        mine, theirs = next((a, b) for a, b in zip(classes, about["classes"], strict=True) if a != b)
         raise RequestError(
-            f"teacher_checkpoint: {path} learnt other classes: {theirs!r} where {data.name} has {mine!r}"
+            f"teacher_checkpoint: {path} learnt other classes: {_first_difference(data.train, about['classes'])}"
         )
     model = _network("teacher", name or "", own, data, False)
     load_checkpoint(model, path)
     if "mean" in about:
         model.normalisation = (tuple(about["mean"]), tuple(about["std"]))
     return model, True
+
+
+def _first_difference(data: Dataset, learnt: list[str]) -> str:
+    for mine, theirs in zip(data.info.classes, learnt, strict=False):
+        if mine != theirs:
+            return f"{theirs!r} where {data.info.name} has {mine!r}"
+    return f"{len(learnt)} where {data.info.name} has {data.info.num_classes}"
 
 
 def _train_teacher(config: DistillConfig, teacher: Model, data: _Data) -> Model:
@@ -305,7 +321,7 @@ def _run(
     student.to(engine.device).to(memory_format=torch.channels_last)
     extra: dict[str, Any] = {}
     if teacher is not None:
-        teacher.to(engine.device).to(memory_format=torch.channels_last).eval().requires_grad_(False)
+        teacher.to(engine.device).to(memory_format=torch.channels_last).eval()
         extra["teacher_top1"] = evaluate_model(teacher, test, engine).top1
     about = {
         "classes": list(data.train.info.classes),

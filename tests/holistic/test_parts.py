@@ -158,6 +158,17 @@ def test_public_parts_are_float32_under_autocast() -> None:
     assert torch.equal(bank.rows, plain.rows)
 
 
+@pytest.mark.parametrize("start", ["random", "first"])
+def test_a_broken_embedding_leaves_its_row_alone(start: str) -> None:
+    bank = MemoryBank(6, 4, start=start)
+    before = bank.rows.clone()
+    bank.update(torch.tensor([1, 2], dtype=torch.int32), torch.stack([torch.full((4,), torch.nan), torch.eye(4)[0]]))
+    assert torch.equal(bank.rows[1], before[1])
+    assert not torch.equal(bank.rows[2], before[2])
+    bank.update(torch.tensor([1]), torch.eye(4)[:1])
+    assert torch.equal(bank.rows[1], torch.eye(4)[0]) == (start == "first"), "a broken look is not the first"
+
+
 def test_info_nce_without_negatives_is_zero() -> None:
     assert info_nce(torch.eye(3), torch.eye(3), torch.empty(0, 3), 0.1) == 0
 

@@ -173,6 +173,10 @@ def test_a_teacher_alone_and_a_distillation_with_own_modules(tmp_path: Path) -> 
     result = hkd.distill(config(tmp_path / "d", epochs=1, teacher=None), student=student, teacher=trained.model)
     assert result.model.module is student
     assert result.summary["student"] == "Own"
+    with pytest.raises(hkd.RequestError, match="holds an own network, Own; name its factory with --model"):
+        hkd.evaluate(hkd.EvaluateConfig(checkpoint=str(result.run), device="cpu"))
+    found = hkd.EvaluateConfig(checkpoint=str(result.run), model="tests.models.test_external:factory", device="cpu")
+    assert hkd.evaluate(found).top1 == pytest.approx(result.summary["top1_last"])
 
 
 def test_own_data_sets(tmp_path: Path) -> None:
@@ -237,6 +241,33 @@ def test_a_run_cut_short_while_writing_continues(tmp_path: Path, finished: hkd.R
     metrics.write_text(metrics.read_text() + '{"epoch": 4, "lo')
     assert hkd.distill(config(tmp_path / "d", teacher_checkpoint=teacher)).summary["epochs"] == 3
     assert [row["epoch"] for row in rows_of(tmp_path / "d")] == [1, 2, 3]
+
+
+def test_testing_on_other_classes_is_refused(tmp_path: Path) -> None:
+    photos = write_files(tmp_path / "photos", class_folders())
+    run = tmp_path / "d"
+    hkd.train(hkd.TrainConfig(run=str(run), dataset=f"folder:{photos}", limit_classes=2, epochs=1, device="cpu"))
+    best = str(run / "checkpoints" / "best.safetensors")
+    assert hkd.evaluate(hkd.EvaluateConfig(checkpoint=best, device="cpu")).images == 4, "the file says which classes"
+    for split in ("train", "val"):
+        (photos / split / "cat").rename(photos / split / "zebra")
+    with pytest.raises(hkd.RequestError, match="learnt other classes: 'cat' where .* has 'dog'"):
+        hkd.evaluate(hkd.EvaluateConfig(checkpoint=best, device="cpu"))
+
+
+def test_one_network_cannot_teach_itself(tmp_path: Path) -> None:
+    model = hkd.create_model("resnet8", 10)
+    with pytest.raises(hkd.RequestError, match="the same network"):
+        hkd.distill(config(tmp_path / "d", teacher=None), student=model, teacher=model)
+
+
+def test_missing_metrics_are_told(tmp_path: Path, finished: hkd.Result) -> None:
+    asked = config(tmp_path / "d", teacher_checkpoint=str(finished.run / "teacher"))
+    hkd.distill(asked)
+    for name in ("summary.json", "metrics.jsonl"):
+        (tmp_path / "d" / name).unlink()
+    with pytest.raises(hkd.RequestError, match=r"metrics.jsonl .* is incomplete"):
+        hkd.distill(asked)
 
 
 def test_a_corrupt_checkpoint_is_told(tmp_path: Path, finished: hkd.Result) -> None:

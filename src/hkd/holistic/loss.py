@@ -202,11 +202,10 @@ class HolisticLoss(nn.Module):
     ) -> tuple[HolisticTerms, Tensor, Tensor]:
         """The four terms, over given negatives or a draw, and the individual embeddings that the banks take in."""
         bank_s, bank_t = self.student.bank.rows, self.teacher.bank.rows
-        index = index.to(bank_s.device, non_blocking=True)
+        index = index.to(bank_s.device, torch.int64, non_blocking=True)
         with full_precision(bank_s):
             student, teacher = self.student(f_s, l_s), self.teacher(f_t, l_t)
-            if rows is None:
-                rows = self._draw(index)
+            rows = self._draw(index) if rows is None else torch.as_tensor(rows, device=bank_s.device)
             negatives_s, negatives_t = (bank_s, bank_t) if self.negatives == "same" else (bank_t, bank_s)
             terms_s = self._branch_terms(student, bank_t[index], teacher.holistic, negatives_s, index, rows)
             terms_t = self._branch_terms(teacher, bank_s[index], student.holistic, negatives_t, index, rows)

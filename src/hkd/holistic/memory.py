@@ -58,22 +58,28 @@ class MemoryBank(nn.Module):
     def update(self, index: Tensor, embedding: Tensor) -> None:
         """Moves the visited rows towards their embeddings.
 
-        An index that stands in the batch more than once moves its row once, by the mean of its embeddings.
+        An index that stands in the batch more than once moves its row once, by the mean of its embeddings. A row whose
+        embedding is not finite stays as it is.
 
         Args:
             index: (B,) rows to visit.
             embedding: (B, d) normalised embeddings.
         """
-        index = index.to(self.rows.device, non_blocking=True)
-        same = (index[:, None] == index[None, :]).to(self.rows.dtype)
+        index = index.to(self.rows.device, torch.int64, non_blocking=True)
+        # An overflow of half precision skips the optimiser's step, and must not stay in the memory either.
+        whole = embedding.isfinite().all(dim=1)
+        same = ((index[:, None] == index[None, :]) & whole).to(self.rows.dtype)
+        visits = same.sum(dim=1, keepdim=True)
         with full_precision(self.rows):
-            mean = (same @ embedding.to(self.rows.dtype)) / same.sum(dim=1, keepdim=True)
+            mean = same @ embedding.to(self.rows.dtype).masked_fill(~whole[:, None], 0) / visits.clamp(min=1)
         row = self.momentum * self.rows[index] + (1 - self.momentum) * mean
         if self.start == "first":
-            row = torch.where(self.seen[index][:, None], row, mean)
-            self.seen.index_fill_(0, index, True)
+            seen = self.seen[index]
+            row = torch.where(seen[:, None], row, mean)
+            self.seen.index_copy_(0, index, seen | (visits[:, 0] > 0))
+        row = torch.where(visits > 0, F.normalize(row, dim=1), self.rows[index])
         # Duplicates write the same values to the same row, so their order does not matter.
-        self.rows.index_copy_(0, index, F.normalize(row, dim=1))
+        self.rows.index_copy_(0, index, row)
 
 
 class NegativeSampler(nn.Module):

@@ -81,4 +81,6 @@ class Checkpoint:
         self.engine.set_random_state(saved["random"])
         state = State(**saved["state"])
         self.run.keep_rows(state.epoch)
+        if len(self.run.rows()) != state.epoch:
+            raise RequestError(f"run: metrics.jsonl in {self.run.path} is incomplete; start over with --fresh")
         return state

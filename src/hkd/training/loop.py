@@ -66,7 +66,7 @@ def fit(
             teacher.compile()
     tensorboard = _tensorboard(run, config.tensorboard, state.epoch)
     progress = Progress(title, config.epochs * images, state.epoch * images, config.epochs)
-    row = run.rows()[-1] if state.epoch else {}
+    row = run.rows()[-1] if state.epoch else {}  # resuming has made sure of it
 
     for epoch in range(state.epoch, config.epochs):
         started = time.perf_counter()
