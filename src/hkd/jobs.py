@@ -19,7 +19,7 @@ from hkd.data import STREAM_SIZE, Dataset, as_dataset, limit, list_datasets, loa
 from hkd.errors import RequestError
 from hkd.methods import Weights, create_method, methods
 from hkd.models import Model, create_model, list_models, load_checkpoint, save_model, wrap_model
-from hkd.models.weights import read_about
+from hkd.models.weights import existing, read_about
 from hkd.training.engine import Engine
 from hkd.training.loop import fit
 from hkd.training.metrics import Evaluation, evaluate_model
@@ -142,9 +142,9 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     path = Path(config.checkpoint)
     asked = {}
     if path.is_dir():
-        asked = yaml.safe_load(_existing(path / "config.yaml").read_text())
+        asked = yaml.safe_load(existing(path / "config.yaml").read_text())
         path = _weights_file(path)
-    about = read_about(_existing(path))
+    about = read_about(path)
     name = config.model or about.get("model")
     if name is None:
         raise RequestError(f"model: {path} does not say which network it holds; name it with --model")
@@ -354,9 +354,3 @@ def _workers(asked: int | None) -> int:
 def _weights_file(run: Path) -> Path:
     """The file with the trained network in a run folder."""
     return next(iter(sorted(run.glob("*.safetensors"))), run / "student.safetensors")
-
-
-def _existing(path: Path) -> Path:
-    if not path.is_file():
-        raise RequestError(f"checkpoint: no file {path}")
-    return path

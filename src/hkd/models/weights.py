@@ -55,7 +55,7 @@ def load_model(path: str | Path) -> tuple[Model, dict[str, Any]]:
 
 def read_about(path: str | Path) -> dict[str, Any]:
     """What :func:`save_model` wrote beside the weights; empty for files of other origin."""
-    path = _existing(path)
+    path = existing(path)
     if path.suffix != ".safetensors":
         return {}
     try:
@@ -76,15 +76,12 @@ def load_checkpoint(model: nn.Module, path: str | Path) -> None:
         RequestError: the file is missing or corrupt, needs more than weights to be unpickled, or holds another
             architecture or number of classes.
     """
-    state = _read(_existing(path))
+    state = _read(existing(path))
     target = _module(model)
     own = target.state_dict()
     state = _strip_prefixes(state, own)
-    missing = [name for name in own if name not in state]
-    unexpected = [name for name in state if name not in own]
-    reshaped = [name for name in own if name in state and own[name].shape != state[name].shape]
-    if missing or unexpected or reshaped:
-        raise RequestError(f"checkpoint: {path} does not fit {_name(model)}: {_difference(own, state)}")
+    if difference := _difference(own, state):
+        raise RequestError(f"checkpoint: {path} does not fit {_name(model)}: {difference}")
     target.load_state_dict(dict(state))
 
 
@@ -97,7 +94,8 @@ def _name(model: nn.Module) -> str:
     return getattr(model, "name", "") or type(model).__name__
 
 
-def _existing(path: str | Path) -> Path:
+def existing(path: str | Path) -> Path:
+    """The path of a file that is there."""
     path = Path(path)
     if not path.is_file():
         raise RequestError(f"checkpoint: no file {path}")
@@ -146,7 +144,7 @@ def _strip_prefixes(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> M
 
 
 def _difference(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:
-    """The first thing of each kind that does not fit."""
+    """The first thing of each kind that does not fit; empty where all does."""
     parts = []
     for name in own:
         if name in state and own[name].shape != state[name].shape:
