@@ -7,29 +7,38 @@ import difflib
 import re
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import Field, fields, replace
+from dataclasses import MISSING, Field, fields, replace
 from typing import Any, get_type_hints
 
 from jsonargparse import ActionYesNo, ArgumentParser, DefaultHelpFormatter, Namespace
 
 import hkd
-from hkd.config import DistillConfig, EvaluateConfig, TrainConfig
+from hkd.config import PLUS_KD, CompareConfig, DistillConfig, EvaluateConfig, TrainConfig
 from hkd.errors import RequestError, TrainingError, unknown
 from hkd.recipes import find_recipe, list_recipes
 
 DONE, FAILED, WRONG_REQUEST, INTERRUPTED = 0, 1, 2, 130
 
 HELP_GROUPS = {
-    "run": "checkpoint run seed tensorboard",
+    "run": "checkpoint run seed trials tensorboard",
     "data": "dataset data_root image_size limit_classes limit_train flip",
-    "networks": "model student teacher role teacher_checkpoint student_pretrained teacher_pretrained",
-    "what is learnt": "method method_weight kd_weight ce_weight kd_temperature",
-    "how": "epochs batch_size lr lr_decay milestones momentum weight_decay teacher_lr",
+    "networks": "model student teacher role teachers students pairs teacher_checkpoint teacher_checkpoints "
+    "student_pretrained teacher_pretrained",
+    "what is learnt": "method methods baseline method_weight kd_weight ce_weight kd_temperature",
+    "how": "epochs batch_size lr lr_of lr_decay milestones momentum weight_decay teacher_lr",
     "where": "device precision compile workers",
 }
 """The fields of all configurations in the order in which help shows them."""
 
-METAVARS = {int: "N", float: "X", str: "TEXT", tuple[float, ...]: "[X,...]"}
+METAVARS = {
+    int: "N",
+    float: "X",
+    str: "TEXT",
+    tuple[float, ...]: "[X,...]",
+    tuple[str, ...]: "[TEXT,...]",
+    dict[str, float]: "{NAME: X,...}",
+    dict[str, str]: "{NAME: FILE,...}",
+}
 
 EPILOG = {"distill": "A method's own settings: `hkd distill --method hkd --help` shows --holistic.k and so on."}
 
@@ -55,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return FAILED
     except KeyboardInterrupt:
         what_next = "; the same command continues from the last finished epoch"
-        print(f"\nhkd: interrupted{what_next if argv[0] in ('train', 'distill') else ''}", file=sys.stderr)
+        print(f"\nhkd: interrupted{what_next if argv[0] in ('train', 'distill', 'compare') else ''}", file=sys.stderr)
         return INTERRUPTED
 
 
@@ -105,6 +114,20 @@ def distill_command(argv: list[str]) -> int:
     return _tell(distill(config, fresh=asked.fresh))
 
 
+def compare_command(argv: list[str]) -> int:
+    """several methods between the same networks, over several trials, with the table of what they gain"""
+    parser = _parser("compare", compare_command, CompareConfig, run=True)
+    asked = _parse(parser, argv)
+    config = CompareConfig(**_values(asked, CompareConfig))
+    config.check()
+    from hkd.experiments.compare import compare
+
+    found = compare(config, fresh=asked.fresh)
+    print(found.markdown())
+    print(f"tables: {config.run}/comparison.md, .csv, .json")
+    return FAILED if found.failed else DONE
+
+
 def evaluate_command(argv: list[str]) -> int:
     """top-1 and top-5 of a run folder or a checkpoint on a data set"""
     if argv and not argv[0].startswith("-"):
@@ -140,6 +163,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "train": train_command,
     "distill": distill_command,
     "evaluate": evaluate_command,
+    "compare": compare_command,
     "list": list_command,
 }
 
@@ -191,9 +215,8 @@ def _add_options(
             if hint in (kind, kind | None):
                 more["metavar"] = metavar
         name = f"--{prefix}{field.name.replace('_', '-')}"
-        group.add_argument(
-            name, default=field.default, help=argparse.SUPPRESS if hidden else field.metadata["help"], **more
-        )
+        default = field.default if field.default_factory is MISSING else field.default_factory()
+        group.add_argument(name, default=default, help=argparse.SUPPRESS if hidden else field.metadata["help"], **more)
 
 
 class _Help(DefaultHelpFormatter):
@@ -203,7 +226,7 @@ class _Help(DefaultHelpFormatter):
         super().__init__(prog, max_help_position=28, width=110)  # type: ignore[no-untyped-call]
 
     def _get_help_string(self, action: argparse.Action) -> str:
-        silent = action.default in (None, False, "", argparse.SUPPRESS) or not action.option_strings
+        silent = action.default in (None, False, "", (), {}, argparse.SUPPRESS) or not action.option_strings
         return (action.help or "") + ("" if silent else f" [{_written(action.default)}]")
 
 
@@ -221,7 +244,7 @@ def _add_method_settings(parser: ArgumentParser, argv: list[str], hidden: bool =
         return
     from hkd.methods import methods
 
-    for name in named[-1:] if wants_help else methods:
+    for name in [n.removesuffix(PLUS_KD) for n in named[-1:]] if wants_help else methods:
         method = methods[name]
         if method.settings:
             group = parser.add_argument_group(f"settings of {name}")
@@ -232,7 +255,7 @@ def _method_settings(parser: ArgumentParser, asked: Namespace) -> dict[str, Any]
     """The settings of the chosen method that differ from its defaults; those of another method are refused."""
     from hkd.methods import methods
 
-    chosen = methods[asked.method]
+    chosen = methods[asked.method.removesuffix(PLUS_KD)]
     given: dict[str, Any] = {}
     for name in methods:
         prefix = methods[name].settings

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-from hkd.errors import RequestError
+import yaml
+
+from hkd.errors import RequestError, unknown
 
 Precision = Literal["fp32", "bf16", "fp16"]
+PLUS_KD = "+kd"
+"""What a method's name ends with where the classical term is added with weight 1."""
 
 
 def option(default: Any, help: str) -> Any:  # the word argparse uses
@@ -81,6 +86,12 @@ class TrainConfig:
             )
         return "teacher" if self.teacher else "student"
 
+    def trained_network(self) -> tuple[str | None, bool]:
+        """Its name, and whether it starts from the library's weights."""
+        if self.trained_role() == "teacher":
+            return self.teacher, self.teacher_pretrained
+        return self.student, self.student_pretrained
+
     def lr_at(self, epoch: int) -> float:
         """The learning rate of an epoch, counted from 0."""
         return self.lr * self.lr_decay ** sum(epoch >= round(m * self.epochs) for m in self.milestones)
@@ -94,22 +105,121 @@ class DistillConfig(TrainConfig):
     teacher: str | None = option(None, "likewise [what the checkpoint says it is, or resnet20]")
     role: Literal["student", "teacher"] | None = field(default=None, init=False)
     teacher_checkpoint: str | None = option(None, "the teacher's weights; if not given, the teacher is trained first")
-    method: str = option("hkd", "how to learn from the teacher: see `hkd list methods`")
+    method: str = option("hkd+kd", "how to learn from the teacher: see `hkd list methods`; NAME+kd adds --kd-weight 1")
     method_weight: float | None = option(None, "β, of the method's terms [the method's: hkd 3]")
-    kd_weight: float | None = option(None, "α, of the classical term [the method's: hkd 1, which is HKD+KD; 0 is HKD]")
-    ce_weight: float | None = option(None, "γ, of the cross-entropy [the method's: 1; kd .1]")
+    kd_weight: float | None = option(None, "α, of the classical term [1 with +kd, else the method's: 0; kd, sskd .9]")
+    ce_weight: float | None = option(None, "γ, of the cross-entropy [the method's: 1; kd, sskd .1]")
     teacher_lr: float | None = option(None, "learning rate of a teacher that is trained first [lr]")
     kd_temperature: float = option(4.0, "T of the classical term")
     settings: dict[str, Any] = field(default_factory=dict)
     """The method's own settings; on the command line --holistic.k and the like."""
 
+    @property
+    def method_name(self) -> str:
+        """The method without ``+kd``."""
+        return self.method.removesuffix(PLUS_KD)
+
     def check(self) -> None:
         super().check()
         _at_least(self, 0, "method_weight", "kd_weight", "ce_weight")
+        if self.method == f"kd{PLUS_KD}":
+            raise RequestError("method: kd is the classical term itself; its weight is kd_weight")
         if self.teacher_lr is not None and not (math.isfinite(self.teacher_lr) and self.teacher_lr > 0):
             raise RequestError(f"teacher_lr: expected a number above 0; got {self.teacher_lr}")
         if not self.kd_temperature > 0:
             raise RequestError(f"kd_temperature: expected a number above 0; got {self.kd_temperature}")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A line of a comparison: ``ce``, ``kd``, ``at``, ``at+kd``, ``hkd(negatives=opposite, k=4)+kd``.
+
+    Attributes:
+        label: as it was written, without spaces.
+        method: the method's name, with ``+kd`` where the classical term is added; "ce" is the student alone.
+        settings: of the method, where they differ from its defaults.
+    """
+
+    label: str
+    method: str
+    settings: dict[str, Any]
+
+    @classmethod
+    def parse(cls, text: str) -> Entry:
+        label = re.sub(r"\s", "", text)
+        match = re.fullmatch(r"([\w-]+)(?:\((.*)\))?(\+kd)?", label)
+        if match is None:
+            raise RequestError(f"methods: expected NAME, NAME+kd or NAME(setting=value,...)+kd; got {text!r}")
+        name, settings, plus = match.groups()
+        if name in ("ce", "kd") and (settings or plus):
+            raise RequestError(f"methods: {name} stands alone; got {text!r}")
+        pairs = [part.partition("=") for part in settings.split(",")] if settings else []
+        if broken := [key for key, equals, value in pairs if not (key and equals and value)]:
+            raise RequestError(f"methods: expected setting=value, got {broken[0]!r} in {text!r}")
+        return cls(label, name + (plus or ""), {key: yaml.safe_load(value) for key, _, value in pairs})
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareConfig(TrainConfig):
+    """Several methods between the same networks, over several trials."""
+
+    run: str = option("runs/compare", "the folder of the comparison: its runs and its tables")
+    student: str | None = field(default=None, init=False)
+    teacher: str | None = field(default=None, init=False)
+    role: Literal["student", "teacher"] | None = field(default=None, init=False)
+    teachers: tuple[str, ...] = option(("resnet20",), "networks that teach; each teaches every student")
+    students: tuple[str, ...] = option(("resnet8",), "networks that learn")
+    pairs: tuple[str, ...] = option((), "TEACHER->STUDENT, instead of every teacher with every student")
+    methods: tuple[str, ...] = option(
+        ("ce", "kd", "hkd", "hkd+kd"), "NAME, NAME+kd or NAME(setting=value,...)+kd; ce is the student alone"
+    )
+    trials: int = option(3, "runs of each method, with seeds counting from --seed")
+    baseline: str | None = option(None, "what every method is compared with [the best that is not hkd]")
+    lr_of: dict[str, float] = field(
+        default_factory=dict, metadata={"help": "learning rates of networks that need another than --lr, by name"}
+    )
+    teacher_checkpoints: dict[str, str] = field(
+        default_factory=dict, metadata={"help": "weights of teachers, by name; the others are trained first"}
+    )
+
+    @property
+    def entries(self) -> tuple[Entry, ...]:
+        """The methods, parsed."""
+        return tuple(map(Entry.parse, self.methods))
+
+    @property
+    def named_pairs(self) -> tuple[tuple[str, str], ...]:
+        """(teacher, student) names."""
+        if not self.pairs:
+            return tuple((teacher, student) for teacher in self.teachers for student in self.students)
+        found = []
+        for pair in self.pairs:
+            teacher, arrow, student = (part.strip() for part in pair.partition("->"))
+            if not (teacher and arrow and student):
+                raise RequestError(f"pairs: expected TEACHER->STUDENT; got {pair!r}")
+            found.append((teacher, student))
+        return tuple(found)
+
+    def check(self) -> None:
+        super().check()
+        _at_least(self, 1, "trials")
+        labels = [entry.label for entry in self.entries]
+        for name, values in (("methods", labels), ("pairs", [" -> ".join(pair) for pair in self.named_pairs])):
+            if not values:
+                raise RequestError(f"{name}: name at least one")
+            if repeated := [value for value in values if values.count(value) > 1]:
+                raise RequestError(f"{name}: {repeated[0]} stands there twice")
+        if self.seed + self.trials > 2**32:
+            raise RequestError(f"seed: expected {self.trials} numbers below 2**32; got {self.seed}")
+        if self.baseline is not None and self.baseline not in labels:
+            raise unknown("baseline", self.baseline, labels)
+        networks = {name for pair in self.named_pairs for name in pair}
+        for field_name in ("lr_of", "teacher_checkpoints"):
+            if strange := [name for name in getattr(self, field_name) if name not in networks]:
+                raise unknown(field_name, strange[0], networks)
+        for name, lr in self.lr_of.items():
+            if not (math.isfinite(lr) and lr > 0):
+                raise RequestError(f"lr_of.{name}: expected a number above 0; got {lr}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,10 @@ class RequestError(ValueError):
     """
 
 
+class IncompatibleError(RequestError):
+    """A method that cannot work between the two networks it was asked for."""
+
+
 class TrainingError(RuntimeError):
     """A run that was asked for rightly and failed. The command line prints it as one line and exits with status 1."""
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import os
 import platform
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import yaml
@@ -17,7 +18,8 @@ import hkd
 from hkd.config import DistillConfig, EvaluateConfig, TrainConfig
 from hkd.data import STREAM_SIZE, Dataset, as_dataset, limit, list_datasets, load_dataset, make_loader, prepare
 from hkd.errors import RequestError
-from hkd.methods import Weights, create_method, methods
+from hkd.methods import Method, Weights, create_method, methods
+from hkd.methods.kd import KD
 from hkd.models import Model, create_model, list_models, load_checkpoint, save_model, wrap_model
 from hkd.models.weights import existing, read_about
 from hkd.training.engine import Engine
@@ -67,9 +69,7 @@ def train(
     """
     config.check()
     role = config.trained_role()
-    name, pretrained = config.student, config.student_pretrained
-    if role == "teacher":
-        name, pretrained = config.teacher, config.teacher_pretrained
+    name, pretrained = config.trained_network()
     data = _data(config, train_data, test_data)
     engine = Engine(config.device, config.precision, config.seed)
     network = _network(role, name or STUDENT, model, data, pretrained)
@@ -105,35 +105,39 @@ def distill(
         raise RequestError("student: a network is passed or named in the configuration, not both; so is a teacher")
     if student is not None and student is teacher:
         raise RequestError("student: the same network is passed as student and as teacher")
-    weights = _weights(config)
     data = _data(config, train_data, test_data)
     # Everything is built before anything is trained: a bad request must not cost a teacher's training.
     engine = Engine(config.device, config.precision, config.seed)
-    network = _network("student", config.student or STUDENT, student, data, config.student_pretrained)
-    teacher_model, trained = _teacher(config, teacher, data)
+    parts = _parts(config, student, teacher, data)
+    network, teacher_model, weights = parts.student, parts.teacher, parts.weights
     data = data.normalised_for(teacher_model if teacher_model.normalisation else network)
-    method = create_method(
-        config.method,
-        student=network,
-        teacher=teacher_model,
-        num_samples=len(data.train),
-        labels=data.train.labels,
-        image_size=data.image_size,
-        seed=config.seed,
-        **config.settings,
-    )
-    kind = methods[config.method]
+    kind = methods[config.method_name]
     resolved = asdict(config) | {"dataset": data.name, "student": network.name, "teacher": teacher_model.name}
-    resolved |= {"method_weight": weights.method, "kd_weight": weights.kd, "ce_weight": weights.ce}
+    resolved |= {
+        "method": config.method_name,
+        "method_weight": weights.method,
+        "kd_weight": weights.kd,
+        "ce_weight": weights.ce,
+    }
     del resolved["settings"], resolved["role"]
     if kind.settings:
         resolved[kind.settings] = asdict(kind.Config(**config.settings))
     run = _open(config, resolved, fresh)
-    if not trained and run.summary is None:
+    if not parts.teacher_is_trained and run.summary is None:
         teacher_model = _train_teacher(config, teacher_model, data)
         engine = Engine(config.device, config.precision, config.seed)
-    objective = Objective(network, method, weights, config.kd_temperature)
+    objective = Objective(network, parts.method, weights, config.kd_temperature)
     return _run(config, run, "student.safetensors", network, teacher_model, objective, data, engine)
+
+
+def check_request(config: TrainConfig, data: Data) -> None:
+    """Builds what a run is made of and trains nothing. Raises what :func:`train` or :func:`distill` would."""
+    config.check()
+    if isinstance(config, DistillConfig):
+        _parts(config, None, None, data)
+    else:
+        name, pretrained = config.trained_network()
+        _network(config.trained_role(), name or STUDENT, None, data, pretrained)
 
 
 def evaluate(config: EvaluateConfig) -> Evaluation:
@@ -173,7 +177,9 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
 
 
 @dataclass(frozen=True)
-class _Data:
+class Data:
+    """Both splits of a data set as a run uses them, and the name that its configuration gets."""
+
     name: str
     train: Dataset
     test: Dataset
@@ -182,16 +188,23 @@ class _Data:
     def image_size(self) -> int:
         return self.train.info.image_size or STREAM_SIZE
 
-    def normalised_for(self, network: Model) -> _Data:
+    def normalised_for(self, network: Model) -> Data:
         """The same data in the normalisation that a trained network expects."""
-        if network.normalisation is not None:
-            mean, std = network.normalisation
-            for part in (self.train, self.test):
-                part.info = dataclasses.replace(part.info, mean=mean, std=std)
-        return self
+        if network.normalisation is None:
+            return self
+        mean, std = network.normalisation
+        parts = copy.copy(self.train), copy.copy(self.test)  # the caller's keep their own
+        for part in parts:
+            part.info = dataclasses.replace(part.info, mean=mean, std=std)
+        return Data(self.name, *parts)
 
 
-def _data(config: TrainConfig, train: Any, test: Any) -> _Data:
+def open_data(config: TrainConfig) -> Data:
+    """The data set that a configuration names. Several runs can share it: pass its splits to each."""
+    return _data(config, None, None)
+
+
+def _data(config: TrainConfig, train: Any, test: Any) -> Data:
     """Both splits, cut down to what was asked for and decoded if small. Training decides the size of the images."""
     if (train is None) != (test is None):
         raise RequestError("train_data: pass both train_data and test_data, or neither")
@@ -208,10 +221,10 @@ def _data(config: TrainConfig, train: Any, test: Any) -> _Data:
     cache, workers = Path(config.run).parent / "cache", _workers(config.workers)
     train = prepare(limit(train, config.limit_classes, config.limit_train), cache, workers)
     test = prepare(limit(test, config.limit_classes, None), cache, workers)
-    return _Data(name, train, test)
+    return Data(name, train, test)
 
 
-def _network(field: str, name: str, own: nn.Module | None, data: _Data, pretrained: bool) -> Model:
+def _network(field: str, name: str, own: nn.Module | None, data: Data, pretrained: bool) -> Model:
     """A network that takes the data set's images and tells its classes apart."""
     classes = data.train.info.num_classes
     model = (
@@ -225,7 +238,34 @@ def _network(field: str, name: str, own: nn.Module | None, data: _Data, pretrain
     return model
 
 
-def _teacher(config: DistillConfig, own: nn.Module | None, data: _Data) -> tuple[Model, bool]:
+class _Parts(NamedTuple):
+    """What a distillation is made of."""
+
+    student: Model
+    teacher: Model
+    teacher_is_trained: bool
+    method: Method[Any]
+    weights: Weights
+
+
+def _parts(config: DistillConfig, student: nn.Module | None, teacher: nn.Module | None, data: Data) -> _Parts:
+    weights = _weights(config)
+    network = _network("student", config.student or STUDENT, student, data, config.student_pretrained)
+    teacher_model, trained = _teacher(config, teacher, data)
+    method = create_method(
+        config.method_name,
+        student=network,
+        teacher=teacher_model,
+        num_samples=len(data.train),
+        labels=data.train.labels,
+        image_size=data.image_size,
+        seed=config.seed,
+        **config.settings,
+    )
+    return _Parts(network, teacher_model, trained, method, weights)
+
+
+def _teacher(config: DistillConfig, own: nn.Module | None, data: Data) -> tuple[Model, bool]:
     """The teacher, and whether it is trained: somebody's own, from a checkpoint, or with a library's weights."""
     if config.teacher_checkpoint is None:
         model = _network("teacher", config.teacher or TEACHER, own, data, config.teacher_pretrained)
@@ -261,7 +301,7 @@ def _first_difference(data: Dataset, learnt: list[str]) -> str:
     return f"{len(learnt)} where {data.info.name} has {data.info.num_classes}"
 
 
-def _train_teacher(config: DistillConfig, teacher: Model, data: _Data) -> Model:
+def _train_teacher(config: DistillConfig, teacher: Model, data: Data) -> Model:
     """The teacher as a run of its own, in a folder of the student's."""
     shared = {f.name: getattr(config, f.name) for f in dataclasses.fields(TrainConfig)}
     changed = {"run": str(Path(config.run) / "teacher"), "teacher": teacher.name, "student": None, "role": "teacher"}
@@ -271,12 +311,14 @@ def _train_teacher(config: DistillConfig, teacher: Model, data: _Data) -> Model:
 
 def _weights(config: DistillConfig) -> Weights:
     """γ, α and β as asked for, or as the method's paper has them."""
-    own = methods[config.method].weights
-    if own.method == 0 and config.method_weight:
-        raise RequestError(f"method_weight: {config.method} is the classical term, whose weight is kd_weight")
+    kind = methods[config.method_name]
+    if kind is KD and config.method_weight:
+        raise RequestError("method_weight: kd is the classical term, whose weight is kd_weight")
+    own = kind.weights
+    own_kd = 1.0 if config.method != config.method_name else own.kd
     weights = Weights(
         ce=own.ce if config.ce_weight is None else config.ce_weight,
-        kd=own.kd if config.kd_weight is None else config.kd_weight,
+        kd=own_kd if config.kd_weight is None else config.kd_weight,
         method=own.method if config.method_weight is None else config.method_weight,
     )
     if not any(weights):
@@ -297,7 +339,7 @@ def _run(
     student: Model,
     teacher: Model | None,
     objective: Objective,
-    data: _Data,
+    data: Data,
     engine: Engine,
 ) -> Result:
     """Trains, unless the run folder says that it is done, and writes the result."""
@@ -332,6 +374,8 @@ def _run(
     }
     title = f"{Path(config.run).name} ({student.name})"
     summary = fit(objective, teacher, training, test, config, engine, run, about, title)
+    found = evaluate_model(student, test, engine)
+    run.save_predictions(found.predicted, found.label)
     save_model(student, file, **about, epoch=summary["epochs"], top1=summary["top1_last"])
     summary |= extra | {
         "student": student.name,

@@ -1,5 +1,7 @@
 """What travels between data, models, methods and training."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -41,3 +43,12 @@ class ModelOutput:
     embedding: Tensor
     features: tuple[Tensor, ...] = ()
     preactivations: tuple[Tensor, ...] = ()
+
+    def detach(self) -> ModelOutput:
+        """The same values, through which no gradient flows."""
+        return ModelOutput(
+            self.logits.detach(),
+            self.embedding.detach(),
+            tuple(feature.detach() for feature in self.features),
+            tuple(feature.detach() for feature in self.preactivations),
+        )

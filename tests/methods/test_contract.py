@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import hkd
+from hkd.errors import IncompatibleError
 from hkd.methods import Method, Setup, Weights, methods
 from hkd.methods.base import NoConfig
 from hkd.training.objective import Objective
@@ -38,6 +39,7 @@ def batches() -> Iterator[Batch]:
 def test_terms_are_finite_scalars_that_reach_the_student_alone(name: str, networks: tuple) -> None:
     student, teacher = networks
     method = build(name, networks)
+    teacher.requires_grad_(True)  # even a teacher that could learn gets no gradient
     for batch in batches():
         terms = method(batch, student(batch.image), teacher(batch.image))
         assert terms
@@ -45,7 +47,90 @@ def test_terms_are_finite_scalars_that_reach_the_student_alone(name: str, networ
         sum(terms.values()).backward()
     assert any(p.grad is not None and p.grad.any() for p in student.parameters())
     assert all(p.grad is None for p in teacher.parameters())
-    assert all(p.grad is not None for p in method.parameters())
+    reached = {n for n, p in method.named_parameters() if p.grad is not None}
+    if method.initialisation is not None:
+        reached |= trained_by_initialisation(method, networks)
+    assert reached == {n for n, _ in method.named_parameters()}
+
+
+def trained_by_initialisation(method: Method, networks: tuple[nn.Module, nn.Module]) -> set[str]:
+    """Runs a step of the stage. Returns which of the method's parameters it reaches."""
+    student, teacher = networks
+    for module in (student, method):
+        module.zero_grad()
+    for batch in batches():
+        with torch.no_grad():
+            seen = teacher(batch.image)
+        stage = method.initialisation
+        terms = stage.terms(batch, student(batch.image), seen) if stage.with_student else stage.terms(batch, seen)
+        assert terms and all(term.ndim == 0 and torch.isfinite(term) for term in terms.values())
+        sum(terms.values()).backward()
+    assert any(p.grad is not None for p in student.parameters()) == stage.with_student
+    assert all(p.grad is None for p in teacher.parameters())
+    return {n for n, p in method.named_parameters() if p.grad is not None}
+
+
+PAIRS = {
+    "wider and deeper": ("resnet8", "ResNet50", 32),
+    "another family": ("ShuffleV2", "vgg8", 32),
+    "other resolutions": ("vgg8", "resnet8x4", 32),
+    "wrapped": ("torchvision:resnet18", "timm:resnet26", 64),
+}
+NEED_STAGES = ("fitnet", "at", "sp", "vid", "nst", "ab", "ft", "fsp", "reviewkd")
+
+
+@pytest.fixture(scope="module")
+def wired() -> dict[str, tuple[nn.Module, nn.Module, Batch, ModelOutput]]:
+    """Two networks, a batch and what the teacher sees in it, for each kind of pair."""
+    torch.manual_seed(0)
+    found = {}
+    for title, (student, teacher, size) in PAIRS.items():
+        s, t = hkd.create_model(student, C), hkd.create_model(teacher, C).eval()
+        batch = Batch(torch.randn(4, 3, size, size), torch.arange(4) % C, torch.arange(4))
+        with torch.no_grad():
+            found[title] = (s, t, batch, t(batch.image))
+    return found
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+@pytest.mark.parametrize("name", hkd.list_methods())
+def test_methods_work_between_any_two_networks(name: str, pair: str, wired: dict) -> None:
+    student, teacher, batch, seen = wired[pair]
+    asked = {"num_samples": N, "labels": torch.arange(N) % C, "image_size": batch.image.shape[2]}
+    if name == "fsp":
+        with pytest.raises(IncompatibleError, match="fsp compares Gram matrices, so stage maps need equal numbers"):
+            hkd.create_method(name, student=student, teacher=teacher, **asked)
+        return
+    method = hkd.create_method(name, student=student, teacher=teacher, **asked)
+    student.zero_grad()
+    terms = method(batch, student(batch.image), seen)
+    total = sum(terms.values())
+    total.backward()
+    assert torch.isfinite(total)
+    assert any(p.grad is not None and p.grad.any() for p in student.parameters())
+
+
+@pytest.mark.parametrize("name", hkd.list_methods())
+def test_networks_without_stage_maps_are_told_before_training(name: str) -> None:
+    student, teacher = hkd.create_model("resnet8", C), Flat()
+    asked = {"student": student, "teacher": hkd.wrap_model(teacher, image_size=16), "num_samples": N, "image_size": 16}
+    if name not in NEED_STAGES:
+        hkd.create_method(name, labels=torch.arange(N) % C, **asked)
+        return
+    with pytest.raises(IncompatibleError, match=rf"method: {name} compares \d or more stage maps.* and Flat shows 0"):
+        hkd.create_method(name, labels=torch.arange(N) % C, **asked)
+
+
+class Flat(nn.Module):
+    """A classifier without a single map."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 8), nn.ReLU())
+        self.head = nn.Linear(8, C)
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.head(self.body(image))
 
 
 @pytest.mark.parametrize("name", hkd.list_methods())

@@ -2,18 +2,18 @@
 
 import importlib
 import pkgutil
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from torch import Tensor
 
 from hkd.errors import RequestError, unknown
-from hkd.methods.base import Method, NoConfig, Setup, Weights, methods
+from hkd.methods.base import Initialisation, Method, NoConfig, Setup, Weights, methods
 from hkd.models.base import Model
 
 for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")
 
-__all__ = ["Method", "NoConfig", "Setup", "Weights", "create_method", "list_methods", "methods"]
+__all__ = ["Initialisation", "Method", "NoConfig", "Setup", "Weights", "create_method", "list_methods", "methods"]
 
 
 def create_method(
@@ -39,28 +39,47 @@ def create_method(
         config: settings of the method, by the names of its ``Config``.
 
     Raises:
-        RequestError: the method or one of its settings is unknown, or a setting is out of its range.
+        RequestError: the method or one of its settings is unknown, a setting is out of its range, or the method cannot
+            work between these two networks.
     """
     kind = methods[name]
     accepted = list(getattr(kind.Config, "__dataclass_fields__", {}))
-    for key in config:
+    prefix = kind.settings or name
+    for key, value in config.items():
         if key not in accepted:
             raise (
-                unknown(f"{kind.settings or name}", key, accepted)
+                unknown(prefix, key, accepted)
                 if accepted
                 else RequestError(f"{name}.{key}: the method {name} has no settings")
             )
+        _check_type(f"{prefix}.{key}", value, get_type_hints(kind.Config)[key])
     setup = Setup(
         student=student.info_at(image_size or student.image_size),
         teacher=teacher.info_at(image_size or teacher.image_size),
         num_samples=num_samples,
         labels=labels,
         seed=seed,
+        networks=(student, teacher),
     )
     try:
         return kind(setup, kind.Config(**config))
+    except RequestError:
+        raise
     except ValueError as error:
-        raise RequestError(f"{kind.settings or name}.{error}") from error
+        raise RequestError(f"{prefix}.{error}") from error
+
+
+def _check_type(field: str, value: Any, hint: Any) -> None:
+    """Raises :class:`RequestError` where a setting is not of the type that its field declares."""
+    if get_origin(hint) is Literal:
+        if value not in get_args(hint):
+            raise RequestError(f"{field}: expected one of {', '.join(map(str, get_args(hint)))}; got {value!r}")
+        return
+    kinds = get_args(hint) or (hint,)  # of `int | None` and the like
+    numbers = (int, float) if float in kinds else kinds
+    if not isinstance(value, numbers) or (isinstance(value, bool) and bool not in kinds):
+        names = " or ".join("nothing" if kind is type(None) else kind.__name__ for kind in kinds)
+        raise RequestError(f"{field}: expected {names}; got {value!r}")
 
 
 def list_methods() -> list[str]:

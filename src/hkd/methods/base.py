@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 from torch import Tensor, nn
 
-from hkd.models.base import ModelInfo
+from hkd.models.base import Model, ModelInfo
 from hkd.registry import Registry
 from hkd.types import Batch, ModelOutput
 
@@ -33,6 +34,7 @@ class Setup:
         num_samples: N, how many training images there are.
         labels: (N,) their classes.
         seed: of the run.
+        networks: the student and the teacher themselves, for a method that shows them other images than the batch.
     """
 
     student: ModelInfo
@@ -40,6 +42,31 @@ class Setup:
     num_samples: int
     labels: Tensor | None
     seed: int = 0
+    networks: tuple[Model, Model] | None = None
+
+
+@dataclass(frozen=True)
+class Initialisation:
+    """A stage before the training, in which the sum of ``terms`` alone is minimised.
+
+    Attributes:
+        epochs: how long it takes.
+        terms: called like :meth:`Method.forward`; without the student's output where ``with_student`` is False.
+        with_student: whether the student is run and trained in it; if not, only parts of the method are.
+        lr: its learning rate; None is the run's at the start.
+        milestones: when, as parts of the stage, the rate is divided by 10.
+    """
+
+    epochs: int
+    terms: Callable[..., dict[str, Tensor]]
+    with_student: bool = True
+    lr: float | None = None
+    milestones: tuple[float, ...] = ()
+
+    def lr_at(self, epoch: int, lr: float) -> float:
+        """The learning rate of an epoch of the stage, counted from 0, in a run that starts with ``lr``."""
+        start = lr if self.lr is None else self.lr
+        return float(start * 0.1 ** sum(epoch >= round(m * self.epochs) for m in self.milestones))
 
 
 @dataclass(frozen=True)
@@ -54,21 +81,35 @@ class Method(nn.Module, ABC, Generic[C]):
     """A way to learn from a teacher beside the labels and the classical distillation term.
 
     A method owns whatever it trains; the loop optimises all its parameters, saves all its state, and calls it once a
-    step with both networks' outputs. The teacher's carry no gradient.
+    step with both networks' outputs. The teacher's carry no gradient (:meth:`__call__` sees to it).
 
     Class attributes:
         Config: a frozen dataclass of its settings, written in the same file. They go by ``--<settings>.<field>``.
         settings: the prefix of its settings on the command line.
         weights: the published defaults.
+
+    Attributes:
+        initialisation: the stage before the training, of a method that has one.
+        warmup_epochs: over how many epochs its weight rises to β, in equal steps.
+        pairs: which stage maps are compared, (student's, teacher's) positions in ``ModelOutput.features``.
     """
 
     Config: ClassVar[type[Any]] = NoConfig
     settings: ClassVar[str] = ""
     weights: ClassVar[Weights] = Weights()
 
+    initialisation: Initialisation | None = None
+    warmup_epochs: int = 0
+    pairs: tuple[tuple[int, int], ...] = ()
+
     @abstractmethod
     def __init__(self, setup: Setup, config: C) -> None:
         super().__init__()
+
+    def __call__(self, batch: Batch, student: ModelOutput, teacher: ModelOutput) -> dict[str, Tensor]:
+        """:meth:`forward`, with no way for a gradient to the teacher, whatever loop calls it."""
+        terms: dict[str, Tensor] = super().__call__(batch, student, teacher.detach())
+        return terms
 
     @abstractmethod
     def forward(self, batch: Batch, student: ModelOutput, teacher: ModelOutput) -> dict[str, Tensor]:

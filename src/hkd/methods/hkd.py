@@ -35,13 +35,13 @@ class HolisticConfig:
 class HKD(Method[HolisticConfig]):
     """Zhou et al., "Distilling Holistic Knowledge with Graph Neural Networks", ICCV 2021.
 
-    See :class:`hkd.HolisticLoss` for the equations. The paper's HKD is CE + 3 HKD; HKD+KD, the default here, adds the
-    classical term with weight 1 (``--kd-weight 0`` gives HKD alone).
+    See :class:`hkd.HolisticLoss` for the equations. HKD is CE + 3 HKD; HKD+KD (``--method hkd+kd``) adds the classical
+    term with weight 1. Both are the paper's.
     """
 
     Config = HolisticConfig
     settings = "holistic"
-    weights = Weights(ce=1.0, kd=1.0, method=3.0)
+    weights = Weights(method=3.0)
 
     def __init__(self, setup: Setup, config: HolisticConfig) -> None:
         super().__init__(setup, config)

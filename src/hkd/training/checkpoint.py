@@ -16,7 +16,7 @@ from hkd.training.run_folder import RunFolder
 
 @dataclass
 class State:
-    """How far a run is."""
+    """How far a run is. Epochs up to 0 are those of an initialisation stage."""
 
     epoch: int = 0
     best_top1: float = -math.inf
@@ -35,6 +35,7 @@ class Checkpoint:
         optimizer: as the engine prepared it.
         engine: holds the scaler of fp16.
         train_images: N; a run cannot go on with other data.
+        first_epoch: where a new run starts, 0 or before it.
     """
 
     run: RunFolder
@@ -42,6 +43,7 @@ class Checkpoint:
     optimizer: torch.optim.Optimizer
     engine: Engine
     train_images: int
+    first_epoch: int = 0
 
     def save(self, state: State) -> None:
         method, scaler = self.objective.method, self.engine.scaler
@@ -58,15 +60,15 @@ class Checkpoint:
         )
 
     def resume(self) -> State:
-        """Puts everything back to where the run stopped; a new run starts at epoch 0.
+        """Puts everything back to where the run stopped; a new run starts at its first epoch.
 
         Raises:
             RequestError: the checkpoint is corrupt, or the training set is not the one that the run began with.
         """
         saved: dict[str, Any] | None = self.run.load_checkpoint()
         if saved is None:
-            self.run.keep_rows(0)
-            return State()
+            self.run.keep_rows(self.first_epoch)
+            return State(epoch=self.first_epoch)
         if saved["train_images"] != self.train_images:
             raise RequestError(
                 f"dataset: the run in {self.run.path} began with {saved['train_images']} training images, "
@@ -81,6 +83,6 @@ class Checkpoint:
         self.engine.set_random_state(saved["random"])
         state = State(**saved["state"])
         self.run.keep_rows(state.epoch)
-        if len(self.run.rows()) != state.epoch:
+        if len(self.run.rows()) != state.epoch - self.first_epoch:
             raise RequestError(f"run: metrics.jsonl in {self.run.path} is incomplete; start over with --fresh")
         return state

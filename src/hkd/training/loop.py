@@ -18,7 +18,7 @@ from hkd.training.checkpoint import Checkpoint
 from hkd.training.engine import Engine
 from hkd.training.metrics import Sums, evaluate_model, hits
 from hkd.training.objective import Objective
-from hkd.training.progress import Progress
+from hkd.training.progress import Curves, Progress
 from hkd.training.run_folder import RunFolder
 from hkd.types import Batch
 
@@ -58,33 +58,34 @@ def fit(
     )
     student, images = objective.student, len(train.dataset)
     objective, optimizer = engine.prepare(objective, optimizer)
-    checkpoint = Checkpoint(run, objective, optimizer, engine, images)
+    stage = objective.initialisation
+    first = -stage.epochs if stage is not None else 0
+    checkpoint = Checkpoint(run, objective, optimizer, engine, images, first)
     state = checkpoint.resume()
     if config.compile:
         student.compile()
         if teacher is not None:
             teacher.compile()
-    tensorboard = _tensorboard(run, config.tensorboard, state.epoch)
-    progress = Progress(title, config.epochs * images, state.epoch * images, config.epochs)
-    row = run.rows()[-1] if state.epoch else {}  # resuming has made sure of it
+    tensorboard = Curves(run.path / "tensorboard" if config.tensorboard else None, state.epoch)
+    progress = Progress(title, (config.epochs - first) * images, (state.epoch - first) * images, config.epochs)
+    row = run.rows()[-1] if state.epoch > first else {}  # resuming has made sure of it
 
     for epoch in range(state.epoch, config.epochs):
         started = time.perf_counter()
+        initialising = epoch < 0
+        if epoch == 0:  # the training does not inherit the momentum of an initialisation
+            optimizer.state.clear()
+        lr = stage.lr_at(epoch - first, config.lr) if stage is not None and initialising else config.lr_at(epoch)
         for group in optimizer.param_groups:
-            group["lr"] = config.lr_at(epoch)
-        means = train_epoch(objective, teacher, train.epoch(epoch), optimizer, engine, progress)
+            group["lr"] = lr
+        objective.begin_epoch(epoch)
+        seen = teacher if initialising or objective.needs_teacher else None
+        means = train_epoch(objective, seen, train.epoch(epoch), optimizer, engine, progress, initialising)
         seconds = time.perf_counter() - started
-        found = evaluate_model(student, test, engine)
-        row = {
-            "epoch": epoch + 1,
-            "lr": config.lr_at(epoch),
-            **means,
-            "test_top1": found.top1,
-            "test_top5": found.top5,
-            "test_loss": found.loss,
-            "seconds": seconds,
-            "images_per_second": images / seconds,
-        }
+        row = {"epoch": epoch + 1, "lr": lr, **means, "seconds": seconds, "images_per_second": images / seconds}
+        if not initialising:
+            found = evaluate_model(student, test, engine)
+            row |= {"test_top1": found.top1, "test_top5": found.top5, "test_loss": found.loss}
         if broken := [name for name, value in row.items() if not math.isfinite(value)]:
             progress.close()
             raise TrainingError(_diverged(run, epoch, broken))
@@ -92,19 +93,17 @@ def fit(
         state.epoch = epoch + 1
         state.seconds += time.perf_counter() - started
         state.images += images
-        if found.top1 > state.best_top1:
-            state.best_top1, state.best_epoch = found.top1, epoch + 1
-            save_model(student, run.checkpoints / "best.safetensors", **about, epoch=epoch + 1, top1=found.top1)
+        if (top1 := row.get("test_top1", -math.inf)) > state.best_top1:
+            state.best_top1, state.best_epoch = top1, epoch + 1
+            save_model(student, run.checkpoints / "best.safetensors", **about, epoch=epoch + 1, top1=top1)
         run.log(row)
-        if tensorboard is not None:
-            for name, value in row.items():
-                tensorboard.add_scalar(name, value, epoch + 1)
+        tensorboard.write(row)
         checkpoint.save(state)
-        progress.epoch(row, state.best_top1, state.seconds / state.epoch * (config.epochs - state.epoch))
+        left = state.seconds / (state.epoch - first) * (config.epochs - state.epoch)
+        progress.epoch(row, state.best_top1, left)
 
     progress.close()
-    if tensorboard is not None:
-        tensorboard.close()
+    tensorboard.close()
     return {
         "top1_last": row["test_top1"],
         "top1_best": state.best_top1,
@@ -123,8 +122,11 @@ def train_epoch(
     optimizer: torch.optim.Optimizer,
     engine: Engine,
     progress: Progress | None = None,
+    initialising: bool = False,
 ) -> dict[str, float]:
     """One pass over the training images. Returns the means of the loss and its terms, and top-1 in percent.
+
+    In a method's initialisation there is no top-1.
 
     Nothing in a step waits for the device; the means at the end do, once.
     """
@@ -134,32 +136,27 @@ def train_epoch(
         with engine.autocast():
             with torch.no_grad():
                 seen = teacher(batch.image) if teacher is not None else None
-            total, terms, logits = objective(batch, seen)
-        engine.backward(total)
+            step = objective(batch, seen, initialising)
+        engine.backward(step.total)
         optimizer.step()
         optimizer.zero_grad()
 
         count = len(batch.label)
         with torch.no_grad():
-            means = {"loss": total, **terms}
-            sums.add({name: count * value for name, value in means.items()} | hits(logits, batch.label), count)
+            sums.add({name: count * value for name, value in {"loss": step.total, **step.terms}.items()}, count)
+            if step.logits is not None:
+                sums.add(hits(step.logits, batch.label))
         if progress is not None:
             progress.images(count)
     found = sums.means()
-    return {name: found[name] for name in found if name not in ("top1", "top5")} | {"train_top1": 100 * found["top1"]}
+    top1 = {"train_top1": 100 * found["top1"]} if "top1" in found else {}
+    return {name: found[name] for name in found if name not in ("top1", "top5")} | top1
 
 
 def _diverged(run: RunFolder, epoch: int, broken: list[str]) -> str:
-    kept = f"epoch {epoch} is kept in {run.checkpoints / 'last.pt'}" if epoch else "nothing was learnt before"
+    begun = (run.checkpoints / "last.pt").is_file()
+    kept = f"epoch {epoch} is kept in {run.checkpoints / 'last.pt'}" if begun else "nothing was learnt before"
     return (
         f"the loss is no longer a number in epoch {epoch + 1} ({', '.join(broken)}); {kept}; "
         "start over with --fresh and a lower --lr"
     )
-
-
-def _tensorboard(run: RunFolder, wanted: bool, epoch: int) -> Any:
-    if not wanted:
-        return None
-    from torch.utils.tensorboard import SummaryWriter
-
-    return SummaryWriter(str(run.path / "tensorboard"), purge_step=epoch + 1)

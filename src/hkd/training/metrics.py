@@ -20,8 +20,8 @@ class Sums:
         self._sums: dict[str, Tensor] = {}
         self._count = 0
 
-    def add(self, sums: dict[str, Tensor], count: int) -> None:
-        """Adds scalars that are sums over ``count`` images."""
+    def add(self, sums: dict[str, Tensor], count: int = 0) -> None:
+        """Adds scalars that are sums over ``count`` images, or more of the images that were counted before."""
         self._count += count
         for name, value in sums.items():
             self._sums[name] = self._sums[name] + value.detach() if name in self._sums else value.detach()
@@ -44,23 +44,41 @@ def hits(logits: Tensor, label: Tensor) -> dict[str, Tensor]:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How a network does on a data set: accuracies in percent, mean cross-entropy, images seen."""
+    """How a network does on a data set.
+
+    Attributes:
+        top1, top5: accuracies in percent.
+        loss: mean cross-entropy.
+        images: N, how many were seen.
+        predicted, label: (N,) int64 classes of each image, on the CPU.
+    """
 
     top1: float
     top5: float
     loss: float
     images: int
+    predicted: Tensor
+    label: Tensor
 
 
 @torch.no_grad()
 def evaluate_model(model: Model, loader: Loader, engine: Engine) -> Evaluation:
     """Runs a network over a data set. Leaves it in evaluation mode."""
     model.eval()
-    sums = Sums()
+    sums, predicted, label = Sums(), [], []
     for batch in loader.epoch(0):
         with engine.autocast():
             logits = model(batch.image).logits.float()
         loss = F.cross_entropy(logits, batch.label, reduction="sum")
         sums.add(hits(logits, batch.label) | {"loss": loss}, len(batch.label))
+        predicted.append(logits.argmax(dim=1))
+        label.append(batch.label)
     means = sums.means()
-    return Evaluation(100 * means["top1"], 100 * means["top5"], means["loss"], images=len(loader.dataset))
+    return Evaluation(
+        top1=100 * means["top1"],
+        top5=100 * means["top5"],
+        loss=means["loss"],
+        images=len(loader.dataset),
+        predicted=torch.cat(predicted).cpu(),
+        label=torch.cat(label).cpu(),
+    )

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hkd.methods.base import Method, Weights
+from hkd.methods.base import Initialisation, Method, Weights
 from hkd.methods.kd import kd_loss
 from hkd.models.base import Model
 from hkd.types import Batch, ModelOutput
 
 LABELS_ALONE = Weights(ce=1.0, kd=0.0, method=0.0)
+
+
+class Step(NamedTuple):
+    """What a batch gives: the scalar to minimise, its unweighted terms, and the student's logits where it was run."""
+
+    total: Tensor
+    terms: dict[str, Tensor]
+    logits: Tensor | None
 
 
 class Objective(nn.Module):
@@ -42,9 +51,32 @@ class Objective(nn.Module):
         self.method = method
         self.weights = weights
         self.kd_temperature = kd_temperature
+        self._warmth = 1.0
 
-    def forward(self, batch: Batch, teacher: ModelOutput | None) -> tuple[Tensor, dict[str, Tensor], Tensor]:
-        """The scalar to minimise, its unweighted terms, and the student's logits."""
+    @property
+    def initialisation(self) -> Initialisation | None:
+        """The method's stage before the training."""
+        found = None if self.method is None else self.method.initialisation
+        return found if found is not None and found.epochs else None
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether the training, after an initialisation, looks at the teacher."""
+        return self.method is not None and bool(self.weights.kd or self.weights.method)
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Sets the method's weight for an epoch of the training, counted from 0."""
+        warmup = 0 if self.method is None else self.method.warmup_epochs
+        self._warmth = min(1.0, (epoch + 1) / warmup) if warmup else 1.0
+
+    def forward(self, batch: Batch, teacher: ModelOutput | None, initialising: bool = False) -> Step:
+        """What to minimise in a step of the training, or of the method's initialisation."""
+        if initialising:
+            assert self.method is not None and self.method.initialisation is not None
+            stage = self.method.initialisation
+            seen = (self.student(batch.image), teacher) if stage.with_student else (teacher,)
+            terms = stage.terms(batch, *seen)
+            return Step(torch.stack(list(terms.values())).sum(), terms, None)
         weights = self.weights
         student: ModelOutput = self.student(batch.image)
         logits = student.logits.float()
@@ -55,6 +87,6 @@ class Objective(nn.Module):
             total = total + weights.kd * terms["kd"]
         if teacher is not None and self.method is not None and weights.method:
             own: dict[str, Tensor] = self.method(batch, student, teacher)
-            total = total + weights.method * sum(own.values())
+            total = total + self._warmth * weights.method * sum(own.values())
             terms |= own
-        return total, terms, logits
+        return Step(total, terms, logits)

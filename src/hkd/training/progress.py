@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
@@ -37,10 +38,14 @@ class Progress:
 
     def epoch(self, row: dict[str, Any], best: float, seconds_left: float) -> None:
         """Tells of a finished epoch."""
+        accuracy = (
+            f"train {row['train_top1']:.1f}  test {row['test_top1']:.2f} (best {best:.2f})"
+            if "test_top1" in row
+            else "initialisation"
+        )
         line = (
             f"{self.title}  epoch {row['epoch']:>{len(str(self.epochs))}}/{self.epochs}  loss {row['loss']:.3f}  "
-            f"train {row['train_top1']:.1f}  test {row['test_top1']:.2f} (best {best:.2f})  "
-            f"{row['images_per_second']:,.0f} img/s  left {duration(seconds_left)}"
+            f"{accuracy}  {row['images_per_second']:,.0f} img/s  left {duration(seconds_left)}"
         )
         if self._bar.disable:
             print(line, file=sys.stderr, flush=True)
@@ -49,6 +54,31 @@ class Progress:
 
     def close(self) -> None:
         self._bar.close()
+
+
+class Curves:
+    """The rows of a run as TensorBoard curves.
+
+    Args:
+        folder: where they go; None writes nothing.
+        epoch: that the run continues after; what was written of later ones is dropped.
+    """
+
+    def __init__(self, folder: Path | None, epoch: int) -> None:
+        self._writer: Any = None
+        if folder is not None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writer = SummaryWriter(str(folder), purge_step=epoch + 1)
+
+    def write(self, row: dict[str, Any]) -> None:
+        if self._writer is not None:
+            for name, value in row.items():
+                self._writer.add_scalar(name, value, row["epoch"])
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
 
 
 def duration(seconds: float) -> str:

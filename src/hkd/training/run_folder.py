@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
+from torch import Tensor
 
 from hkd.errors import RequestError
 
@@ -22,11 +25,12 @@ class RunFolder:
 
     ==========================  =========================================================
     ``config.yaml``             what was asked for, as ``--config`` takes it
-    ``metrics.jsonl``           a line an epoch
+    ``metrics.jsonl``           a line an epoch; those up to epoch 0 are of a method's initialisation
     ``checkpoints/last.pt``     everything needed to continue
     ``checkpoints/best.safetensors``  the network of the best epoch
     ``tensorboard/``            curves
     ``student.safetensors``     the network of the last epoch (``model.safetensors`` for `hkd train`)
+    ``predictions.npz``         ``predicted`` and ``label`` of each test image, of the network of the last epoch
     ``summary.json``            the result; its being there is what finished means
     ==========================  =========================================================
     """
@@ -57,7 +61,7 @@ class RunFolder:
         if self.path.exists() and not file.is_file() and (not self.path.is_dir() or any(self.path.iterdir())):
             raise RequestError(f"run: {self.path} exists and is no run folder; name another with --run")
         if fresh and file.is_file():
-            self._set_aside()
+            set_aside(self.path)
         begun = (self.checkpoints / "last.pt").is_file() or self.summary is not None
         if file.is_file() and begun:
             self._check_same(yaml.safe_load(file.read_text()) or {}, config)
@@ -75,13 +79,6 @@ class RunFolder:
                     f"run: {self.path} holds a run with {name} = {before.get(name)}, not {config.get(name)}; "
                     "name another folder with --run, or start over with --fresh"
                 )
-
-    def _set_aside(self) -> None:
-        """Starting over keeps what was there, under another name."""
-        path, number = self.path.resolve(), 1
-        while (aside := path.with_name(f"{path.name}.{number}")).exists():
-            number += 1
-        path.rename(aside)
 
     def save_checkpoint(self, state: dict[str, Any]) -> None:
         """Writes the state to continue from. A crash while writing leaves the one before."""
@@ -124,9 +121,36 @@ class RunFolder:
         kept = [row for row in self.rows() if row["epoch"] <= epochs]
         _write(self.path / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in kept))
 
+    def save_predictions(self, predicted: Tensor, label: Tensor) -> None:
+        """Writes the classes (N,) that were predicted and that were right, of each test image in order."""
+        partial = self.path / "predictions.partial.npz"
+        np.savez_compressed(partial, predicted=predicted.numpy(), label=label.numpy())
+        partial.replace(self.path / "predictions.npz")
+
+    def predictions(self) -> tuple[np.ndarray, np.ndarray]:
+        """The predicted and the right class of each test image, (N,) int64 each.
+
+        Raises:
+            RequestError: they are missing or corrupt.
+        """
+        file = self.path / "predictions.npz"
+        try:
+            with np.load(file, allow_pickle=False) as found:
+                return found["predicted"], found["label"]
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            raise RequestError(f"run: {file} is missing or corrupt; start the run over with --fresh") from error
+
     def finish(self, summary: dict[str, Any]) -> None:
         """Writes the result."""
         _write(self.path / "summary.json", json.dumps(summary, indent=2) + "\n")
+
+
+def set_aside(path: Path) -> None:
+    """Starting over keeps what was there, under another name."""
+    path, number = path.resolve(), 1
+    while (aside := path.with_name(f"{path.name}.{number}")).exists():
+        number += 1
+    path.rename(aside)
 
 
 def _write(path: Path, text: str) -> None:

@@ -1,0 +1,214 @@
+"""Several methods between the same networks, over several trials: every missing run once, and the tables."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import platform
+import re
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hkd.config import CompareConfig, DistillConfig, Entry, TrainConfig
+from hkd.errors import IncompatibleError, TrainingError
+from hkd.experiments.results import Comparison, Pair, Row, write
+from hkd.jobs import Data, check_request, distill, open_data, train
+from hkd.training.progress import duration
+from hkd.training.run_folder import RunFolder, set_aside
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One run of a comparison: a network trained on labels alone, or a distillation."""
+
+    config: TrainConfig
+    told: str
+
+    @property
+    def run(self) -> RunFolder:
+        return RunFolder(self.config.run)
+
+    def do(self, data: Data) -> None:
+        if isinstance(self.config, DistillConfig):
+            distill(self.config, train_data=data.train, test_data=data.test)
+        else:
+            train(self.config, train_data=data.train, test_data=data.test)
+
+
+def compare(config: CompareConfig, *, fresh: bool = False) -> Comparison:
+    """Trains what is missing of a comparison and writes its tables.
+
+    In ``config.run``, ``teachers/NAME``, ``alone/STUDENT-SEED`` and ``TEACHER-STUDENT/METHOD-SEED`` are run folders;
+    ``comparison.md``, ``.csv`` and ``.json`` the tables, rewritten after every run. Finished runs are read, unfinished
+    ones continued. A run that diverges is told in the table and does not stop the others.
+
+    Args:
+        config: what to compare on what, and how.
+        fresh: start over; what the folder holds is kept under another name.
+
+    Raises:
+        RequestError: the request is wrong, which is found before anything is trained.
+    """
+    config.check()
+    data = open_data(config)
+    plan = _Plan(config, data)
+    folder = Path(config.run)
+    if fresh and (folder / "comparison.json").is_file():
+        set_aside(folder)
+    pieces = list(plan.pieces())
+    started, trained = time.monotonic(), 0
+    for number, piece in enumerate(pieces, 1):
+        if piece.run.summary is not None:
+            piece.do(data)  # refuses a run that was asked for differently
+            continue
+        print(f"\n[{number}/{len(pieces)}] {piece.told}", file=sys.stderr, flush=True)
+        try:
+            piece.do(data)
+        except TrainingError as error:
+            print(f"hkd: {piece.told}: {error}", file=sys.stderr, flush=True)
+            plan.failed[piece.config.run] = str(error)
+        trained += 1
+        missing = sum(piece.run.summary is None for piece in pieces[number:])
+        left = (time.monotonic() - started) / trained * missing
+        _show(plan.comparison(), folder, f"{missing} of {len(pieces)} runs to go, {duration(left)}")
+    comparison = plan.comparison()
+    _show(comparison, folder, "done" if not plan.failed else f"{len(plan.failed)} runs failed")
+    return comparison
+
+
+class _Plan:
+    """Which runs a comparison is made of."""
+
+    def __init__(self, config: CompareConfig, data: Data) -> None:
+        self.config = config
+        self.data = data
+        self.failed: dict[str, str] = {}
+        self.seeds = range(config.seed, config.seed + config.trials)
+        self.impossible = {
+            (pair, entry.label): str(reason)
+            for pair in config.named_pairs
+            for entry in config.entries
+            if (reason := self._obstacle(pair, entry)) is not None
+        }
+
+    def _obstacle(self, pair: tuple[str, str], entry: Entry) -> IncompatibleError | None:
+        """Why a method cannot work between two networks, if so. A wrong request raises."""
+        asked = self._train(pair[1], self.seeds[0], "student") if entry.method == "ce" else self._asked(pair, entry)
+        try:
+            check_request(asked, self.data)
+        except IncompatibleError as error:
+            print(f"hkd: {pair[0]} -> {pair[1]}: {error}", file=sys.stderr)
+            return error
+        return None
+
+    def pieces(self) -> Iterator[Piece]:
+        """Teachers first, then trial after trial, so that an interrupted comparison holds whole ones."""
+        pairs = self.config.named_pairs
+        for teacher in dict.fromkeys(teacher for teacher, _ in pairs if self._must_train(teacher)):
+            yield Piece(self._train(teacher, self.config.seed, "teacher"), f"teacher {teacher}")
+        for seed in self.seeds:
+            done = set()
+            for teacher, student in pairs:
+                for entry in self.config.entries:
+                    asked = self._asked((teacher, student), entry, seed)
+                    if ((teacher, student), entry.label) not in self.impossible and asked.run not in done:
+                        done.add(asked.run)
+                        alone = entry.method == "ce"
+                        told = f"{student} alone" if alone else f"{teacher} -> {student}, {entry.label}"
+                        yield Piece(asked, f"{told}, seed {seed}")
+
+    def comparison(self) -> Comparison:
+        """What the run folders say so far."""
+        config = self.config
+        pairs = []
+        for teacher, student in config.named_pairs:
+            rows = []
+            for entry in config.entries:
+                runs = {s: RunFolder(self._asked((teacher, student), entry, s).run) for s in self.seeds}
+                note = "cannot work here" if ((teacher, student), entry.label) in self.impossible else ""
+                if any(str(run.path) in self.failed for run in runs.values()):
+                    note = "diverged"
+                rows.append(Row(entry.label, entry.method, runs, note))
+            pairs.append(Pair(teacher, student, tuple(rows)))
+        return Comparison(config.dataset, tuple(pairs), config.baseline, tuple(self._protocol()), tuple(self.failed))
+
+    def _protocol(self) -> Iterator[str]:
+        config, train, test = self.config, self.data.train, self.data.test
+        yield (
+            f"{config.dataset}: {train.info.num_classes} classes, {len(train):,} training and {len(test):,} test images"
+        )
+        yield (
+            f"{config.epochs} epochs, batch {config.batch_size}, learning rate {config.lr}, divided after "
+            f"{', '.join(str(round(m * config.epochs)) for m in config.milestones)}; {config.precision}; seeds "
+            f"{self.seeds[0]} to {self.seeds[-1]}, the same teacher for all"
+        )
+        for name, lr in config.lr_of.items():
+            yield f"learning rate {lr} for {name}"
+        yield f"torch {torch.__version__}, Python {platform.python_version()}, {_machine()}"
+
+    def _must_train(self, teacher: str) -> bool:
+        ready = self.config.teacher_pretrained and self.config.dataset == "imagenet"
+        return teacher not in self.config.teacher_checkpoints and not ready
+
+    def _asked(self, pair: tuple[str, str], entry: Entry, seed: int | None = None) -> TrainConfig:
+        """The run of one trial; without a seed as it can be checked before its teacher is trained."""
+        teacher, student = pair
+        if entry.method == "ce":
+            return self._train(student, self.config.seed if seed is None else seed, "student")
+        checkpoint = self.config.teacher_checkpoints.get(teacher)
+        if seed is not None and checkpoint is None and self._must_train(teacher):
+            checkpoint = str(Path(self.config.run) / "teachers" / _file_name(teacher))
+        return DistillConfig(
+            **self._shared(student),
+            run=str(Path(self.config.run) / _file_name(f"{teacher}-{student}") / f"{_file_name(entry.label)}-{seed}"),
+            seed=self.config.seed if seed is None else seed,
+            student=student,
+            teacher=teacher,
+            student_pretrained=self.config.student_pretrained,
+            teacher_pretrained=self.config.teacher_pretrained,
+            teacher_checkpoint=checkpoint,
+            method=entry.method,
+            settings=entry.settings,
+        )
+
+    def _train(self, network: str, seed: int, role: str) -> TrainConfig:
+        folder = (
+            Path("teachers") / _file_name(network)
+            if role == "teacher"
+            else Path("alone") / _file_name(f"{network}-{seed}")
+        )
+        named: dict[str, Any] = {role: network, f"{role}_pretrained": getattr(self.config, f"{role}_pretrained")}
+        return TrainConfig(**self._shared(network), **named, run=str(Path(self.config.run) / folder), seed=seed)
+
+    def _shared(self, network: str) -> dict[str, Any]:
+        """What all runs have in common, with the learning rate that a network needs."""
+        own = {"run", "seed", "student", "teacher", "role", "student_pretrained", "teacher_pretrained", "lr"}
+        names = [f.name for f in dataclasses.fields(TrainConfig) if f.name not in own]
+        shared = {name: getattr(self.config, name) for name in names}
+        return shared | {"lr": self.config.lr_of.get(network, self.config.lr)}
+
+
+def _file_name(text: str) -> str:
+    """A name without what file systems and shells trip over."""
+    return re.sub(r"[^\w.+=,-]", "_", text).strip("_")
+
+
+def _machine() -> str:
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+
+
+def _show(comparison: Comparison, folder: Path, status: str) -> None:
+    """Rewrites the tables on disk, and on a terminal the one in view."""
+    numbers = comparison.numbers()
+    write(comparison, folder, json.dumps(numbers, indent=2) + "\n")
+    clear = "\x1b[2J\x1b[H" if sys.stderr.isatty() else ""
+    tables = (f"{p['teacher']} -> {p['student']}\n{comparison.table(p)}" for p in numbers["pairs"])
+    print(f"{clear}{chr(10).join(tables)}\n{status}", file=sys.stderr, flush=True)

@@ -1,0 +1,78 @@
+"""Correlation congruence."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from hkd.config import option
+from hkd.holistic.precision import full_precision
+from hkd.methods.base import Method, Setup, Weights, methods
+from hkd.types import Batch, ModelOutput
+
+
+@dataclass(frozen=True)
+class CorrelationConfig:
+    """The settings of CC. Bandwidth and order are the paper's, the width the benchmark's."""
+
+    kernel: Literal["rbf", "adjacent"] = option("rbf", "rbf (the paper), or the benchmark's adjacent pairs")
+    gamma: float = option(0.4, "bandwidth of the Gaussian kernel")
+    order: int = option(2, "order of its Taylor series")
+    embedding_dim: int = option(128, "d, width of both linear embeddings")
+
+
+def gaussian_correlations(embedding: Tensor, gamma: float, order: int) -> Tensor:
+    r"""The Gaussian kernel between all pairs of a batch by its Taylor series, (B, d) -> (B, B).
+
+    .. math:: e^{-2\gamma} \sum_{p=0}^{P} \frac{(2\gamma)^p}{p!} (\hat x_i^\top \hat x_j)^p, \quad \hat x = x / \|x\|_2
+    """
+    unit = F.normalize(embedding, dim=1)
+    cosine = unit @ unit.T
+    series = [(2 * gamma) ** p / math.factorial(p) * cosine**p for p in range(order + 1)]
+    return math.exp(-2 * gamma) * torch.stack(series).sum(dim=0)
+
+
+@methods.register("cc")
+class CC(Method[CorrelationConfig]):
+    r"""Peng et al., "Correlation Congruence for Knowledge Distillation", ICCV 2019.
+
+    .. math:: \| C(W_s f_s) - C(W_t f_t) \|_F^2 \,/\, B^2
+
+    f are the embeddings (B, D) that enter the classifiers, W trained linear embeddings to width d, C the
+    :func:`gaussian_correlations` of a batch. ``kernel="adjacent"`` is the form of the RepDistiller benchmark,
+
+    .. math:: \mathrm{mean}_i\, |W_s f_s - W_t f_t|_i^\top\, |W_s f_s - W_t f_t|_{i+1}
+
+    from which comes β = .02.
+    """
+
+    Config = CorrelationConfig
+    settings = "cc"
+    weights = Weights(method=0.02)
+
+    def __init__(self, setup: Setup, config: CorrelationConfig) -> None:
+        super().__init__(setup, config)
+        if config.order < 1 or config.embedding_dim < 1:
+            raise ValueError(f"order, embedding_dim: expected 1 or more; got {config.order}, {config.embedding_dim}")
+        if not config.gamma > 0:
+            raise ValueError(f"gamma: expected a number above 0; got {config.gamma}")
+        self.config = config
+        self.embed_student = nn.Linear(setup.student.embedding_dim, config.embedding_dim)
+        self.embed_teacher = nn.Linear(setup.teacher.embedding_dim, config.embedding_dim)
+
+    def forward(self, batch: Batch, student: ModelOutput, teacher: ModelOutput) -> dict[str, Tensor]:
+        with full_precision(student.embedding):
+            dtype = self.embed_student.weight.dtype
+            s = self.embed_student(student.embedding.to(dtype))
+            t = self.embed_teacher(teacher.embedding.to(dtype))
+            if self.config.kernel == "adjacent":
+                delta = (s - t).abs()
+                # A batch of one has no adjacent pair: its sum over none is 0.
+                return {"correlation": (delta[:-1] * delta[1:]).sum() / max(len(delta) - 1, 1)}
+            c_s, c_t = (gaussian_correlations(e, self.config.gamma, self.config.order) for e in (s, t))
+            return {"correlation": (c_s - c_t).square().mean()}

@@ -1,0 +1,94 @@
+"""Factor transfer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from hkd.config import option
+from hkd.holistic.precision import at_least_float32
+from hkd.methods.base import Initialisation, Method, Setup, Weights, methods
+from hkd.methods.stages import pair_stages, to_same_size, unit
+from hkd.types import Batch, ModelOutput
+
+
+@dataclass(frozen=True)
+class FactorConfig:
+    """The settings of FT. Ratio and epochs are the benchmark's."""
+
+    ratio: float = option(0.5, "width of a factor, as a part of the teacher's last stage map's")
+    init_epochs: int = option(30, "epochs in which the paraphraser learns to reconstruct")
+    init_lr: float = option(0.01, "learning rate of that stage")
+
+
+def factor_layers(inwards: int, factor: int, *, normalise: bool) -> nn.Sequential:
+    """Three 3x3 convolutions from a map to its factor."""
+    layers: list[nn.Module] = []
+    for a, b in ((inwards, inwards), (inwards, factor), (factor, factor)):
+        layers += [nn.Conv2d(a, b, 3, padding=1), *([nn.BatchNorm2d(b)] if normalise else []), nn.LeakyReLU(0.1)]
+    return nn.Sequential(*layers)
+
+
+class Paraphraser(nn.Module):
+    """An auto-encoder of the teacher's last stage map; its code is the factor."""
+
+    def __init__(self, width: int, factor: int) -> None:
+        super().__init__()
+        self.encoder = factor_layers(width, factor, normalise=False)
+        layers: list[nn.Module] = []
+        for a, b in ((factor, factor), (factor, width), (width, width)):
+            layers += [nn.ConvTranspose2d(a, b, 3, padding=1), nn.LeakyReLU(0.1)]
+        self.decoder = nn.Sequential(*layers)
+
+    def forward(self, feature: Tensor) -> Tensor:
+        """The reconstruction, of the map's shape (B, c, h, w)."""
+        reconstruction: Tensor = self.decoder(self.encoder(feature))
+        return reconstruction
+
+
+@methods.register("ft")
+class FT(Method[FactorConfig]):
+    r"""Kim et al., "Paraphrasing Complex Network: Network Compression via Factor Transfer", NeurIPS 2018.
+
+    .. math:: \mathrm{mean}\; | n(Q_s) - n(Q_t) |, \qquad n(x) = x / \|x\|_2
+
+    over the values of both factors, p = 1. Q_t is the code that the paraphraser, an auto-encoder, makes of the
+    teacher's last stage map (B, c, h, w); Q_s what the translator makes of the student's, in the same width and at the
+    smaller of both resolutions. An initialisation of 30 epochs trains the paraphraser to reconstruct the teacher's map;
+    afterwards it is fixed. β = 200 is the RepDistiller benchmark's.
+    """
+
+    Config = FactorConfig
+    settings = "ft"
+    weights = Weights(method=200.0)
+
+    def __init__(self, setup: Setup, config: FactorConfig) -> None:
+        super().__init__(setup, config)
+        if not 0 < config.ratio <= 1:
+            raise ValueError(f"ratio: expected a part in (0, 1]; got {config.ratio}")
+        if config.init_epochs < 0:
+            raise ValueError(f"init_epochs: expected 0 or more; got {config.init_epochs}")
+        if not config.init_lr > 0:
+            raise ValueError(f"init_lr: expected a number above 0; got {config.init_lr}")
+        self.pairs = pair_stages(setup, "ft")[-1:]
+        student, teacher = setup.student.stages[-1][0], setup.teacher.stages[-1][0]
+        width = max(1, int(config.ratio * teacher))
+        self.paraphraser = Paraphraser(teacher, width)
+        self.translator = factor_layers(student, width, normalise=True)
+        self.initialisation = Initialisation(
+            config.init_epochs, self.reconstruction, with_student=False, lr=config.init_lr
+        )
+
+    def reconstruction(self, batch: Batch, teacher: ModelOutput) -> dict[str, Tensor]:
+        """The term of the initialisation: the mean squared error of the paraphraser."""
+        feature = teacher.features[-1]
+        return {"reconstruction": F.mse_loss(self.paraphraser(feature).float(), feature.float())}
+
+    def forward(self, batch: Batch, student: ModelOutput, teacher: ModelOutput) -> dict[str, Tensor]:
+        with torch.no_grad():
+            theirs = self.paraphraser.encoder(teacher.features[-1])
+        ours, theirs = to_same_size(self.translator(student.features[-1]), theirs)
+        return {"factor": F.l1_loss(unit(at_least_float32(ours)), unit(at_least_float32(theirs)))}

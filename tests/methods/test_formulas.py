@@ -1,0 +1,367 @@
+"""Every comparison method against the plain float64 re-statement of its formula: values and gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import hkd
+from hkd.methods import Method, Setup, methods
+from hkd.models.base import ModelInfo
+from hkd.types import Batch, ModelOutput
+from tests.reference import methods as reference
+
+B, C, N = 5, 4, 12
+LABELS = torch.arange(N) % C
+INDEX = torch.tensor([3, 0, 7, 10, 5])
+# (channels, height, width) of each stage map, stem first; widths and resolutions differ
+STUDENT = ((3, 8, 8), (3, 8, 8), (4, 4, 4), (5, 2, 2))
+TEACHER = ((4, 8, 8), (5, 8, 8), (4, 8, 8), (6, 4, 4))
+DEEPER = ((2, 8, 8), *TEACHER)
+ALIKE = ((3, 8, 8), (3, 4, 4), (4, 8, 8), (5, 2, 2))
+
+Terms = dict[str, Tensor]
+Restated = Callable[[Method, Batch, ModelOutput, ModelOutput], Terms]
+
+
+def info(name: str, stages: tuple[tuple[int, int, int], ...], width: int) -> ModelInfo:
+    return ModelInfo(name, C, width, 8, stages, 0)
+
+
+def setup(teacher: tuple[tuple[int, int, int], ...] = TEACHER, **changes: object) -> Setup:
+    found = Setup(info("student", STUDENT, 6), info("teacher", teacher, 7), N, LABELS)
+    return replace(found, **changes)
+
+
+def output(stages: tuple[tuple[int, int, int], ...], width: int, grad: bool) -> ModelOutput:
+    maps = tuple(torch.randn(B, *stage) for stage in stages)
+    parts = ModelOutput(2 * torch.randn(B, C), torch.randn(B, width), tuple(m.relu() for m in maps), maps)
+    return as_leaves(parts, torch.float32, grad)
+
+
+def as_leaves(out: ModelOutput, dtype: torch.dtype, grad: bool) -> ModelOutput:
+    def leaf(x: Tensor) -> Tensor:
+        return x.detach().to(dtype).clone().requires_grad_(grad)
+
+    return ModelOutput(
+        leaf(out.logits), leaf(out.embedding), tuple(map(leaf, out.features)), tuple(map(leaf, out.preactivations))
+    )
+
+
+def leaves(out: ModelOutput) -> list[Tensor]:
+    return [out.logits, out.embedding, *out.features, *out.preactivations]
+
+
+def check(
+    name: str, restated: Restated, *, teacher: tuple[tuple[int, int, int], ...] = TEACHER, networks: object = None,
+    **config: object,
+) -> None:  # fmt: skip
+    torch.manual_seed(0)
+    kind = methods[name]
+    method = kind(setup(teacher, networks=networks), kind.Config(**config)).train()
+    exact = deepcopy(method).double()
+    batch = Batch(torch.randn(B, 3, 4, 4), LABELS[INDEX], INDEX)
+    ours, theirs = output(STUDENT, 6, True), output(teacher, 7, False)
+    ours64, theirs64 = as_leaves(ours, torch.float64, True), as_leaves(theirs, torch.float64, False)
+
+    terms = method(batch, ours, theirs)
+    expected = restated(exact, batch, ours64, theirs64)
+    assert terms.keys() == expected.keys()
+    for term, value in terms.items():
+        torch.testing.assert_close(
+            value.double(), expected[term], rtol=1e-5, atol=1e-6, msg=lambda m, t=term: f"{t}: {m}"
+        )
+    sum(terms.values()).backward()
+    sum(expected.values()).backward()
+    compared = list(zip(leaves(ours), leaves(ours64), strict=True))
+    compared += zip(method.parameters(), exact.parameters(), strict=True)
+    reached = 0
+    for value, wanted in compared:
+        grads = [torch.zeros_like(x) if x.grad is None else x.grad for x in (value, wanted)]
+        scale = float(grads[1].abs().max())
+        # What is 0 in exact arithmetic, such as a bias before batch normalisation, is rounding in float32.
+        torch.testing.assert_close(grads[0].double(), grads[1], rtol=1e-4, atol=1e-5 * scale + 1e-7)
+        reached += scale > 1e-6
+    assert reached
+
+
+def pairs_of(method: Method, s: ModelOutput, t: ModelOutput) -> list[tuple[Tensor, Tensor]]:
+    return [(s.features[a], t.features[b]) for a, b in method.pairs]
+
+
+def test_at() -> None:
+    check("at", lambda m, _, s, t: {"attention": reference.at(pairs_of(m, s, t))})
+
+
+def test_sp() -> None:
+    check("sp", lambda _, __, s, t: {"similarity": reference.sp(s.features[-1], t.features[-1])})
+
+
+@pytest.mark.parametrize("order", [1, 2, 4])
+def test_cc(order: int) -> None:
+    def restated(m: Method, _: Batch, s: ModelOutput, t: ModelOutput) -> Terms:
+        e_s, e_t = m.embed_student(s.embedding), m.embed_teacher(t.embedding)
+        return {"correlation": reference.cc_rbf(e_s, e_t, 0.4, order)}
+
+    check("cc", restated, order=order, embedding_dim=6)
+
+
+def test_cc_of_adjacent_pairs() -> None:
+    def restated(m: Method, _: Batch, s: ModelOutput, t: ModelOutput) -> Terms:
+        return {"correlation": reference.cc_adjacent(m.embed_student(s.embedding), m.embed_teacher(t.embedding))}
+
+    check("cc", restated, kernel="adjacent", embedding_dim=6)
+
+
+def test_rkd() -> None:
+    def restated(_: Method, __: Batch, s: ModelOutput, t: ModelOutput) -> Terms:
+        return dict(zip(("distance", "angle"), reference.rkd(s.embedding, t.embedding), strict=True))
+
+    check("rkd", restated)
+
+
+def test_pkt() -> None:
+    check("pkt", lambda _, __, s, t: {"probabilities": reference.pkt(s.embedding, t.embedding)})
+
+
+def test_nst() -> None:
+    check("nst", lambda m, _, s, t: {"selectivity": reference.nst(pairs_of(m, s, t))})
+
+
+def test_fitnet() -> None:
+    def restated(m: Method, _: Batch, s: ModelOutput, t: ModelOutput) -> Terms:
+        a, b = reference.same_size(s.features[2], t.features[2])
+        squares = [(x - y) ** 2 for x, y in zip(m.regressor(a).flatten(), b.flatten(), strict=True)]
+        return {"hint": sum(squares) / len(squares)}
+
+    check("fitnet", restated)
+
+
+def test_vid() -> None:
+    def restated(m: Method, _: Batch, s: ModelOutput, t: ModelOutput) -> Terms:
+        sized = [reference.same_size(*pair) for pair in pairs_of(m, s, t)]
+        means = [g.mean(a) for g, (a, _) in zip(m.gaussians, sized, strict=True)]
+        return {"variational": reference.vid(means, [b for _, b in sized], [g.scale for g in m.gaussians])}
+
+    check("vid", restated)
+    method = methods["vid"](setup(), None)
+    for gaussian in method.gaussians:
+        torch.testing.assert_close(F.softplus(gaussian.scale) + 1e-5, torch.full_like(gaussian.scale, 5.0))
+
+
+def test_ab() -> None:
+    def restated(m: Method, _: Batch, s: ModelOutput, t: ModelOutput) -> Terms:
+        sized = [reference.same_size(s.preactivations[a], t.preactivations[b]) for a, b in m.pairs]
+        connected = [c(a) for c, (a, _) in zip(m.connectors, sized, strict=True)]
+        return {"boundary": reference.ab(connected, [b for _, b in sized], 1.0)}
+
+    check("ab", restated)
+    check("ab", restated, teacher=ALIKE)
+
+
+def test_ft() -> None:
+    def restated(m: Method, _: Batch, s: ModelOutput, t: ModelOutput) -> Terms:
+        with torch.no_grad():
+            theirs = m.paraphraser.encoder(t.features[-1])
+        return {"factor": reference.ft(m.translator(s.features[-1]), theirs)}
+
+    check("ft", restated)
+
+
+def test_fsp() -> None:
+    widths = ((3, 8, 8), (3, 8, 8), (4, 8, 8), (5, 4, 4))
+    check("fsp", lambda _, __, s, t: {"flow": reference.fsp(list(s.features), list(t.features))}, teacher=widths)
+
+
+def test_dkd() -> None:
+    def restated(_: Method, batch: Batch, s: ModelOutput, t: ModelOutput) -> Terms:
+        target, nontarget = reference.dkd(s.logits, t.logits, batch.label.tolist(), 4.0)
+        return {"target": target, "nontarget": 8 * nontarget}
+
+    check("dkd", restated)
+
+
+def test_dist() -> None:
+    def restated(_: Method, __: Batch, s: ModelOutput, t: ModelOutput) -> Terms:
+        return dict(zip(("inter", "intra"), reference.dist(s.logits, t.logits, 4.0), strict=True))
+
+    check("dist", restated)
+
+
+def nearest(x: Tensor, height: int, width: int) -> Tensor:
+    rows = [y * x.shape[2] // height for y in range(height)]
+    columns = [c * x.shape[3] // width for c in range(width)]
+    return x[:, :, rows][:, :, :, columns]
+
+
+@pytest.mark.parametrize("teacher", [TEACHER, DEEPER])
+def test_reviewkd(teacher: tuple[tuple[int, int, int], ...]) -> None:
+    def restated(m: Method, _: Batch, s: ModelOutput, t: ModelOutput) -> Terms:
+        ours = [*(s.features[a] for a, _ in m.pairs), s.embedding[:, :, None, None]]
+        goals = [*(t.preactivations[b] for _, b in m.pairs), t.embedding[:, :, None, None]]
+        compared, fused = [], None
+        for fusion, feature, goal in list(zip(m.fusions, ours, goals, strict=True))[::-1]:
+            x = fusion.inner(feature)
+            if fused is not None:
+                y = nearest(fused, x.shape[2], x.shape[3])
+                z = fusion.attention(torch.cat([x, y], dim=1))
+                x = x * z[:, :1] + y * z[:, 1:]
+            fused = nearest(x, goal.shape[2], goal.shape[3])
+            compared.append((fusion.outer(fused), goal))
+        return {"review": reference.hcl(compared)}
+
+    check("reviewkd", restated, teacher=teacher)
+
+
+class Tiny(nn.Module):
+    """A network small enough for loops."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, width, 3)
+        self.fc = nn.Linear(width, C)
+
+    def forward(self, image: Tensor) -> ModelOutput:
+        embedding = self.conv(image.to(self.fc.weight.dtype)).square().mean(dim=(2, 3))
+        return ModelOutput(3 * self.fc(embedding), embedding)
+
+
+@pytest.mark.parametrize("keep", [0.0, 0.75, 1.0])
+def test_sskd(keep: float) -> None:
+    torch.manual_seed(1)
+    networks = Tiny(6), Tiny(7)
+
+    def restated(m: Method, batch: Batch, s: ModelOutput, t: ModelOutput) -> Terms:
+        student, teacher = m.networks
+        turned = torch.stack([image.rot90(k, dims=(1, 2)) for k in (1, 2, 3) for image in batch.image])
+        r_s = student(turned.double())
+        with torch.no_grad():
+            r_t = teacher(turned.double())
+            a_t = reference.cosines(m.head_teacher(t.embedding), m.head_teacher(r_t.embedding))
+        a_s = reference.cosines(m.head_student(s.embedding), m.head_student(r_s.embedding))
+        rotated = reference.selective_kl(r_s.logits, r_t.logits, batch.label.tolist() * 3, 4.0, keep)
+        similarity = reference.selective_kl(a_s, a_t, list(range(B)) * 3, 0.5, keep)
+        return {"rotated": 2.7 * rotated, "similarity": 10 * similarity}
+
+    class Twice(tuple):
+        """A deep copy of a method copies its networks; their double is what the re-statement runs."""
+
+        def __deepcopy__(self, memo: dict) -> tuple:
+            return tuple(deepcopy(list(self), memo)[i].double() for i in range(2))
+
+    check("sskd", restated, networks=Twice(networks), rotated_keep=keep, similarity_keep=keep)
+
+
+def test_sskd_learns_to_find_the_upright_image() -> None:
+    torch.manual_seed(0)
+    kind = methods["sskd"]
+    teacher = Tiny(7)
+    method = kind(setup(networks=(Tiny(6), teacher)), kind.Config())
+    image = torch.randn(B, 3, 4, 4)
+    batch = Batch(image, LABELS[INDEX], INDEX)
+    with torch.no_grad():
+        seen = teacher(image)
+    (value,) = method.initialisation.terms(batch, seen).values()
+    head = deepcopy(method.head_teacher).double()
+    turned = torch.stack([one.rot90(k, dims=(1, 2)) for k in (1, 2, 3) for one in image])
+    double = deepcopy(teacher).double()
+    alike = reference.cosines(head(double(image).embedding), head(double(turned).embedding))
+    expected = -sum(reference.softmax(row)[n % B].log() for n, row in enumerate(alike)) / (3 * B)
+    torch.testing.assert_close(value.double(), expected, rtol=1e-5, atol=1e-6)
+    value.backward()
+    assert all(p.grad is not None for p in method.head_teacher.parameters())
+    assert all(p.grad is None for p in [*teacher.parameters(), *method.head_student.parameters()])
+
+
+def test_a_rotated_pass_leaves_the_running_statistics_alone() -> None:
+    student, teacher = hkd.create_model("resnet8", C).train(), hkd.create_model("resnet8", C).eval()
+    method = hkd.create_method("sskd", student=student, teacher=teacher, num_samples=N, labels=LABELS, image_size=8)
+    batch = Batch(torch.randn(B, 3, 8, 8), LABELS[INDEX], INDEX)
+    outputs = student(batch.image), teacher(batch.image)
+    before = student.bn1.running_mean.clone()
+    method(batch, *outputs)
+    assert torch.equal(student.bn1.running_mean, before)
+    student(batch.image)
+    assert not torch.equal(student.bn1.running_mean, before)
+
+
+def test_ft_learns_to_reconstruct() -> None:
+    torch.manual_seed(0)
+    method = methods["ft"](setup(), methods["ft"].Config())
+    teacher = output(TEACHER, 7, False)
+    (value,) = method.initialisation.terms(Batch(None, None, None), teacher).values()
+    made, feature = method.paraphraser(teacher.features[-1]).double(), teacher.features[-1].double()
+    squares = [(x - y) ** 2 for x, y in zip(made.flatten(), feature.flatten(), strict=True)]
+    torch.testing.assert_close(value.double(), sum(squares) / len(squares), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("sampling", ["shared", "per_sample"])
+def test_crd(sampling: str) -> None:
+    torch.manual_seed(0)
+    kind = methods["crd"]
+    method = kind(setup(), kind.Config(num_negatives=6, embedding_dim=8, sampling=sampling)).train()
+    z: dict[str, Tensor | None] = {"student": None, "teacher": None}
+    for _ in range(2):  # the second step has banks that were visited, and keeps Z
+        exact = deepcopy(method).double()
+        batch = Batch(None, LABELS[INDEX], INDEX)
+        ours, theirs = output(STUDENT, 6, True), output(TEACHER, 7, False)
+        ours64, theirs64 = as_leaves(ours, torch.float64, True), as_leaves(theirs, torch.float64, False)
+        if sampling == "shared":
+            rows = method.sampler.shared().tolist()
+            negatives = [[r for r in rows if LABELS[r] != LABELS[i]] for i in INDEX]
+        else:
+            negatives = method.sampler.per_sample(INDEX).tolist()
+            assert all(LABELS[r] != LABELS[i] for own, i in zip(negatives, INDEX, strict=True) for r in own)
+        terms = method(batch, ours, theirs)
+        v_s = F.normalize(exact.embed_student(ours64.embedding), dim=1)
+        v_t = F.normalize(exact.embed_teacher(theirs64.embedding), dim=1)
+        index = INDEX.tolist()
+        bank_s, bank_t = exact.bank_student.rows, exact.bank_teacher.rows
+        student, z["student"] = reference.nce(v_s, bank_t, index, negatives, 0.07, z["student"])
+        teacher, z["teacher"] = reference.nce(v_t, bank_s, index, negatives, 0.07, z["teacher"])
+        torch.testing.assert_close(terms["contrast_student"].double(), student, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(terms["contrast_teacher"].double(), teacher, rtol=1e-5, atol=1e-5)
+        method.zero_grad()
+        sum(terms.values()).backward()
+        (student + teacher).backward()
+        torch.testing.assert_close(ours.embedding.grad.double(), ours64.embedding.grad, rtol=1e-4, atol=1e-6)
+        for value, wanted in zip(method.parameters(), exact.parameters(), strict=True):
+            torch.testing.assert_close(value.grad.double(), wanted.grad, rtol=1e-4, atol=1e-5)
+        for bank, before, v in ((method.bank_student, bank_s, v_s), (method.bank_teacher, bank_t, v_t)):
+            for row, e in zip(index, v, strict=True):
+                moved = 0.5 * before[row] + 0.5 * e
+                torch.testing.assert_close(bank.rows[row].double(), moved / moved.norm(), rtol=1e-5, atol=1e-6)
+
+
+def test_the_partition_constant_survives_a_broken_first_batch() -> None:
+    kind = methods["crd"]
+    method = kind(setup(), kind.Config(num_negatives=6)).train()
+    batch = Batch(None, LABELS[INDEX], INDEX)
+    broken = output(STUDENT, 6, False)
+    broken.embedding.fill_(torch.inf)
+    method(batch, broken, output(TEACHER, 7, False))
+    assert method.nce_student.log_z.isnan()
+    assert method.nce_teacher.log_z.isfinite()
+    terms = method(batch, output(STUDENT, 6, False), output(TEACHER, 7, False))
+    assert all(term.isfinite() for term in terms.values())
+    kept = method.nce_student.log_z.clone()
+    method(batch, output(STUDENT, 6, False), output(TEACHER, 7, False))
+    assert torch.equal(method.nce_student.log_z, kept)
+
+
+def test_stages_are_paired_from_the_deepest_backwards() -> None:
+    assert methods["at"](setup(), None).pairs == ((1, 1), (2, 2), (3, 3))
+    assert methods["at"](setup(DEEPER), None).pairs == ((1, 2), (2, 3), (3, 4))
+    assert methods["fitnet"](setup(DEEPER), methods["fitnet"].Config()).pairs == ((2, 3),)
+    assert methods["fsp"](setup(DEEPER[:1] + STUDENT), methods["fsp"].Config()).pairs == (
+        (0, 1),
+        (1, 2),
+        (2, 3),
+        (3, 4),
+    )
