@@ -15,6 +15,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from hkd import holistic as holistic
+    from hkd.config import CompareConfig as CompareConfig
     from hkd.config import DistillConfig as DistillConfig
     from hkd.config import EvaluateConfig as EvaluateConfig
     from hkd.config import TrainConfig as TrainConfig
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from hkd.data import load_dataset as load_dataset
     from hkd.errors import RequestError as RequestError
     from hkd.errors import TrainingError as TrainingError
+    from hkd.experiments.compare import compare as compare
     from hkd.holistic import HolisticLoss as HolisticLoss
     from hkd.jobs import Result as Result
     from hkd.jobs import distill as distill
@@ -40,9 +42,10 @@ if TYPE_CHECKING:
     from hkd.types import ModelOutput as ModelOutput
 
 _HOME = {
-    "hkd.config": ("DistillConfig", "EvaluateConfig", "TrainConfig"),
+    "hkd.config": ("CompareConfig", "DistillConfig", "EvaluateConfig", "TrainConfig"),
     "hkd.data": ("as_dataset", "list_datasets", "load_dataset"),
     "hkd.errors": ("RequestError", "TrainingError"),
+    "hkd.experiments.compare": ("compare",),
     "hkd.holistic": ("HolisticLoss",),
     "hkd.jobs": ("Result", "distill", "evaluate", "train"),
     "hkd.methods": ("create_method", "list_methods"),

@@ -8,6 +8,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, Field, fields, replace
+from pathlib import Path
 from typing import Any, get_type_hints
 
 from jsonargparse import ActionYesNo, ArgumentParser, DefaultHelpFormatter, Namespace
@@ -123,8 +124,9 @@ def compare_command(argv: list[str]) -> int:
     from hkd.experiments.compare import compare
 
     found = compare(config, fresh=asked.fresh)
-    print(found.markdown())
-    print(f"tables: {config.run}/comparison.md, .csv, .json")
+    tables = Path(config.run) / "comparison.md"
+    print(tables.read_text())
+    print(f"tables: {tables}, .csv, .json")
     return FAILED if found.failed else DONE
 
 

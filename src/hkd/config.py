@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 import re
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
-
-import yaml
 
 from hkd.errors import RequestError, unknown
 
@@ -156,7 +155,17 @@ class Entry:
         pairs = [part.partition("=") for part in settings.split(",")] if settings else []
         if broken := [key for key, equals, value in pairs if not (key and equals and value)]:
             raise RequestError(f"methods: expected setting=value, got {broken[0]!r} in {text!r}")
-        return cls(label, name + (plus or ""), {key: yaml.safe_load(value) for key, _, value in pairs})
+        return cls(label, name + (plus or ""), {key: _value(value) for key, _, value in pairs})
+
+
+def _value(text: str) -> bool | int | float | str:
+    """What a setting's text means."""
+    if text in ("true", "false"):
+        return text == "true"
+    for kind in (int, float):
+        with suppress(ValueError):
+            return kind(text)
+    return text
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -148,7 +148,7 @@ def test_weights_change_what_is_learnt(tmp_path: Path, finished: hkd.Result) -> 
     teacher = str(finished.run / "teacher" / "model.safetensors")
     for name, changes, terms in (
         ("kd", {"method": "kd"}, {"ce", "kd"}),
-        ("hkd", {"kd_weight": 0.0}, {"ce", "individual_student"}),
+        ("hkd", {"method": "hkd"}, {"ce", "individual_student"}),
         ("plain", {"kd_weight": 0.0, "method_weight": 0.0}, {"ce"}),
     ):
         run = tmp_path / name
@@ -162,6 +162,93 @@ def test_weights_change_what_is_learnt(tmp_path: Path, finished: hkd.Result) -> 
         parts = (asked["ce_weight"] * row["ce"], asked["kd_weight"] * row.get("kd", 0.0), asked["method_weight"] * own)
         expected = sum(parts)
         assert row["loss"] == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("method", ["hkd", "hkd+kd"])
+def test_plus_kd_is_the_classical_term_with_weight_1(tmp_path: Path, finished: hkd.Result, method: str) -> None:
+    teacher = str(finished.run / "teacher" / "model.safetensors")
+    hkd.distill(config(tmp_path / "d", epochs=1, teacher_checkpoint=teacher, method=method))
+    asked = yaml.safe_load((tmp_path / "d" / "config.yaml").read_text())
+    assert (asked["method"], asked["kd_weight"]) == ("hkd", float(method == "hkd+kd"))
+    again = {"method": "hkd", "kd_weight": asked["kd_weight"]}
+    assert hkd.distill(config(tmp_path / "d", epochs=1, teacher_checkpoint=teacher, **again)).skipped
+
+
+def staged(run: Path, method: str, finished: hkd.Result, **changes: Any) -> hkd.DistillConfig:
+    """A run of a method with two epochs of initialisation and two of training."""
+    teacher = str(finished.run / "teacher" / "model.safetensors")
+    fields = {"settings": {"init_epochs": 2}, "epochs": 2, "teacher_checkpoint": teacher}
+    return config(run, method=method, **fields | changes)
+
+
+STAGES = {"ab": "boundary", "fsp": "flow", "ft": "reconstruction", "sskd": "upright"}
+
+
+@pytest.mark.parametrize("method", STAGES)
+def test_an_initialisation_comes_first_and_an_interrupted_one_continues(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finished: hkd.Result, method: str
+) -> None:
+    whole = hkd.distill(staged(tmp_path / "whole", method, finished))
+    rows = rows_of(whole.run)
+    assert [row["epoch"] for row in rows] == [-1, 0, 1, 2]
+    assert [STAGES[method] in row and "test_top1" not in row and "ce" not in row for row in rows[:2]] == [True] * 2
+    assert ["test_top1" in row and "ce" in row for row in rows[2:]] == [True] * 2
+    assert (whole.summary["epochs"], whole.summary["best_epoch"] in (1, 2)) == (2, True)
+
+    train_epoch = loop.train_epoch
+    for stop_at in (1, 2, 3):  # in the initialisation, between the stages, in the training
+        calls = []
+
+        def die(*arguments: Any, stop_at: int = stop_at, calls: list = calls) -> Any:
+            if len(calls) == stop_at:
+                raise Killed
+            calls.append(arguments)
+            return train_epoch(*arguments)
+
+        asked = staged(tmp_path / f"parts-{stop_at}", method, finished)
+        with monkeypatch.context() as patch:
+            patch.setattr(loop, "train_epoch", die)
+            with pytest.raises(Killed):
+                hkd.distill(asked)
+        parts = hkd.distill(asked)
+        for (name, a), (_, b) in zip(whole.model.state_dict().items(), parts.model.state_dict().items(), strict=True):
+            assert torch.equal(a, b), (stop_at, name)
+        assert [row["epoch"] for row in rows_of(parts.run)] == [-1, 0, 1, 2]
+
+
+def test_the_training_inherits_no_momentum_and_keeps_what_the_stage_fixed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finished: hkd.Result
+) -> None:
+    train_epoch, seen = loop.train_epoch, []
+
+    def watch(objective: Any, teacher: Any, batches: Any, optimizer: Any, *rest: Any) -> Any:
+        paraphraser = [p.detach().clone() for p in objective.method.paraphraser.parameters()]
+        student = objective.student.conv1.weight.detach().clone()
+        seen.append((len(optimizer.state), optimizer.param_groups[0]["lr"], paraphraser, student))
+        return train_epoch(objective, teacher, batches, optimizer, *rest)
+
+    monkeypatch.setattr(loop, "train_epoch", watch)
+    hkd.distill(staged(tmp_path / "d", "ft", finished, lr=0.02))
+    states, rates, paraphrasers, students = zip(*seen, strict=True)
+    assert [count > 0 for count in states] == [False, True, False, True]
+    assert rates[:3] == (0.01, 0.01, 0.02)
+    assert torch.equal(students[0], students[2]) and not torch.equal(students[2], students[3])
+    pairs = [list(zip(paraphrasers[n], paraphrasers[n + 1], strict=True)) for n in (1, 2)]
+    assert [all(torch.equal(a, b) for a, b in pair) for pair in pairs] == [False, True]
+
+
+def test_no_initialisation_epochs_is_no_initialisation(tmp_path: Path, finished: hkd.Result) -> None:
+    result = hkd.distill(staged(tmp_path / "d", "ab", finished, settings={"init_epochs": 0}))
+    assert [row["epoch"] for row in rows_of(result.run)] == [1, 2]
+    assert "boundary" not in rows_of(result.run)[0]
+    always = hkd.distill(staged(tmp_path / "e", "ab", finished, settings={"init_epochs": 0}, method_weight=1.0))
+    assert "boundary" in rows_of(always.run)[0]
+
+
+def test_the_weight_of_a_method_with_a_warm_up_rises(tmp_path: Path, finished: hkd.Result) -> None:
+    result = hkd.distill(staged(tmp_path / "d", "dkd", finished, settings={"warmup_epochs": 3}, epochs=4))
+    for row, warmth in zip(rows_of(result.run), (1 / 3, 2 / 3, 1, 1), strict=True):
+        assert row["loss"] == pytest.approx(row["ce"] + warmth * (row["target"] + row["nontarget"]), rel=1e-4)
 
 
 def test_a_teacher_alone_and_a_distillation_with_own_modules(tmp_path: Path) -> None:

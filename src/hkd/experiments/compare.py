@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import platform
 import re
 import sys
@@ -17,7 +16,8 @@ import torch
 
 from hkd.config import CompareConfig, DistillConfig, Entry, TrainConfig
 from hkd.errors import IncompatibleError, TrainingError
-from hkd.experiments.results import Comparison, Pair, Row, write
+from hkd.experiments.results import Comparison, Pair, Row
+from hkd.experiments.tables import pair_table, write
 from hkd.jobs import Data, check_request, distill, open_data, train
 from hkd.training.progress import duration
 from hkd.training.run_folder import RunFolder, set_aside
@@ -61,6 +61,9 @@ def compare(config: CompareConfig, *, fresh: bool = False) -> Comparison:
     folder = Path(config.run)
     if fresh and (folder / "comparison.json").is_file():
         set_aside(folder)
+    for teacher in plan.teachers():
+        print(f"\n{teacher.told}", file=sys.stderr, flush=True)
+        teacher.do(data)
     pieces = list(plan.pieces())
     started, trained = time.monotonic(), 0
     for number, piece in enumerate(pieces, 1):
@@ -99,7 +102,9 @@ class _Plan:
 
     def _obstacle(self, pair: tuple[str, str], entry: Entry) -> IncompatibleError | None:
         """Why a method cannot work between two networks, if so. A wrong request raises."""
-        asked = self._train(pair[1], self.seeds[0], "student") if entry.method == "ce" else self._asked(pair, entry)
+        asked = self._asked(pair, entry, self.config.seed)
+        if isinstance(asked, DistillConfig):  # a teacher that is still to be trained has no file to look at
+            asked = dataclasses.replace(asked, teacher_checkpoint=self.config.teacher_checkpoints.get(pair[0]))
         try:
             check_request(asked, self.data)
         except IncompatibleError as error:
@@ -107,14 +112,16 @@ class _Plan:
             return error
         return None
 
-    def pieces(self) -> Iterator[Piece]:
-        """Teachers first, then trial after trial, so that an interrupted comparison holds whole ones."""
-        pairs = self.config.named_pairs
-        for teacher in dict.fromkeys(teacher for teacher, _ in pairs if self._must_train(teacher)):
+    def teachers(self) -> Iterator[Piece]:
+        """The teachers that must be trained first, each once."""
+        for teacher in dict.fromkeys(teacher for teacher, _ in self.config.named_pairs if self._must_train(teacher)):
             yield Piece(self._train(teacher, self.config.seed, "teacher"), f"teacher {teacher}")
+
+    def pieces(self) -> Iterator[Piece]:
+        """The students' runs, each once, trial after trial, so that an interrupted comparison holds whole ones."""
         for seed in self.seeds:
             done = set()
-            for teacher, student in pairs:
+            for teacher, student in self.config.named_pairs:
                 for entry in self.config.entries:
                     asked = self._asked((teacher, student), entry, seed)
                     if ((teacher, student), entry.label) not in self.impossible and asked.run not in done:
@@ -156,18 +163,18 @@ class _Plan:
         ready = self.config.teacher_pretrained and self.config.dataset == "imagenet"
         return teacher not in self.config.teacher_checkpoints and not ready
 
-    def _asked(self, pair: tuple[str, str], entry: Entry, seed: int | None = None) -> TrainConfig:
-        """The run of one trial; without a seed as it can be checked before its teacher is trained."""
+    def _asked(self, pair: tuple[str, str], entry: Entry, seed: int) -> TrainConfig:
+        """The run of one trial."""
         teacher, student = pair
         if entry.method == "ce":
-            return self._train(student, self.config.seed if seed is None else seed, "student")
+            return self._train(student, seed, "student")
         checkpoint = self.config.teacher_checkpoints.get(teacher)
-        if seed is not None and checkpoint is None and self._must_train(teacher):
-            checkpoint = str(Path(self.config.run) / "teachers" / _file_name(teacher))
+        if self._must_train(teacher):
+            checkpoint = self._train(teacher, self.config.seed, "teacher").run
         return DistillConfig(
             **self._shared(student),
             run=str(Path(self.config.run) / _file_name(f"{teacher}-{student}") / f"{_file_name(entry.label)}-{seed}"),
-            seed=self.config.seed if seed is None else seed,
+            seed=seed,
             student=student,
             teacher=teacher,
             student_pretrained=self.config.student_pretrained,
@@ -178,11 +185,7 @@ class _Plan:
         )
 
     def _train(self, network: str, seed: int, role: str) -> TrainConfig:
-        folder = (
-            Path("teachers") / _file_name(network)
-            if role == "teacher"
-            else Path("alone") / _file_name(f"{network}-{seed}")
-        )
+        folder = f"teachers/{_file_name(network)}" if role == "teacher" else f"alone/{_file_name(network)}-{seed}"
         named: dict[str, Any] = {role: network, f"{role}_pretrained": getattr(self.config, f"{role}_pretrained")}
         return TrainConfig(**self._shared(network), **named, run=str(Path(self.config.run) / folder), seed=seed)
 
@@ -208,7 +211,7 @@ def _machine() -> str:
 def _show(comparison: Comparison, folder: Path, status: str) -> None:
     """Rewrites the tables on disk, and on a terminal the one in view."""
     numbers = comparison.numbers()
-    write(comparison, folder, json.dumps(numbers, indent=2) + "\n")
+    write(numbers, folder)
     clear = "\x1b[2J\x1b[H" if sys.stderr.isatty() else ""
-    tables = (f"{p['teacher']} -> {p['student']}\n{comparison.table(p)}" for p in numbers["pairs"])
-    print(f"{clear}{chr(10).join(tables)}\n{status}", file=sys.stderr, flush=True)
+    tables = "\n\n".join(f"{pair['teacher']} -> {pair['student']}\n{pair_table(pair)}" for pair in numbers["pairs"])
+    print(f"{clear}{tables}\n{status}", file=sys.stderr, flush=True)

@@ -137,7 +137,7 @@ class RunFolder:
         try:
             with np.load(file, allow_pickle=False) as found:
                 return found["predicted"], found["label"]
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
             raise RequestError(f"run: {file} is missing or corrupt; start the run over with --fresh") from error
 
     def finish(self, summary: dict[str, Any]) -> None:
