@@ -1,10 +1,12 @@
 """What a training step costs with each method, beside the step with classical distillation.
 
-    python benchmarks/step.py [--teacher resnet32x4] [--student resnet8x4] [--batch 64] [--threads 2] [--json FILE]
+    python benchmarks/step.py [--methods all | ce kd "crd(sampling=per_sample)" hkd+kd ...]
+                              [--teacher resnet32x4] [--student resnet8x4] [--batch 64] [--threads 2] [--json FILE]
 
-A step is the loop's: batch from the in-memory loader, teacher forward, student forward, loss, backward, SGD. The kinds
-take turns within a round, in changing order, and the table gives the median over rounds of the ratio to the KD step of
-the same round: a busy machine slows a whole round.
+A step is the loop's: batch from the in-memory loader, teacher forward, student forward, loss, backward, SGD. The
+methods take turns within a round, in changing order, and the table gives the median over rounds of the ratio to the KD
+step of the same round: a busy machine slows a whole round. Of a method that is an initialisation before a plain
+training (ab, fsp) a step of the initialisation is measured.
 """
 
 from __future__ import annotations
@@ -20,31 +22,33 @@ from collections.abc import Callable
 import torch
 
 import hkd
+from hkd.config import PLUS_KD, Entry
 from hkd.data import ArrayDataset, DatasetInfo, make_loader
-from hkd.methods import Weights
+from hkd.methods import methods
 from hkd.training.engine import Engine
 from hkd.training.loop import train_epoch
 from hkd.training.objective import LABELS_ALONE, Objective
 
-KINDS = {
-    "student alone": ("kd", LABELS_ALONE),
-    "KD": ("kd", Weights(ce=1.0, kd=1.0, method=0.0)),
-    "HKD": ("hkd", Weights(ce=1.0, kd=0.0, method=3.0)),
-    "HKD+KD": ("hkd", Weights(ce=1.0, kd=1.0, method=3.0)),
-}
 SAMPLES, CLASSES = 50_000, 100
+USUAL = ["ce", "kd", "hkd", "hkd+kd"]
+AS_PUBLISHED = "crd(sampling=per_sample)"
 
 
-def stepper(kind: str, asked: argparse.Namespace, engine: Engine, data: ArrayDataset) -> Callable[[], None]:
-    method_name, weights = KINDS[kind]
+def stepper(label: str, asked: argparse.Namespace, engine: Engine, data: ArrayDataset) -> Callable[[], None]:
+    entry = Entry.parse(label)
+    name = "kd" if entry.method == "ce" else entry.method.removesuffix(PLUS_KD)
+    weights = LABELS_ALONE if entry.method == "ce" else methods[name].weights
+    if entry.method.endswith(PLUS_KD):
+        weights = weights._replace(kd=1.0)
     torch.manual_seed(0)
     student, teacher = hkd.create_model(asked.student, CLASSES), hkd.create_model(asked.teacher, CLASSES)
     method = hkd.create_method(
-        method_name,
+        name,
         student=student,
         teacher=teacher,
         num_samples=SAMPLES,
         labels=data.labels.repeat(SAMPLES // len(data)),
+        **entry.settings,
     )
     for network in (student, teacher):
         network.to(engine.device, memory_format=torch.channels_last)
@@ -52,12 +56,14 @@ def stepper(kind: str, asked: argparse.Namespace, engine: Engine, data: ArrayDat
     objective = Objective(student, method, weights)
     optimizer = torch.optim.SGD(objective.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
     objective, optimizer = engine.prepare(objective, optimizer)
+    initialising = not (weights.method or weights.kd) and entry.method != "ce"
+    needed = teacher if initialising or objective.needs_teacher else None
     loader = make_loader(data, asked.batch, engine.device, train=True)
     batches = itertools.chain.from_iterable(map(loader.epoch, itertools.count()))
 
     def step() -> None:
-        # A pass of the loop over one batch; its closing sums are read once a step here, in every kind alike.
-        train_epoch(objective, teacher if weights.kd or weights.method else None, [next(batches)], optimizer, engine)
+        # A pass of the loop over one batch; its closing sums are read once a step here, in every method alike.
+        train_epoch(objective, needed, [next(batches)], optimizer, engine, initialising=initialising)
 
     return step
 
@@ -73,12 +79,13 @@ def seconds(step: Callable[[], None], device: torch.device, count: int) -> float
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--methods", nargs="+", default=USUAL, help="as in a comparison, or all")
     parser.add_argument("--teacher", default="resnet32x4")
     parser.add_argument("--student", default="resnet8x4")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--steps", type=int, default=1, help="steps of each kind in a round")
+    parser.add_argument("--steps", type=int, default=1, help="steps of each method in a round")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", default="fp32")
     parser.add_argument("--json", help="write the numbers to this file")
@@ -88,21 +95,25 @@ def main() -> None:
     engine = Engine(asked.device, asked.precision)
     images = torch.randint(0, 256, (5000, 3, 32, 32), dtype=torch.uint8)
     data = ArrayDataset(images, torch.arange(5000) % CLASSES, DatasetInfo("noise", tuple(map(str, range(CLASSES)))))
-    steps = {kind: stepper(kind, asked, engine, data) for kind in KINDS}
+    others = [name for name in hkd.list_methods() if name not in USUAL]
+    labels = (
+        [*USUAL, *others, AS_PUBLISHED] if asked.methods == ["all"] else list(dict.fromkeys(["kd", *asked.methods]))
+    )
+    steps = {label: stepper(label, asked, engine, data) for label in labels}
     for step in steps.values():
         seconds(step, engine.device, 2)
-    times: dict[str, list[float]] = {kind: [] for kind in KINDS}
+    times: dict[str, list[float]] = {label: [] for label in labels}
     for _ in range(asked.rounds):
-        for kind in random.sample(list(KINDS), len(KINDS)):
-            times[kind].append(seconds(steps[kind], engine.device, asked.steps))
+        for label in random.sample(labels, len(labels)):
+            times[label].append(seconds(steps[label], engine.device, asked.steps))
 
     print(f"{asked.teacher} -> {asked.student}, batch {asked.batch}, {engine.device}, {asked.precision}, "
           f"{asked.threads} threads, torch {torch.__version__}, {asked.rounds} rounds\n")  # fmt: skip
-    print(f"{'step':<16} {'median ms':>10} {'over the KD step':>18} {'quartiles':>16}")
-    for kind, values in times.items():
-        ratios = [own / base for own, base in zip(values, times["KD"], strict=True)]
+    print(f"{'step':<26} {'median ms':>10} {'over the KD step':>18} {'quartiles':>16}")
+    for label, values in times.items():
+        ratios = [own / base for own, base in zip(values, times["kd"], strict=True)]
         low, middle, high = statistics.quantiles(ratios, n=4)
-        print(f"{kind:<16} {1e3 * statistics.median(values):>10.1f} {middle:>17.3f}x {low:>8.3f}-{high:.3f}")
+        print(f"{label:<26} {1e3 * statistics.median(values):>10.1f} {middle:>17.3f}x {low:>8.3f}-{high:.3f}")
     if asked.json:
         with open(asked.json, "w") as file:
             json.dump({"settings": vars(asked), "seconds": times}, file, indent=2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import json
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -35,8 +36,8 @@ METAVARS = {
     int: "N",
     float: "X",
     str: "TEXT",
-    tuple[float, ...]: "[X,...]",
-    tuple[str, ...]: "[TEXT,...]",
+    tuple[float, ...]: "X,...",
+    tuple[str, ...]: "TEXT,...",
     dict[str, float]: "{NAME: X,...}",
     dict[str, str]: "{NAME: FILE,...}",
 }
@@ -270,7 +271,20 @@ def _method_settings(parser: ArgumentParser, asked: Namespace) -> dict[str, Any]
     return given
 
 
+def _listed(parser: ArgumentParser, argv: list[str]) -> list[str]:
+    """a,b(c,d) is a list where an option takes one; commas within parentheses belong to an item."""
+    lists = {o for action in parser._actions if action.metavar in ("X,...", "TEXT,...") for o in action.option_strings}
+    parts = [part for a in argv for part in (a.split("=", 1) if a.split("=")[0] in lists else [a])]
+    return [
+        json.dumps([item.strip() for item in re.split(r",(?![^(]*\))", value)])
+        if before in lists and not value.startswith("[")
+        else value
+        for before, value in zip(["", *parts], parts, strict=False)
+    ]
+
+
 def _parse(parser: ArgumentParser, argv: list[str]) -> Namespace:
+    argv = _listed(parser, argv)
     argv = [part for a in argv for part in (a.split("=", 1) if a.startswith("--config=") else [a])]
     argv = [str(find_recipe(a)) if before == "--config" else a for before, a in zip(["", *argv], argv, strict=False)]
     try:

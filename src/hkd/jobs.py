@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import os
 import platform
+import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -126,6 +127,7 @@ def distill(
     if not parts.teacher_is_trained and run.summary is None:
         teacher_model = _train_teacher(config, teacher_model, data)
         engine = Engine(config.device, config.precision, config.seed)
+    _tell_pairs(parts)
     objective = Objective(network, parts.method, weights, config.kd_temperature)
     return _run(config, run, "student.safetensors", network, teacher_model, objective, data, engine)
 
@@ -263,6 +265,13 @@ def _parts(config: DistillConfig, student: nn.Module | None, teacher: nn.Module 
         **config.settings,
     )
     return _Parts(network, teacher_model, trained, method, weights)
+
+
+def _tell_pairs(parts: _Parts) -> None:
+    """Says which stage maps are compared, where it does not go without saying."""
+    if any(s != t for s, t in parts.method.pairs):
+        told = ", ".join(f"{s} with {t}" for s, t in parts.method.pairs)
+        print(f"stage maps of {parts.student.name} and {parts.teacher.name}: {told}", file=sys.stderr)
 
 
 def _teacher(config: DistillConfig, own: nn.Module | None, data: Data) -> tuple[Model, bool]:
