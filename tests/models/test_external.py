@@ -101,6 +101,8 @@ def test_a_module_that_is_no_classifier_is_refused() -> None:
         ("timm:resnet10t", 512, None),
         ("timm:vit_tiny_patch16_224", 192, [192]),
         ("timm:mobilenetv3_small_050", 1024, None),
+        ("timm:swin_tiny_patch4_window7_224", 768, [96, 192, 384, 768]),  # maps with channels last
+        ("torchvision:swin_t", 768, [96, 192, 384, 768]),
     ],
 )
 def test_library_networks(name: str, embedding_dim: int, stages: list[int] | None) -> None:
@@ -111,6 +113,9 @@ def test_library_networks(name: str, embedding_dim: int, stages: list[int] | Non
         assert [channels for channels, _, _ in info.stages] == stages
     sides = [height for _, height, _ in info.stages]
     assert sides == sorted(sides, reverse=True)
+    with torch.no_grad():
+        maps = model.eval()(torch.randn(2, 3, info.image_size, info.image_size)).features
+    assert [tuple(m.shape) for m in maps] == [(2, *stage) for stage in info.stages]
 
 
 def test_a_factory_is_a_model_name() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,7 +25,10 @@ class WrappedModel(Model):
     The embedding is what enters the classifier. Preactivations are not known of a foreign network.
     """
 
-    def __init__(self, module: nn.Module, classifier: str, stages: Sequence[str], name: str, image_size: int) -> None:
+    def __init__(
+        self, module: nn.Module, classifier: str, stages: Sequence[str], name: str, image_size: int,
+        channels_last: Iterable[str] = (),
+    ) -> None:  # fmt: skip
         super().__init__()
         self.module = module
         self.name = name
@@ -34,6 +37,7 @@ class WrappedModel(Model):
         self.stages = tuple(stages)
         # What the hooks see; None unless this wrapper is running, so that no activation outlives its step.
         self._seen: dict[str, Tensor] | None = None
+        self._channels_last: frozenset[str] = frozenset(channels_last)
         module.get_submodule(classifier).register_forward_pre_hook(self._see_embedding)
         for stage in self.stages:
             module.get_submodule(stage).register_forward_hook(partial(self._see_stage, stage))
@@ -44,7 +48,7 @@ class WrappedModel(Model):
 
     def _see_stage(self, stage: str, _: nn.Module, __: Any, output: Any) -> None:
         if self._seen is not None:
-            self._seen[stage] = output
+            self._seen[stage] = output.permute(0, 3, 1, 2) if stage in self._channels_last else output
 
     def forward(self, image: Tensor) -> ModelOutput:
         seen = self._seen = {}
@@ -94,7 +98,8 @@ def wrap_model(
         classifier = probe.classifier(name)
     elif classifier not in dict(module.named_modules()):
         raise unknown("classifier", classifier, (n for n, _ in module.named_modules() if n))
-    return WrappedModel(module, classifier, probe.stages() if stages is None else stages, name, probe.image_size)
+    stages = probe.stages() if stages is None else stages
+    return WrappedModel(module, classifier, stages, name, probe.image_size, probe.channels_last())
 
 
 @dataclass
@@ -116,13 +121,20 @@ class _Probe:
             "returns; name the layer that classifies: wrap_model(..., classifier='head.fc')"
         )
 
+    def channels_last(self) -> list[str]:
+        """The parts whose maps are (B, h, w, c), as those of window transformers."""
+        maps = ((path, out) for path, _, out in self.calls if isinstance(out, Tensor) and out.ndim == 4)
+        return [path for path, out in maps if _channels_first(out) is not out]
+
     def stages(self) -> list[str]:
         """The last map of each resolution, of parts that run once, while the resolution falls to 1x1."""
         runs = Counter(path for path, _, _ in self.calls)
         last: dict[int, str] = {}
         for path, _, output in self.calls:
-            if runs[path] == 1 and isinstance(output, Tensor) and output.ndim == 4:
-                area = output.shape[2] * output.shape[3]
+            # The probe is one image; windows and the like have more.
+            if runs[path] == 1 and isinstance(output, Tensor) and output.ndim == 4 and len(output) == 1:
+                _, _, height, width = _channels_first(output).shape
+                area = height * width
                 last.pop(area, None)  # to stand behind what finished before
                 last[area] = path
         falling: list[int] = []
@@ -130,6 +142,12 @@ class _Probe:
             if area > 1 and (not falling or area < falling[-1]):
                 falling.append(area)
         return [last[area] for area in falling]
+
+
+def _channels_first(output: Tensor) -> Tensor:
+    """A map as (B, c, h, w). Those of the square probe are square: where the last two axes differ, channels are last."""
+    _, first, second, third = output.shape
+    return output.permute(0, 3, 1, 2) if first == second != third else output
 
 
 @torch.no_grad()
@@ -223,7 +241,9 @@ def _with_new_classifier(model: WrappedModel, num_classes: int) -> Model:
         assert isinstance(old, nn.Conv2d)
         new = nn.Conv2d(old.in_channels, num_classes, 1, bias=bias)
     model.module.set_submodule(model.classifier, new)
-    fresh = WrappedModel(model.module, model.classifier, model.stages, model.name, model.image_size)
+    fresh = WrappedModel(
+        model.module, model.classifier, model.stages, model.name, model.image_size, model._channels_last
+    )
     fresh.normalisation = model.normalisation
     return fresh
 
