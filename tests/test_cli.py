@@ -146,9 +146,14 @@ def test_the_table_s_recipe_is_the_pairs_of_the_paper_and_every_method(
     named = {entry.method.removesuffix("+kd") for entry in asked.entries}
     assert named == {*hkd.list_methods(), "ce"}
     assert {label for found in ZHOU.values() for label in found} <= {entry.label for entry in asked.entries}
+
+    def offline(*_: object, **__: object) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setattr("torchvision.datasets.cifar.download_and_extract_archive", offline)
     monkeypatch.chdir(tmp_path)
     status, _, error = ask(capsys, "compare", "--config", "cifar100-table1", "--data-root", str(tmp_path / "none"))
-    assert status != 0 and "cifar" in error.lower()
+    assert status == 2 and error.startswith("hkd: dataset: ") and "no network" in error and error.count("\n") == 1
 
 
 @pytest.mark.parametrize(
@@ -192,7 +197,7 @@ WRONG = [
     ("distill --epochz 3", "option: unknown option --epochz; did you mean --epochs"),
     ("distill --epochs many", "epochs: expected int; got many"),
     ("distill --epochs 0", "epochs: expected 1 or more; got 0"),
-    ("distill --batch-size -1", "batch_size: expected 1 or more; got -1"),
+    ("distill --batch-size -1", "batch_size: expected 2 or more; got -1"),
     ("distill --lr 0", "lr: expected a number above 0; got 0.0"),
     ("distill --lr nan", "lr: expected float; got nan"),
     ("distill --momentum 1", "momentum: expected a number in [0, 1); got 1.0"),

@@ -56,8 +56,8 @@ class TrainConfig:
 
     def check(self) -> None:
         """Raises :class:`RequestError` for the first field that is out of its range."""
-        _at_least(self, 1, "epochs", "batch_size", "image_size", "limit_train")
-        _at_least(self, 2, "limit_classes")
+        _at_least(self, 1, "epochs", "image_size", "limit_train")
+        _at_least(self, 2, "batch_size", "limit_classes")
         _at_least(self, 0, "seed", "workers", "weight_decay")
         if self.seed >= 2**32:
             raise RequestError(f"seed: expected a number below 2**32; got {self.seed}")
@@ -131,17 +131,19 @@ class DistillConfig(TrainConfig):
 
 @dataclass(frozen=True)
 class Entry:
-    """A line of a comparison: ``ce``, ``kd``, ``at``, ``at+kd``, ``hkd(negatives=opposite, k=4)+kd``.
+    """A line of a comparison: ``ce``, ``kd``, ``at``, ``at+kd``, ``hkd(method_weight=1, negatives=opposite)+kd``.
 
     Attributes:
         label: as it was written, without spaces.
         method: the method's name, with ``+kd`` where the classical term is added; "ce" is the student alone.
         settings: of the method, where they differ from its defaults.
+        weights: of the objective, likewise: ``ce_weight``, ``kd_weight``, ``method_weight``.
     """
 
     label: str
     method: str
     settings: dict[str, Any]
+    weights: dict[str, Any]
 
     @classmethod
     def parse(cls, text: str) -> Entry:
@@ -150,12 +152,18 @@ class Entry:
         if match is None:
             raise RequestError(f"methods: expected NAME, NAME+kd or NAME(setting=value,...)+kd; got {text!r}")
         name, settings, plus = match.groups()
-        if name in ("ce", "kd") and (settings or plus):
+        if (name == "ce" and (settings or plus)) or (name == "kd" and plus):
             raise RequestError(f"methods: {name} stands alone; got {text!r}")
         pairs = [part.partition("=") for part in settings.split(",")] if settings else []
         if broken := [key for key, equals, value in pairs if not (key and equals and value)]:
             raise RequestError(f"methods: expected setting=value, got {broken[0]!r} in {text!r}")
-        return cls(label, name + (plus or ""), {key: _value(value) for key, _, value in pairs})
+        values = {key: _value(value) for key, _, value in pairs}
+        if len(values) < len(pairs):
+            raise RequestError(f"methods: a setting stands there twice in {text!r}")
+        weights = {key: values.pop(key) for key in ("ce_weight", "kd_weight", "method_weight") if key in values}
+        if strange := [key for key, value in weights.items() if not isinstance(value, int | float)]:
+            raise RequestError(f"methods: {strange[0]} is a number; got {text!r}")
+        return cls(label, name + (plus or ""), values, weights)
 
 
 def _value(text: str) -> bool | int | float | str:
@@ -176,12 +184,13 @@ class CompareConfig(TrainConfig):
     student: str | None = field(default=None, init=False)
     teacher: str | None = field(default=None, init=False)
     role: Literal["student", "teacher"] | None = field(default=None, init=False)
-    teachers: tuple[str, ...] = option(("resnet20",), "networks that teach; each teaches every student")
-    students: tuple[str, ...] = option(("resnet8",), "networks that learn")
+    teachers: tuple[str, ...] = option((), "networks that teach; each teaches every student [resnet20]")
+    students: tuple[str, ...] = option((), "networks that learn [resnet8]")
     pairs: tuple[str, ...] = option((), "TEACHER->STUDENT, instead of every teacher with every student")
     methods: tuple[str, ...] = option(
         ("ce", "kd", "hkd", "hkd+kd"), "NAME, NAME+kd or NAME(setting=value,...)+kd; ce is the student alone"
     )
+    kd_temperature: float = option(4.0, "T of the classical term")
     trials: int = option(3, "runs of each method, with seeds counting from --seed")
     baseline: str | None = option(None, "what every method is compared with [the best that is not hkd]")
     lr_of: dict[str, float] = field(
@@ -200,7 +209,10 @@ class CompareConfig(TrainConfig):
     def named_pairs(self) -> tuple[tuple[str, str], ...]:
         """(teacher, student) names."""
         if not self.pairs:
-            return tuple((teacher, student) for teacher in self.teachers for student in self.students)
+            teachers, students = self.teachers or ("resnet20",), self.students or ("resnet8",)
+            return tuple((teacher, student) for teacher in teachers for student in students)
+        if self.teachers or self.students:
+            raise RequestError("pairs: they name the networks; leave out teachers and students")
         found = []
         for pair in self.pairs:
             teacher, arrow, student = (part.strip() for part in pair.partition("->"))
@@ -212,6 +224,8 @@ class CompareConfig(TrainConfig):
     def check(self) -> None:
         super().check()
         _at_least(self, 1, "trials")
+        if not self.kd_temperature > 0:
+            raise RequestError(f"kd_temperature: expected a number above 0; got {self.kd_temperature}")
         labels = [entry.label for entry in self.entries]
         for name, values in (("methods", labels), ("pairs", [" -> ".join(pair) for pair in self.named_pairs])):
             if not values:

@@ -69,14 +69,12 @@ def train(
         fresh: start over; what the run folder holds is kept under another name.
     """
     config.check()
-    role = config.trained_role()
-    name, pretrained = config.trained_network()
     data = _data(config, train_data, test_data)
     engine = Engine(config.device, config.precision, config.seed)
-    network = _network(role, name or STUDENT, model, data, pretrained)
+    network = _trained_network(config, model, data)
     data = data.normalised_for(network)
-    resolved = asdict(config) | {"dataset": data.name, role: network.name, "role": role}
-    run = _open(config, resolved, fresh)
+    run = RunFolder(config.run)
+    run.open(_resolved_training(config, network, data), fresh=fresh)
     return _run(config, run, "model.safetensors", network, None, Objective(network), data, engine)
 
 
@@ -110,36 +108,39 @@ def distill(
     # Everything is built before anything is trained: a bad request must not cost a teacher's training.
     engine = Engine(config.device, config.precision, config.seed)
     parts = _parts(config, student, teacher, data)
-    network, teacher_model, weights = parts.student, parts.teacher, parts.weights
+    network, teacher_model = parts.student, parts.teacher
     data = data.normalised_for(teacher_model if teacher_model.normalisation else network)
-    kind = methods[config.method_name]
-    resolved = asdict(config) | {"dataset": data.name, "student": network.name, "teacher": teacher_model.name}
-    resolved |= {
-        "method": config.method_name,
-        "method_weight": weights.method,
-        "kd_weight": weights.kd,
-        "ce_weight": weights.ce,
-    }
-    del resolved["settings"], resolved["role"]
-    if kind.settings:
-        resolved[kind.settings] = asdict(kind.Config(**config.settings))
-    run = _open(config, resolved, fresh)
+    run = RunFolder(config.run)
+    run.open(_resolved_distillation(config, parts, data), fresh=fresh)
     if not parts.teacher_is_trained and run.summary is None:
-        teacher_model = _train_teacher(config, teacher_model, data)
+        _train_teacher(config, teacher_model, data)
         engine = Engine(config.device, config.precision, config.seed)
-    _tell_pairs(parts)
-    objective = Objective(network, parts.method, weights, config.kd_temperature)
+    if run.summary is None:
+        _tell_pairs(parts)
+    objective = Objective(network, parts.method, parts.weights, config.kd_temperature)
     return _run(config, run, "student.safetensors", network, teacher_model, objective, data, engine)
 
 
-def check_request(config: TrainConfig, data: Data) -> None:
-    """Builds what a run is made of and trains nothing. Raises what :func:`train` or :func:`distill` would."""
+def check_request(config: TrainConfig, data: Data) -> bool:
+    """Builds what a run is made of and trains nothing. Raises what :func:`train` or :func:`distill` would.
+
+    Returns:
+        Whether a teacher is needed that is yet to be trained.
+    """
     config.check()
     if isinstance(config, DistillConfig):
-        _parts(config, None, None, data)
+        return not _parts(config, None, None, data).teacher_is_trained
+    _trained_network(config, None, data)
+    return False
+
+
+def check_continuation(config: TrainConfig, data: Data) -> None:
+    """Raises :class:`RequestError` where the run folder holds a run that was asked for differently."""
+    if isinstance(config, DistillConfig):
+        resolved = _resolved_distillation(config, _parts(config, None, None, data), data)
     else:
-        name, pretrained = config.trained_network()
-        _network(config.trained_role(), name or STUDENT, None, data, pretrained)
+        resolved = _resolved_training(config, _trained_network(config, None, data), data)
+    RunFolder(config.run).check(resolved)
 
 
 def evaluate(config: EvaluateConfig) -> Evaluation:
@@ -240,6 +241,12 @@ def _network(field: str, name: str, own: nn.Module | None, data: Data, pretraine
     return model
 
 
+def _trained_network(config: TrainConfig, own: nn.Module | None, data: Data) -> Model:
+    """The network that :func:`train` trains."""
+    name, pretrained = config.trained_network()
+    return _network(config.trained_role(), name or STUDENT, own, data, pretrained)
+
+
 class _Parts(NamedTuple):
     """What a distillation is made of."""
 
@@ -310,12 +317,13 @@ def _first_difference(data: Dataset, learnt: list[str]) -> str:
     return f"{len(learnt)} where {data.info.name} has {data.info.num_classes}"
 
 
-def _train_teacher(config: DistillConfig, teacher: Model, data: Data) -> Model:
-    """The teacher as a run of its own, in a folder of the student's."""
+def _train_teacher(config: DistillConfig, teacher: Model, data: Data) -> None:
+    """Trains the teacher as a run of its own, in a folder of the student's."""
     shared = {f.name: getattr(config, f.name) for f in dataclasses.fields(TrainConfig)}
     changed = {"run": str(Path(config.run) / "teacher"), "teacher": teacher.name, "student": None, "role": "teacher"}
     first = TrainConfig(**shared | changed | {"lr": config.teacher_lr or config.lr})
-    return train(first, train_data=data.train, test_data=data.test).model
+    # Into the same object, which the method may know.
+    load_checkpoint(teacher, train(first, train_data=data.train, test_data=data.test).weights)
 
 
 def _weights(config: DistillConfig) -> Weights:
@@ -335,10 +343,23 @@ def _weights(config: DistillConfig) -> Weights:
     return weights
 
 
-def _open(config: TrainConfig, resolved: dict[str, Any], fresh: bool) -> RunFolder:
-    run = RunFolder(config.run)
-    run.open(resolved | {"milestones": list(config.milestones)}, fresh=fresh)
-    return run
+def _resolved_training(config: TrainConfig, network: Model, data: Data) -> dict[str, Any]:
+    """What stands in ``config.yaml``: what was asked for, with what was left open."""
+    role = config.trained_role()
+    found = {"dataset": data.name, role: network.name, "role": role, "milestones": list(config.milestones)}
+    return asdict(config) | found
+
+
+def _resolved_distillation(config: DistillConfig, parts: _Parts, data: Data) -> dict[str, Any]:
+    """Likewise, with the weights and the settings of the method."""
+    kind = methods[config.method_name]
+    resolved = asdict(config) | {"dataset": data.name, "student": parts.student.name, "teacher": parts.teacher.name}
+    resolved |= {"method": config.method_name, "milestones": list(config.milestones)}
+    resolved |= {f"{name}_weight": weight for name, weight in parts.weights._asdict().items()}
+    del resolved["settings"], resolved["role"]
+    if kind.settings:
+        resolved[kind.settings] = asdict(kind.Config(**config.settings))
+    return resolved
 
 
 def _run(
@@ -386,12 +407,14 @@ def _run(
     found = evaluate_model(student, test, engine)
     run.save_predictions(found.predicted, found.label)
     save_model(student, file, **about, epoch=summary["epochs"], top1=summary["top1_last"])
+    summary |= {"top1_last": found.top1, "top5_last": found.top5}
     summary |= extra | {
         "student": student.name,
         "parameters": student.info_at(data.image_size).parameters,
         "train_images": len(data.train),
         "test_images": len(data.test),
         "device": str(engine.device),
+        "machine": engine.machine,
         "torch": torch.__version__,
         "python": platform.python_version(),
         "hkd": hkd.__version__,

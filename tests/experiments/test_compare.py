@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -119,17 +120,68 @@ def test_a_run_that_was_asked_for_differently_is_refused(finished: Path) -> None
         hkd.compare(config(finished, epochs=3))
 
 
-def test_fresh_starts_over(tmp_path: Path) -> None:
-    asked = config(tmp_path / "c", methods=("ce",), trials=1, epochs=1)
-    hkd.compare(asked)
-    hkd.compare(asked, fresh=True)
-    assert (tmp_path / "c.1" / "comparison.json").is_file() and (tmp_path / "c" / "comparison.json").is_file()
+def test_a_later_run_that_differs_is_refused_before_an_earlier_one_is_trained(
+    tmp_path: Path, finished: Path, trained: list[str]
+) -> None:
+    shutil.copytree(finished, tmp_path / "c")
+    teacher = {"resnet14": str(tmp_path / "c" / "teachers" / "resnet14")}
+    with pytest.raises(hkd.RequestError, match="holds a run with teacher_checkpoint = "):
+        hkd.compare(config(tmp_path / "c", methods=("sp", *METHODS), teacher_checkpoints=teacher))
+    assert trained == []
+
+
+def test_fresh_starts_over_from_wherever_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finished: Path
+) -> None:
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(jobs, "fit", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            hkd.compare(config(tmp_path / "c"))
+    hkd.compare(config(tmp_path / "c", methods=("ce",), trials=1, epochs=1), fresh=True)
+    assert (tmp_path / "c.1" / "comparison.json").is_file()
+    assert numbers_of(tmp_path / "c")["pairs"][0]["methods"][0]["seeds"] == [0]
+
+
+def test_a_foreign_folder_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("precious")
+    for fresh in (False, True):
+        with pytest.raises(hkd.RequestError, match="exists and is no comparison"):
+            hkd.compare(config(tmp_path), fresh=fresh)
+    assert [file.name for file in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_students_alone_need_no_teacher(tmp_path: Path, trained: list[str]) -> None:
+    hkd.compare(config(tmp_path / "c", methods=("ce",), trials=1, epochs=1))
+    assert trained == ["alone/resnet8-0"]
+
+
+def test_weights_are_settings_of_a_line(tmp_path: Path, finished: Path) -> None:
+    teacher = {"resnet14": str(finished / "teachers" / "resnet14")}
+    line = "hkd(method_weight=0.5,ce_weight=2,k=4)+kd"
+    hkd.compare(config(tmp_path / "c", methods=(line,), trials=1, epochs=1, teacher_checkpoints=teacher))
+    (row,) = numbers_of(tmp_path / "c")["pairs"][0]["methods"]
+    asked = yaml.safe_load((Path(row["runs"][0]) / "config.yaml").read_text())
+    assert (asked["method_weight"], asked["ce_weight"], asked["kd_weight"], asked["holistic"]["k"]) == (0.5, 2, 1, 4)
+
+
+def test_a_corrupt_run_says_which_folder_to_delete(tmp_path: Path, finished: Path) -> None:
+    shutil.copytree(finished, tmp_path / "c")
+    run = tmp_path / "c" / "alone" / "resnet8-1"
+    (run / "summary.json").unlink()
+    (run / "checkpoints" / "last.pt").write_bytes(b"torn")
+    teacher = str(finished / "teachers" / "resnet14")
+    asked = config(tmp_path / "c", methods=("ce",), teacher_checkpoints={"resnet14": teacher})
+    with pytest.raises(hkd.RequestError, match=rf"last.pt is corrupt; delete {run} to train it again"):
+        hkd.compare(asked)
 
 
 def test_a_student_of_two_teachers_is_trained_alone_once(tmp_path: Path, trained: list[str]) -> None:
     asked = config(
         tmp_path / "c", methods=("ce", "kd"), trials=1, epochs=1, pairs=("resnet14->resnet8", "wrn_16_1 -> resnet8"),
-        lr_of={"resnet8": 0.01},
+        teachers=(), students=(), lr_of={"resnet8": 0.01},
     )  # fmt: skip
     hkd.compare(asked)
     assert trained == [
@@ -145,7 +197,7 @@ def test_a_method_that_cannot_work_is_told_and_the_others_run(
 ) -> None:
     hkd.compare(config(tmp_path / "c", teachers=("wrn_16_2",), methods=("ce", "fsp"), trials=1, epochs=1))
     assert "fsp compares Gram matrices" in capsys.readouterr().err
-    assert trained == ["teachers/wrn_16_2", "alone/resnet8-0"]
+    assert trained == ["alone/resnet8-0"], "nobody learns from that teacher"
     assert "cannot work here" in (tmp_path / "c" / "comparison.md").read_text()
 
 
@@ -157,6 +209,16 @@ def test_a_run_that_diverges_is_told_and_the_others_run(tmp_path: Path, finished
     rows = numbers_of(tmp_path / "c")["pairs"][0]["methods"]
     assert [row["note"] for row in rows] == ["diverged", ""]
     assert len(rows[1]["seeds"]) == 1
+    lines = (tmp_path / "c" / "comparison.md").read_text().splitlines()
+    assert any("| diverged " in line for line in lines)
+
+
+def test_what_diverged_stands_beside_what_did_not(tmp_path: Path) -> None:
+    runs = {0: fake(tmp_path / "a0", 90), 1: RunFolder(tmp_path / "a1")}
+    rows = (Row("at", "at", runs, "diverged"), Row("sp", "sp", {n: fake(tmp_path / f"b{n}", 50) for n in (0, 1)}))
+    pair = Pair("t", "s", rows)
+    assert pair.baseline(None).label == "sp", "one trial that did not diverge is no baseline"
+    assert "| 90.00 (1), diverged " in markdown(Comparison("digits", (pair,)).numbers())
 
 
 @pytest.mark.parametrize(
@@ -164,6 +226,10 @@ def test_a_run_that_diverges_is_told_and_the_others_run(tmp_path: Path, finished
     [
         ({"methods": ("ce", "hdk")}, "method: unknown name 'hdk'; did you mean hkd"),
         ({"methods": ("kd+kd",)}, "methods: kd stands alone"),
+        ({"methods": ("hkd(k=4,k=5)",)}, "methods: a setting stands there twice"),
+        ({"methods": ("hkd(kd_weight=much)",)}, "methods: kd_weight is a number"),
+        ({"methods": ("hkd(kd_weight=-1)",)}, "kd_weight: expected 0 or more; got -1"),
+        ({"pairs": ("resnet14->resnet8",)}, "pairs: they name the networks; leave out teachers and students"),
         ({"methods": ("hkd(k)",)}, "methods: expected setting=value, got 'k'"),
         ({"methods": ("hkd(k=4",)}, "methods: expected NAME, NAME[+]kd or"),
         ({"methods": ("hkd(kk=4)",)}, "holistic: unknown name 'kk'; did you mean k"),
@@ -172,7 +238,7 @@ def test_a_run_that_diverges_is_told_and_the_others_run(tmp_path: Path, finished
         ({"methods": ("kd", "kd")}, "methods: kd stands there twice"),
         ({"methods": ()}, "methods: name at least one"),
         ({"trials": 0}, "trials: expected 1 or more; got 0"),
-        ({"pairs": ("resnet14",)}, "pairs: expected TEACHER->STUDENT; got 'resnet14'"),
+        ({"pairs": ("resnet14",), "teachers": (), "students": ()}, "pairs: expected TEACHER->STUDENT; got 'resnet14'"),
         ({"students": ("resnet9",)}, "model: unknown name 'resnet9'; did you mean resnet"),
         ({"baseline": "at"}, "baseline: unknown name 'at'; known: ce, kd, at[+]kd"),
         ({"lr_of": {"resnet20": 0.1}}, "lr_of: unknown name 'resnet20'; did you mean"),
@@ -189,7 +255,8 @@ def test_bad_requests_train_nothing(tmp_path: Path, trained: list[str], changes:
 
 
 def test_entries() -> None:
-    assert Entry.parse("at +kd") == Entry("at+kd", "at+kd", {})
+    assert Entry.parse("at +kd") == Entry("at+kd", "at+kd", {}, {})
+    assert Entry.parse("kd(kd_weight=.5)").weights == {"kd_weight": 0.5}
     found = Entry.parse("hkd(negatives=opposite, k=4, temperature=.1)+kd")
     assert found.method == "hkd+kd"
     assert found.settings == {"negatives": "opposite", "k": 4, "temperature": 0.1}
@@ -228,7 +295,7 @@ def test_ari_of_the_published_numbers(tmp_path: Path) -> None:
         (best["hkd+kd"][0] - best["crd+kd"][0]) / (best["crd+kd"][0] - best["ce"][0]) * 100 for best in ZHOU.values()
     ]
     assert found.ari("crd+kd") == pytest.approx(sum(by_hand) / 5)
-    assert found.ari("ce") is None
+    assert found.ari("ce") is None and found.ari("hkd+kd") is None
     text = overview(found.numbers())
     assert "126.67 %" in text and "resnet32x4 → ShuffleV2" in text
 

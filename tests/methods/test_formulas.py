@@ -81,6 +81,8 @@ def check(
     sum(expected.values()).backward()
     compared = list(zip(leaves(ours), leaves(ours64), strict=True))
     compared += zip(method.parameters(), exact.parameters(), strict=True)
+    if networks is not None:
+        compared += zip(method.networks[0].parameters(), exact.networks[0].parameters(), strict=True)
     reached = 0
     for value, wanted in compared:
         grads = [torch.zeros_like(x) if x.grad is None else x.grad for x in (value, wanted)]

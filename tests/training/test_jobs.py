@@ -237,6 +237,22 @@ def test_the_training_inherits_no_momentum_and_keeps_what_the_stage_fixed(
     assert [all(torch.equal(a, b) for a, b in pair) for pair in pairs] == [False, True]
 
 
+def test_a_method_knows_the_teacher_that_is_trained_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fit, seen = jobs.fit, []
+
+    def watch(objective: Any, teacher: Any, *rest: Any) -> Any:
+        seen.append((objective, teacher))
+        return fit(objective, teacher, *rest)
+
+    monkeypatch.setattr(jobs, "fit", watch)
+    result = hkd.distill(config(tmp_path / "d", method="sskd", epochs=1, settings={"init_epochs": 1}))
+    objective, teacher = seen[-1]
+    assert objective.method.networks == (objective.student, teacher)
+    trained, _ = hkd.load_model(result.run / "teacher" / "model.safetensors")
+    assert all(torch.equal(a, b) for a, b in zip(trained.parameters(), teacher.parameters(), strict=True))
+    assert not teacher.training
+
+
 def test_no_initialisation_epochs_is_no_initialisation(tmp_path: Path, finished: hkd.Result) -> None:
     result = hkd.distill(staged(tmp_path / "d", "ab", finished, settings={"init_epochs": 0}))
     assert [row["epoch"] for row in rows_of(result.run)] == [1, 2]

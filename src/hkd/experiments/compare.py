@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import platform
 import re
 import sys
 import time
@@ -12,13 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from hkd.config import CompareConfig, DistillConfig, Entry, TrainConfig
-from hkd.errors import IncompatibleError, TrainingError
+from hkd.errors import IncompatibleError, RequestError, TrainingError
 from hkd.experiments.results import Comparison, Pair, Row
 from hkd.experiments.tables import pair_table, write
-from hkd.jobs import Data, check_request, distill, open_data, train
+from hkd.jobs import Data, check_continuation, check_request, distill, open_data, train
 from hkd.training.progress import duration
 from hkd.training.run_folder import RunFolder, set_aside
 
@@ -35,6 +32,21 @@ class Piece:
         return RunFolder(self.config.run)
 
     def do(self, data: Data) -> None:
+        """Trains, or continues.
+
+        Raises:
+            TrainingError: the run diverged; its folder must go before it can be tried again.
+            RequestError: the folder is corrupt.
+        """
+        print(self.told, file=sys.stderr, flush=True)
+        try:
+            self._train(data)
+        except (TrainingError, RequestError) as error:
+            # What starts a single run over would start the whole comparison over.
+            advice = f"delete {self.config.run} to train it again"
+            raise type(error)(re.sub(r"start over with --fresh", advice, str(error))) from error
+
+    def _train(self, data: Data) -> None:
         if isinstance(self.config, DistillConfig):
             distill(self.config, train_data=data.train, test_data=data.test)
         else:
@@ -54,28 +66,36 @@ def compare(config: CompareConfig, *, fresh: bool = False) -> Comparison:
 
     Raises:
         RequestError: the request is wrong, which is found before anything is trained.
+        TrainingError: a teacher diverged.
     """
     config.check()
-    data = open_data(config)
-    plan = _Plan(config, data)
     folder = Path(config.run)
-    if fresh and (folder / "comparison.json").is_file():
+    ours = (folder / "comparison.json").is_file()
+    if folder.exists() and not ours and (not folder.is_dir() or any(folder.iterdir())):
+        raise RequestError(f"run: {folder} exists and is no comparison; name another with --run")
+    data = open_data(config)
+    if fresh and ours:
         set_aside(folder)
-    for teacher in plan.teachers():
-        print(f"\n{teacher.told}", file=sys.stderr, flush=True)
-        teacher.do(data)
-    pieces = list(plan.pieces())
+    plan = _Plan(config, data)
+    teachers, pieces = list(plan.teachers()), list(plan.pieces())
+    for piece in [*teachers, *pieces]:
+        if piece.run.begun:
+            check_continuation(piece.config, data)
+    _show(plan.comparison(), folder, f"{len(pieces)} runs")
+
+    for teacher in teachers:
+        if teacher.run.summary is None:
+            teacher.do(data)
     started, trained = time.monotonic(), 0
     for number, piece in enumerate(pieces, 1):
         if piece.run.summary is not None:
-            piece.do(data)  # refuses a run that was asked for differently
             continue
-        print(f"\n[{number}/{len(pieces)}] {piece.told}", file=sys.stderr, flush=True)
+        print(f"\n[{number}/{len(pieces)}]", end=" ", file=sys.stderr)
         try:
             piece.do(data)
         except TrainingError as error:
             print(f"hkd: {piece.told}: {error}", file=sys.stderr, flush=True)
-            plan.failed[piece.config.run] = str(error)
+            plan.failed.append(piece.config.run)
         trained += 1
         missing = sum(piece.run.summary is None for piece in pieces[number:])
         left = (time.monotonic() - started) / trained * missing
@@ -91,8 +111,9 @@ class _Plan:
     def __init__(self, config: CompareConfig, data: Data) -> None:
         self.config = config
         self.data = data
-        self.failed: dict[str, str] = {}
+        self.failed: list[str] = []
         self.seeds = range(config.seed, config.seed + config.trials)
+        self.untrained: set[str] = set()
         self.impossible = {
             (pair, entry.label): str(reason)
             for pair in config.named_pairs
@@ -106,7 +127,8 @@ class _Plan:
         if isinstance(asked, DistillConfig):  # a teacher that is still to be trained has no file to look at
             asked = dataclasses.replace(asked, teacher_checkpoint=self.config.teacher_checkpoints.get(pair[0]))
         try:
-            check_request(asked, self.data)
+            if check_request(asked, self.data):
+                self.untrained.add(pair[0])
         except IncompatibleError as error:
             print(f"hkd: {pair[0]} -> {pair[1]}: {error}", file=sys.stderr)
             return error
@@ -114,7 +136,7 @@ class _Plan:
 
     def teachers(self) -> Iterator[Piece]:
         """The teachers that must be trained first, each once."""
-        for teacher in dict.fromkeys(teacher for teacher, _ in self.config.named_pairs if self._must_train(teacher)):
+        for teacher in dict.fromkeys(teacher for teacher, _ in self.config.named_pairs if teacher in self.untrained):
             yield Piece(self._train(teacher, self.config.seed, "teacher"), f"teacher {teacher}")
 
     def pieces(self) -> Iterator[Piece]:
@@ -150,18 +172,17 @@ class _Plan:
         yield (
             f"{config.dataset}: {train.info.num_classes} classes, {len(train):,} training and {len(test):,} test images"
         )
+        falls = ", ".join(str(round(m * config.epochs)) for m in config.milestones)
         yield (
-            f"{config.epochs} epochs, batch {config.batch_size}, learning rate {config.lr}, divided after "
-            f"{', '.join(str(round(m * config.epochs)) for m in config.milestones)}; {config.precision}; seeds "
-            f"{self.seeds[0]} to {self.seeds[-1]}, the same teacher for all"
+            f"{config.epochs} epochs, batch {config.batch_size}, learning rate {config.lr}"
+            f"{f', times {config.lr_decay} after {falls}' if falls else ''}; {config.precision}; "
+            f"seeds {self.seeds[0]} to {self.seeds[-1]}, the same teacher for all"
         )
         for name, lr in config.lr_of.items():
             yield f"learning rate {lr} for {name}"
-        yield f"torch {torch.__version__}, Python {platform.python_version()}, {_machine()}"
-
-    def _must_train(self, teacher: str) -> bool:
-        ready = self.config.teacher_pretrained and self.config.dataset == "imagenet"
-        return teacher not in self.config.teacher_checkpoints and not ready
+        summaries = [summary for piece in self.pieces() if (summary := piece.run.summary) is not None]
+        for machine in sorted({f"{s.get('machine', s['device'])}, torch {s['torch']}" for s in summaries}):
+            yield f"trained on {machine}"
 
     def _asked(self, pair: tuple[str, str], entry: Entry, seed: int) -> TrainConfig:
         """The run of one trial."""
@@ -169,7 +190,7 @@ class _Plan:
         if entry.method == "ce":
             return self._train(student, seed, "student")
         checkpoint = self.config.teacher_checkpoints.get(teacher)
-        if self._must_train(teacher):
+        if teacher in self.untrained:
             checkpoint = self._train(teacher, self.config.seed, "teacher").run
         return DistillConfig(
             **self._shared(student),
@@ -182,6 +203,8 @@ class _Plan:
             teacher_checkpoint=checkpoint,
             method=entry.method,
             settings=entry.settings,
+            kd_temperature=self.config.kd_temperature,
+            **entry.weights,
         )
 
     def _train(self, network: str, seed: int, role: str) -> TrainConfig:
@@ -200,12 +223,6 @@ class _Plan:
 def _file_name(text: str) -> str:
     """A name without what file systems and shells trip over."""
     return re.sub(r"[^\w.+=,-]", "_", text).strip("_")
-
-
-def _machine() -> str:
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
 
 
 def _show(comparison: Comparison, folder: Path, status: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -45,6 +46,7 @@ class Row:
         values = self.values("top1_last")
         return statistics.fmean(values) if values else None
 
+    @cached_property
     def summaries(self) -> dict[int, dict[str, Any]]:
         """The results of the finished trials by seed."""
         found = {seed: run.summary for seed, run in self.runs.items()}
@@ -52,11 +54,11 @@ class Row:
 
     def values(self, name: str) -> list[float]:
         """One number of each finished trial."""
-        return [summary[name] for summary in self.summaries().values()]
+        return [summary[name] for summary in self.summaries.values()]
 
     def against(self, other: Row) -> Interval | None:
         """How much better it is, over the trials that both have finished."""
-        seeds = sorted(self.summaries().keys() & other.summaries().keys())
+        seeds = sorted(self.summaries.keys() & other.summaries.keys())
         if not seeds or self.label == other.label:
             return None
         return paired_bootstrap(*(np.stack([_right(row.runs[seed]) for seed in seeds]) for row in (self, other)))
@@ -83,17 +85,17 @@ class Pair:
     def teacher_top1(self) -> float | None:
         """Of the network that taught, as the students' runs measured it."""
         for row in self.rows:
-            for summary in row.summaries().values():
+            for summary in row.summaries.values():
                 if "teacher_top1" in summary:
                     return float(summary["teacher_top1"])
         return None
 
     def baseline(self, named: str | None) -> Row | None:
-        """The row that others are compared with: the one named, or the best that is not HKD."""
+        """The row that others are compared with: the named one, or the best of most trials that is not HKD."""
         if named is not None:
             return self.row(named)
-        known = [row for row in self.rows if row.mean is not None and not row.is_ours]
-        return max(known, key=lambda row: row.mean or 0.0, default=None)
+        others = [row for row in self.rows if row.mean is not None and not row.is_ours]
+        return max(others, key=lambda row: (len(row.summaries), row.mean), default=None)
 
     def relative_improvement(self, label: str, over: str) -> float | None:
         r"""What the paper's ARI averages over pairs, in percent, for one pair.
@@ -138,11 +140,14 @@ class Comparison:
     def ari(self, over: str) -> float | None:
         """The average relative improvement of the headline over a line: the mean of
         :meth:`Pair.relative_improvement` over all pairs, None where one of them has none."""
-        if self.headline is None:
-            return None
-        found = [pair.relative_improvement(self.headline, over) for pair in self.pairs]
+        found = [self._improvement(pair, over) for pair in self.pairs]
         known = [value for value in found if value is not None]
         return statistics.fmean(known) if len(known) == len(found) else None
+
+    def _improvement(self, pair: Pair, over: str) -> float | None:
+        if self.headline is None or over == self.headline:
+            return None
+        return pair.relative_improvement(self.headline, over)
 
     def numbers(self) -> dict[str, Any]:
         """Everything as plain data: what ``comparison.json`` holds and the tables are made of."""
@@ -150,6 +155,7 @@ class Comparison:
             "dataset": self.dataset,
             "protocol": list(self.protocol),
             "headline": self.headline,
+            "baseline": self.baseline,
             "ari": {row.label: self.ari(row.label) for row in self.pairs[0].rows},
             "pairs": [self._pair(pair) for pair in self.pairs],
         }
@@ -169,9 +175,9 @@ class Comparison:
         numbers = ("top1_last", "top1_best", "best_epoch", "seconds", "images_per_second")
         return {
             "method": row.label,
-            "seeds": list(row.summaries()),
+            "seeds": list(row.summaries),
             **{name: row.values(name) for name in numbers},
-            "ari": pair.relative_improvement(self.headline, row.label) if self.headline else None,
+            "ari": self._improvement(pair, row.label),
             "difference": None if gain is None else gain._asdict(),
             "published": published(self.dataset, pair.teacher, pair.student, row.label),
             "note": row.note,

@@ -38,10 +38,10 @@ def pair_table(pair: Numbers, style: str = "simple") -> str:
     for row in pair["methods"]:
         line = [
             row["method"],
-            spread(row["top1_last"]) or row["note"] or "…",
+            _told(row) or "…",
             spread(row["top1_best"]),
             "" if row["ari"] is None else f"{row['ari']:.0f} %",
-            "baseline" if row["method"] == base else _interval(row["difference"]),
+            "baseline" if row["method"] == base else _interval(row),
             f"{statistics.fmean(row['seconds']) / 60:.1f}" if row["seconds"] else "",
             f"{statistics.fmean(row['images_per_second']):,.0f}" if row["images_per_second"] else "",
         ]
@@ -57,7 +57,7 @@ def overview(numbers: Numbers, style: str = "github") -> str:
     for rows in zip(*(pair["methods"] for pair in pairs), strict=True):
         label = rows[0]["method"]
         ari = numbers["ari"][label]
-        cells = [spread(row["top1_last"]) or row["note"] for row in rows]
+        cells = [_told(row) for row in rows]
         lines.append([label, *cells, "" if ari is None else f"{ari:.2f} %"])
     return tabulate(lines, headers, style, disable_numparse=True)
 
@@ -79,9 +79,14 @@ def _legend(numbers: Numbers) -> list[str]:
         "Accuracies are of the test split in percent, mean ± standard deviation (n trials). The last epoch is the "
         "result; the best epoch was chosen on the test split and flatters.",
         "*minus …*: the difference to that line in points with its 95 % interval, a paired bootstrap over trials and "
-        "test images. **Bold** where the interval lies on one side of 0; elsewhere the data do not decide. The best "
-        "baseline was chosen by these numbers, which favours it.",
+        "test images. **Bold** where the interval lies on one side of 0; elsewhere the data do not decide. Few trials "
+        "say little about other seeds, one says nothing (and nothing is bold then); of many lines, one in twenty would "
+        "be bold by chance.",
     ]
+    if numbers["baseline"] is None:
+        lines.append(
+            "The line compared with is the best that is not HKD. It was chosen by these numbers, which favours it."
+        )
     if numbers["headline"] is not None:
         lines.append(
             f"*ARI*: by how much more {numbers['headline']} improves on the student alone than the method does, "
@@ -122,8 +127,14 @@ def spread(values: list[float]) -> str:
     return f"{statistics.fmean(values):.2f}{deviation} ({len(values)})"
 
 
-def _interval(found: dict[str, float] | None) -> str:
-    if found is None:
+def _told(row: Numbers) -> str:
+    """A line's accuracy, and what there is to say of it: runs that diverged stand beside those that did not."""
+    return ", ".join(part for part in (spread(row["top1_last"]), row["note"]) if part)
+
+
+def _interval(row: Numbers) -> str:
+    if row["difference"] is None:
         return ""
-    text = f"{found['mean']:+.2f} [{found['low']:+.2f}, {found['high']:+.2f}]"
-    return f"**{text}**" if Interval(**found).decides else text
+    found = Interval(**row["difference"])
+    text = f"{found.mean:+.2f} [{found.low:+.2f}, {found.high:+.2f}]"
+    return f"**{text}**" if found.excludes_zero and len(row["seeds"]) > 1 else text

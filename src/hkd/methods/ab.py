@@ -39,8 +39,9 @@ class AB(Method[BoundaryConfig]):
         \begin{cases} \max(0, m - r(P_s))^2 & P_t > 0 \\ \max(0, m + r(P_s))^2 & P_t \le 0 \end{cases}
 
     P are the stage maps (B, c, h, w) before their last ReLU, at the smaller of both resolutions; r is a trained 1x1
-    convolution with batch normalisation, or nothing where the maps have one shape; the margin m is 1. Where a network
-    does not tell what stands before its ReLU the map behind it serves: the teacher's has the same sign.
+    convolution with batch normalisation, or nothing where the maps have one shape; the margin m is 1. Of a network
+    that does not tell what stands before its ReLU the map behind it serves: the student's as it is, of the teacher's
+    whether a value is above 0, which at a smaller resolution is what most of its values are.
 
     Published as an initialisation of 30 epochs, after which the student learns from labels: β = 0.
     """
@@ -66,7 +67,8 @@ class AB(Method[BoundaryConfig]):
         self.initialisation = Initialisation(config.init_epochs, self.forward)
 
     def forward(self, batch: Batch, student: ModelOutput, teacher: ModelOutput) -> dict[str, Tensor]:
-        ours, theirs = (out.preactivations or out.features for out in (student, teacher))
+        ours = student.preactivations or student.features
+        theirs = teacher.preactivations or [(map_ > 0).to(map_.dtype) - 0.5 for map_ in teacher.features]
         terms = []
         for depth, (connector, (s, t)) in enumerate(zip(self.connectors, self.pairs, strict=True), 1):
             a, b = to_same_size(ours[s], theirs[t])

@@ -51,7 +51,8 @@ class Initialisation:
 
     Attributes:
         epochs: how long it takes.
-        terms: called like :meth:`Method.forward`; without the student's output where ``with_student`` is False.
+        terms: takes the batch, the student's output and the teacher's; without the student's where ``with_student`` is
+            False.
         with_student: whether the student is run and trained in it; if not, only parts of the method are.
         lr: its learning rate; None is the run's at the start.
         milestones: when, as parts of the stage, the rate is divided by 10.
@@ -62,6 +63,11 @@ class Initialisation:
     with_student: bool = True
     lr: float | None = None
     milestones: tuple[float, ...] = ()
+
+    def __call__(self, batch: Batch, student: ModelOutput | None, teacher: ModelOutput) -> dict[str, Tensor]:
+        """The terms, with no way for a gradient to the teacher."""
+        seen = (student, teacher.detach()) if self.with_student else (teacher.detach(),)
+        return self.terms(batch, *seen)
 
     def lr_at(self, epoch: int, lr: float) -> float:
         """The learning rate of an epoch of the stage, counted from 0, in a run that starts with ``lr``."""

@@ -52,6 +52,7 @@ class NCE(nn.Module):
         super().__init__()
         self.num_samples = num_samples
         self.register_buffer("log_z", torch.tensor(math.nan))
+        self._known = False
 
     def forward(self, positive: Tensor, negatives: Tensor, mask: Tensor) -> Tensor:
         """The mean over the batch.
@@ -62,7 +63,8 @@ class NCE(nn.Module):
             mask: (B, K), which of them are negatives of the anchor.
         """
         count = mask.sum(dim=1).clamp(min=1)
-        if self.training or bool(self.log_z.isnan()):
+        self._known = self._known or bool(self.log_z.isfinite())  # waits for the device in the first two steps only
+        if not self._known:
             self._estimate(positive.detach(), negatives.detach().masked_fill(~mask, -math.inf), mask)
         shift = self.log_z + (count / self.num_samples).log()
         apart = F.logsigmoid(shift[:, None] - negatives).masked_fill(~mask, 0).sum(dim=1)
@@ -70,12 +72,11 @@ class NCE(nn.Module):
 
     @torch.no_grad()
     def _estimate(self, positive: Tensor, negatives: Tensor, mask: Tensor) -> None:
-        """Takes Z from this batch, unless an earlier one gave it. Does not wait for the device to say which."""
+        """Takes Z from this batch."""
         every = torch.cat([positive[:, None], negatives], dim=1).flatten()
         mean = every.logsumexp(dim=0) - (mask.sum() + len(positive)).log()
         found = mean + math.log(self.num_samples)
-        keep = self.log_z.isfinite() | ~found.isfinite()
-        self.log_z.copy_(torch.where(keep, self.log_z, found))
+        self.log_z.copy_(torch.where(found.isfinite(), found, math.nan))
 
 
 @methods.register("crd")
@@ -87,9 +88,10 @@ class CRD(Method[ContrastiveConfig]):
 
     .. math:: \mathrm{NCE}(v_s^\top M_t / \tau) + \mathrm{NCE}(v_t^\top M_s / \tau)
 
-    See :class:`NCE`. The banks follow with momentum .5 after the loss. The paper draws K rows for each anchor; by
-    default here one draw of K rows serves the batch, with an anchor's own class masked (m counts what is left), which
-    has the same expectation and costs one matrix product. β = .8, K = 16384, τ = .07 are the paper's.
+    See :class:`NCE`. The banks follow with momentum .5 after the loss. The paper draws K rows of other classes for each
+    anchor (``sampling="per_sample"``); by default here one draw of K rows serves the batch, an anchor's own class is
+    masked, and m counts the rows that are left. With many classes that is nearly K, at the cost of one matrix product.
+    β = .8, K = 16384, τ = .07 are the paper's.
     """
 
     Config = ContrastiveConfig

@@ -50,15 +50,15 @@ class DKD(Method[DecoupledConfig]):
 
     def forward(self, batch: Batch, student: ModelOutput, teacher: ModelOutput) -> dict[str, Tensor]:
         temperature = self.config.temperature
-        is_target = F.one_hot(batch.label, student.logits.shape[1]).bool()
+        label = batch.label[:, None]
+        is_target = torch.zeros_like(student.logits, dtype=torch.bool).scatter(1, label, True)
         binary, others = [], []
         for logits in (at_least_float32(student.logits), at_least_float32(teacher.logits)):
             log_p = (logits / temperature).log_softmax(dim=1)
-            target = log_p.masked_fill(~is_target, -torch.inf).logsumexp(dim=1)
-            rest = log_p.masked_fill(is_target, -torch.inf).logsumexp(dim=1)
-            binary.append(torch.stack([target, rest], dim=1))
+            rest = log_p.masked_fill(is_target, -torch.inf).logsumexp(dim=1, keepdim=True)
+            binary.append(torch.cat([log_p.gather(1, label), rest], dim=1))
             # What a removed class adds to a divergence is 0; a finite log keeps 0 times it from being not a number.
-            others.append((log_p - rest[:, None]).masked_fill(is_target, -1000.0))
+            others.append((log_p - rest).masked_fill(is_target, -1000.0))
         scale = temperature**2
         target_term = scale * F.kl_div(*binary, reduction="batchmean", log_target=True)
         nontarget_term = scale * F.kl_div(*others, reduction="batchmean", log_target=True)

@@ -27,7 +27,8 @@ class FitNet(Method[FitNetConfig]):
     .. math:: \mathrm{mean}\, (r(F_s) - F_t)^2
 
     F are the maps (B, c, h, w) of one stage at the smaller of both resolutions, r a trained regressor to the teacher's
-    width. Where the networks have different numbers of stages, the teacher's map is the one as far from the deepest.
+    width: a 1x1 convolution, batch normalisation, ReLU. (The benchmark's strides where resolutions differ.) Where the
+    networks have different numbers of stages, the teacher's map is the one as far from the deepest.
     β = 100 and the stage, ``features[2]``, are the RepDistiller benchmark's, which trains with the hint throughout.
     """
 

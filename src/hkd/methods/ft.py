@@ -58,7 +58,8 @@ class FT(Method[FactorConfig]):
     over the values of both factors, p = 1. Q_t is the code that the paraphraser, an auto-encoder, makes of the
     teacher's last stage map (B, c, h, w); Q_s what the translator makes of the student's, in the same width and at the
     smaller of both resolutions. An initialisation of 30 epochs trains the paraphraser to reconstruct the teacher's map;
-    afterwards it is fixed. β = 200 is the RepDistiller benchmark's.
+    afterwards it is fixed. β = 200 is the RepDistiller benchmark's, which compares channel means of squared factors
+    instead: their unit vectors have fewer values, so that its term is some sqrt(c) times this one.
     """
 
     Config = FactorConfig

@@ -145,7 +145,7 @@ class _Probe:
 
 
 def _channels_first(output: Tensor) -> Tensor:
-    """A map as (B, c, h, w). Those of the square probe are square: where the last two axes differ, channels are last."""
+    """A map as (B, c, h, w). The square probe has square maps: where the last two axes differ, channels are last."""
     _, first, second, third = output.shape
     return output.permute(0, 3, 1, 2) if first == second != third else output
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
@@ -47,6 +48,13 @@ class Engine:
         self.device: torch.device = self._accelerator.device
         if seed is not None:
             set_seed(seed)
+
+    @property
+    def machine(self) -> str:
+        """What computes, in words."""
+        if self.device.type == "cuda":
+            return torch.cuda.get_device_name(self.device)
+        return f"{platform.machine()} {self.device.type.upper()}, {torch.get_num_threads()} threads"
 
     @property
     def scaler(self) -> Any:

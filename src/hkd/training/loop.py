@@ -16,7 +16,7 @@ from hkd.models.base import Model
 from hkd.models.weights import save_model
 from hkd.training.checkpoint import Checkpoint
 from hkd.training.engine import Engine
-from hkd.training.metrics import Sums, evaluate_model, hits
+from hkd.training.metrics import Sums, evaluate_model, hits, ranked
 from hkd.training.objective import Objective
 from hkd.training.progress import Curves, Progress
 from hkd.training.run_folder import RunFolder
@@ -145,7 +145,7 @@ def train_epoch(
         with torch.no_grad():
             sums.add({name: count * value for name, value in {"loss": step.total, **step.terms}.items()}, count)
             if step.logits is not None:
-                sums.add(hits(step.logits, batch.label))
+                sums.add(hits(ranked(step.logits), batch.label))
         if progress is not None:
             progress.images(count)
     found = sums.means()

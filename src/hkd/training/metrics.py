@@ -35,9 +35,13 @@ class Sums:
         return {name: value / self._count for name, value in zip(names, values, strict=True)}
 
 
-def hits(logits: Tensor, label: Tensor) -> dict[str, Tensor]:
-    """How many images have their class among the first one and five, scalars. Five of fewer classes are all of them."""
-    ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices
+def ranked(logits: Tensor) -> Tensor:
+    """The five most likely classes of each image, (B, 5), likeliest first; of fewer classes all."""
+    return logits.topk(min(5, logits.shape[1]), dim=1).indices
+
+
+def hits(ranked: Tensor, label: Tensor) -> dict[str, Tensor]:
+    """How many images have their class among the first one and five, scalars."""
     hit = ranked == label[:, None]
     return {"top1": hit[:, 0].sum(), "top5": hit.any(dim=1).sum()}
 
@@ -70,8 +74,9 @@ def evaluate_model(model: Model, loader: Loader, engine: Engine) -> Evaluation:
         with engine.autocast():
             logits = model(batch.image).logits.float()
         loss = F.cross_entropy(logits, batch.label, reduction="sum")
-        sums.add(hits(logits, batch.label) | {"loss": loss}, len(batch.label))
-        predicted.append(logits.argmax(dim=1))
+        best = ranked(logits)
+        sums.add(hits(best, batch.label) | {"loss": loss}, len(batch.label))
+        predicted.append(best[:, 0])
         label.append(batch.label)
     means = sums.means()
     return Evaluation(

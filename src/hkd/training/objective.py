@@ -72,10 +72,9 @@ class Objective(nn.Module):
     def forward(self, batch: Batch, teacher: ModelOutput | None, initialising: bool = False) -> Step:
         """What to minimise in a step of the training, or of the method's initialisation."""
         if initialising:
-            assert self.method is not None and self.method.initialisation is not None
-            stage = self.method.initialisation
-            seen = (self.student(batch.image), teacher) if stage.with_student else (teacher,)
-            terms = stage.terms(batch, *seen)
+            stage = self.initialisation
+            assert stage is not None and teacher is not None
+            terms = stage(batch, self.student(batch.image) if stage.with_student else None, teacher)
             return Step(torch.stack(list(terms.values())).sum(), terms, None)
         weights = self.weights
         student: ModelOutput = self.student(batch.image)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -62,9 +61,8 @@ class RunFolder:
             raise RequestError(f"run: {self.path} exists and is no run folder; name another with --run")
         if fresh and file.is_file():
             set_aside(self.path)
-        begun = (self.checkpoints / "last.pt").is_file() or self.summary is not None
-        if file.is_file() and begun:
-            self._check_same(yaml.safe_load(file.read_text()) or {}, config)
+        if self.begun:
+            self.check(config)
             return
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
@@ -72,7 +70,15 @@ class RunFolder:
         except OSError as error:
             raise RequestError(f"run: cannot write to {self.path} ({error.strerror})") from error
 
-    def _check_same(self, before: dict[str, Any], config: dict[str, Any]) -> None:
+    @property
+    def begun(self) -> bool:
+        """Whether there is something to continue or to keep."""
+        trained = (self.checkpoints / "last.pt").is_file() or (self.path / "summary.json").is_file()
+        return trained and (self.path / "config.yaml").is_file()
+
+    def check(self, config: dict[str, Any]) -> None:
+        """Raises :class:`RequestError` where the folder holds a run that was asked for differently."""
+        before = yaml.safe_load((self.path / "config.yaml").read_text()) or {} if self.begun else config
         for name in sorted(set(before) | set(config)):
             if name not in FREE_TO_CHANGE and before.get(name) != config.get(name):
                 raise RequestError(
@@ -97,7 +103,7 @@ class RunFolder:
         try:
             state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
             return state
-        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        except Exception as error:  # a torn file may break its reader anywhere
             raise RequestError(f"run: {file} is corrupt; start over with --fresh") from error
 
     def log(self, row: dict[str, Any]) -> None:
