@@ -14,7 +14,8 @@ import yaml
 import hkd
 from hkd.cli import HELP_GROUPS, main
 from hkd.config import Entry
-from hkd.experiments.published import ZHOU
+from hkd.experiments.published import RELEASED, ZHOU, published
+from hkd.methods.hkd import HolisticConfig
 from hkd.recipes import find_recipe, list_recipes
 
 HKD = [sys.executable, "-m", "hkd.cli"]
@@ -122,9 +123,11 @@ def test_list(capsys: pytest.CaptureFixture[str], kind: str) -> None:
 @pytest.mark.parametrize("recipe", [name for name in list_recipes() if name != "cifar100-table1"])
 def test_recipes_hold_only_what_differs(recipe: str) -> None:
     content = yaml.safe_load(find_recipe(recipe).read_text())
-    asked = hkd.DistillConfig(**content)
+    holistic = content.pop("holistic", {})
+    asked = hkd.DistillConfig(**content, settings=holistic)
     asked.check()
     default = hkd.DistillConfig()
+    assert all(value != getattr(HolisticConfig(), key) for key, value in holistic.items())
     same = [
         key for key in content if key not in ("dataset", "student", "teacher") and content[key] == getattr(default, key)
     ]
@@ -145,7 +148,10 @@ def test_the_table_s_recipe_is_the_pairs_of_the_paper_and_every_method(
         assert pair.get("lr", 0.05) == asked.lr_of.get(student, asked.lr)
     named = {entry.method.removesuffix("+kd") for entry in asked.entries}
     assert named == {*hkd.list_methods(), "ce"}
-    assert {label for found in ZHOU.values() for label in found} <= {entry.label for entry in asked.entries}
+    labels = {entry.label for entry in asked.entries}
+    assert {label for found in ZHOU.values() for label in found} <= labels
+    assert {f"hkd{RELEASED}", f"hkd{RELEASED}+kd"} <= labels
+    assert published("cifar100", "ResNet50", "vgg8", f"hkd{RELEASED}+kd") == "74.88 ± 0.30 [1]"
 
     def offline(*_: object, **__: object) -> None:
         raise OSError("no network")

@@ -14,7 +14,10 @@ from hkd.types import Batch, ModelOutput
 
 @dataclass(frozen=True)
 class HolisticConfig:
-    """The settings of HKD. Defaults are the paper's, and the released code's where they differ."""
+    """The settings of HKD. Defaults are the paper's, but for negatives and bank_start, which ``docs/results.md`` compares.
+
+    The code released with the paper has ``negatives="same", bank_start="random"``.
+    """
 
     embedding_dim: int = option(128, "d, the width of the embeddings")
     k: int = option(8, "size of a neighbourhood in the batch graph, the image itself included")
@@ -25,10 +28,11 @@ class HolisticConfig:
     momentum: float = option(0.9, "what a row of a memory bank keeps of itself at each visit")
     smoothing: float = option(0.75, "the memory's part in the holistic positives")
     negatives: NegativeBank = option(
-        "same", "whose bank they come from: the anchor's own (as released) or the opposite"
+        "opposite",
+        "whose bank they come from: the opposite (as the paper's text), or the same as the anchor's (released)",
     )
     sampling: Sampling = option("shared", "one draw a batch, all rows, or an own draw for each anchor")
-    bank_start: BankStart = option("random", "what bank rows start as: noise (paper), or the first embedding seen")
+    bank_start: BankStart = option("first", "what bank rows start as: the first embedding seen, or random (the paper)")
 
 
 @methods.register("hkd")
