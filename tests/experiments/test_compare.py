@@ -145,6 +145,12 @@ def test_fresh_starts_over_from_wherever_it_was(
     assert numbers_of(tmp_path / "c")["pairs"][0]["methods"][0]["seeds"] == [0]
 
 
+def test_a_wrong_request_sets_nothing_aside(finished: Path) -> None:
+    with pytest.raises(hkd.RequestError, match="unknown name 'hdk'"):
+        hkd.compare(config(finished, methods=("ce", "hdk")), fresh=True)
+    assert (finished / "comparison.json").is_file()
+
+
 def test_a_foreign_folder_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("precious")
     for fresh in (False, True):

@@ -74,25 +74,31 @@ def compare(config: CompareConfig, *, fresh: bool = False) -> Comparison:
     if folder.exists() and not ours and (not folder.is_dir() or any(folder.iterdir())):
         raise RequestError(f"run: {folder} exists and is no comparison; name another with --run")
     data = open_data(config)
+    plan = _Plan(config, data)
     if fresh and ours:
         set_aside(folder)
-    plan = _Plan(config, data)
-    teachers, pieces = list(plan.teachers()), list(plan.pieces())
-    for piece in [*teachers, *pieces]:
+    pieces = list(plan.pieces())
+    for piece in [*plan.teachers(), *pieces]:
         if piece.run.begun:
             check_continuation(piece.config, data)
     _show(plan.comparison(), folder, f"{len(pieces)} runs")
-
-    for teacher in teachers:
+    for teacher in plan.teachers():
         if teacher.run.summary is None:
             teacher.do(data)
+    _train_missing(plan, pieces, folder)
+    comparison = plan.comparison()
+    _show(comparison, folder, "done" if not plan.failed else f"{len(plan.failed)} runs failed")
+    return comparison
+
+
+def _train_missing(plan: _Plan, pieces: list[Piece], folder: Path) -> None:
     started, trained = time.monotonic(), 0
     for number, piece in enumerate(pieces, 1):
         if piece.run.summary is not None:
             continue
         print(f"\n[{number}/{len(pieces)}]", end=" ", file=sys.stderr)
         try:
-            piece.do(data)
+            piece.do(plan.data)
         except TrainingError as error:
             print(f"hkd: {piece.told}: {error}", file=sys.stderr, flush=True)
             plan.failed.append(piece.config.run)
@@ -100,9 +106,6 @@ def compare(config: CompareConfig, *, fresh: bool = False) -> Comparison:
         missing = sum(piece.run.summary is None for piece in pieces[number:])
         left = (time.monotonic() - started) / trained * missing
         _show(plan.comparison(), folder, f"{missing} of {len(pieces)} runs to go, {duration(left)}")
-    comparison = plan.comparison()
-    _show(comparison, folder, "done" if not plan.failed else f"{len(plan.failed)} runs failed")
-    return comparison
 
 
 class _Plan:

@@ -14,7 +14,7 @@ from hkd.types import Batch, ModelOutput
 
 @dataclass(frozen=True)
 class HolisticConfig:
-    """The settings of HKD. Defaults are the paper's, but for negatives and bank_start, which ``docs/results.md`` compares.
+    """The settings of HKD. Defaults are the paper's, but for negatives and bank_start: see ``docs/results.md``.
 
     The code released with the paper has ``negatives="same", bank_start="random"``.
     """
@@ -29,7 +29,7 @@ class HolisticConfig:
     smoothing: float = option(0.75, "the memory's part in the holistic positives")
     negatives: NegativeBank = option(
         "opposite",
-        "whose bank they come from: the opposite (as the paper's text), or the same as the anchor's (released)",
+        "whose bank they come from: the opposite (the paper), or the same as the anchor's (its code)",
     )
     sampling: Sampling = option("shared", "one draw a batch, all rows, or an own draw for each anchor")
     bank_start: BankStart = option("first", "what bank rows start as: the first embedding seen, or random (the paper)")
