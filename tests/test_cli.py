@@ -120,6 +120,15 @@ def test_list(capsys: pytest.CaptureFixture[str], kind: str) -> None:
     assert expected in out.split()
 
 
+def test_methods_are_cited_on_a_terminal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    _, plain, _ = ask(capsys, "list", "methods")
+    assert plain.split("\n")[:-1] == hkd.list_methods()
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    _, cited, _ = ask(capsys, "list", "methods")
+    assert [line.split()[0] for line in cited.splitlines()] == hkd.list_methods()
+    assert all(" et al., " in line and line[-5:-1].isdigit() for line in cited.splitlines())
+
+
 @pytest.mark.parametrize("recipe", [name for name in list_recipes() if name != "cifar100-table1"])
 def test_recipes_hold_only_what_differs(recipe: str) -> None:
     content = yaml.safe_load(find_recipe(recipe).read_text())

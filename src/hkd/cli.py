@@ -158,8 +158,18 @@ def list_command(argv: list[str]) -> int:
         raise unknown("list", argv[0], kinds)
     if len(argv) > 1:
         raise RequestError(f"list: takes one word; got {' '.join(argv)}")
-    print("\n".join(list_recipes() if argv[0] == "recipes" else getattr(hkd, f"list_{argv[0]}")()))
+    names = list_recipes() if argv[0] == "recipes" else getattr(hkd, f"list_{argv[0]}")()
+    told = argv[0] == "methods" and sys.stdout.isatty()  # a script wants the names alone
+    print("\n".join(_cited(names) if told else names))
     return DONE
+
+
+def _cited(names: Sequence[str]) -> list[str]:
+    """Each method with its paper: the first paragraph of its class."""
+    from hkd.methods import methods
+
+    papers = {name: " ".join((methods[name].__doc__ or "").split("\n\n")[0].split()) for name in names}
+    return [f"{name:<10} {paper}" for name, paper in papers.items()]
 
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {

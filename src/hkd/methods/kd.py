@@ -25,10 +25,10 @@ def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) 
 
 @methods.register("kd")
 class KD(Method[NoConfig]):
-    """Classical distillation (Hinton et al., 2015) on its own: see :func:`kd_loss`.
+    """Hinton et al., "Distilling the Knowledge in a Neural Network", 2015.
 
-    Every other method can be combined with this term (``--kd-weight``, α). On its own it is that same term with the
-    benchmark's weights, .1 CE + .9 KD, so its own weight (β) starts at 0.
+    See :func:`kd_loss`. Every other method can be combined with this term (``NAME+kd``, or ``--kd-weight``, α). On its
+    own it is that same term with the benchmark's weights, .1 CE + .9 KD, so its own weight (β) is 0.
     """
 
     weights = Weights(ce=0.1, kd=0.9, method=0.0)
