@@ -18,10 +18,12 @@ if TYPE_CHECKING:
     from hkd.config import CompareConfig as CompareConfig
     from hkd.config import DistillConfig as DistillConfig
     from hkd.config import EvaluateConfig as EvaluateConfig
+    from hkd.config import ExportConfig as ExportConfig
     from hkd.config import TrainConfig as TrainConfig
     from hkd.data import as_dataset as as_dataset
     from hkd.data import list_datasets as list_datasets
     from hkd.data import load_dataset as load_dataset
+    from hkd.deploy import export as export
     from hkd.errors import RequestError as RequestError
     from hkd.errors import TrainingError as TrainingError
     from hkd.experiments.compare import compare as compare
@@ -42,10 +44,11 @@ if TYPE_CHECKING:
     from hkd.types import ModelOutput as ModelOutput
 
 _HOME = {
-    "hkd.config": ("CompareConfig", "DistillConfig", "EvaluateConfig", "TrainConfig"),
+    "hkd.config": ("CompareConfig", "DistillConfig", "EvaluateConfig", "ExportConfig", "TrainConfig"),
     "hkd.data": ("as_dataset", "list_datasets", "load_dataset"),
     "hkd.errors": ("RequestError", "TrainingError"),
     "hkd.experiments.compare": ("compare",),
+    "hkd.deploy": ("export",),
     "hkd.holistic": ("HolisticLoss",),
     "hkd.jobs": ("Result", "distill", "evaluate", "train"),
     "hkd.methods": ("create_method", "list_methods"),

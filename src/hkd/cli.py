@@ -15,14 +15,14 @@ from typing import Any, get_type_hints
 from jsonargparse import ActionYesNo, ArgumentParser, DefaultHelpFormatter, Namespace
 
 import hkd
-from hkd.config import PLUS_KD, CompareConfig, DistillConfig, EvaluateConfig, TrainConfig
+from hkd.config import PLUS_KD, CompareConfig, DistillConfig, EvaluateConfig, ExportConfig, TrainConfig
 from hkd.errors import RequestError, TrainingError, unknown
 from hkd.recipes import find_recipe, list_recipes
 
 DONE, FAILED, WRONG_REQUEST, INTERRUPTED = 0, 1, 2, 130
 
 HELP_GROUPS = {
-    "run": "checkpoint run seed trials tensorboard",
+    "run": "checkpoint run output formats seed trials tensorboard",
     "data": "dataset data_root image_size limit_classes limit_train flip",
     "networks": "model student teacher role teachers students pairs teacher_checkpoint teacher_checkpoints "
     "student_pretrained teacher_pretrained",
@@ -146,6 +146,23 @@ def evaluate_command(argv: list[str]) -> int:
     return DONE
 
 
+def export_command(argv: list[str]) -> int:
+    """a trained network as ONNX, torch.export and safetensors, checked against the original"""
+    if argv and not argv[0].startswith("-"):
+        argv = ["--checkpoint", *argv]
+    parser = _parser("export", export_command, ExportConfig, run=False)
+    parser.usage = "hkd export CHECKPOINT [options]"
+    config = ExportConfig(**_values(_parse(parser, argv), ExportConfig))
+    config.check()
+    from hkd.deploy import export
+
+    found = export(config)
+    for check in found.checks:
+        print(check.told())
+    print("\n".join(str(file) for file in found.files))
+    return DONE
+
+
 def list_command(argv: list[str]) -> int:
     """what there is: models, methods, datasets or recipes"""
     kinds = ("models", "methods", "datasets", "recipes")
@@ -177,6 +194,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "distill": distill_command,
     "evaluate": evaluate_command,
     "compare": compare_command,
+    "export": export_command,
     "list": list_command,
 }
 

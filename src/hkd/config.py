@@ -269,6 +269,33 @@ class EvaluateConfig:
             raise RequestError("checkpoint: name a run folder or a file of weights")
 
 
+FORMATS = ("onnx", "torch", "safetensors")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """Writing a trained network as files that others can run."""
+
+    checkpoint: str = option("", "a run folder or a .safetensors file")
+    output: str | None = option(None, "folder for the files [export in the run folder]")
+    formats: tuple[str, ...] = option(FORMATS, "which files to write")
+    model: str | None = option(None, "the network in the file, where the file does not say")
+    dataset: str | None = option(None, "images to check the files on [the run's test split, or noise without it]")
+    data_root: str | None = option(None, "where data sets lie and are downloaded to")
+    image_size: int | None = option(None, "side in pixels of the images that the files take [as trained]")
+
+    def check(self) -> None:
+        """Raises :class:`RequestError` for the first field that is out of its range."""
+        _at_least(self, 1, "image_size")
+        if not self.checkpoint:
+            raise RequestError("checkpoint: name a run folder or a file of weights")
+        if not self.formats:
+            raise RequestError(f"formats: expected some of {', '.join(FORMATS)}; got none")
+        for name in self.formats:
+            if name not in FORMATS:
+                raise unknown("formats", name, FORMATS)
+
+
 def _at_least(config: object, least: float, *names: str) -> None:
     for name in names:
         value = getattr(config, name)

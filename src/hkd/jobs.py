@@ -146,22 +146,60 @@ def check_continuation(config: TrainConfig, data: Data) -> None:
 def evaluate(config: EvaluateConfig) -> Evaluation:
     """Tests a network on the evaluation split of a data set, as its file says that it was trained."""
     config.check()
-    path = Path(config.checkpoint)
-    asked = {}
+    found = find_trained(config.checkpoint, config.model)
+    engine = Engine(config.device, config.precision)
+    data = open_test(config, found)
+    model = create_model(found.name, data.info.num_classes)
+    load_checkpoint(model, found.weights)
+    workers = _workers(config.workers)
+    loader = make_loader(prepare(data, None, workers), config.batch_size, engine.device, train=False, workers=workers)
+    return evaluate_model(model.to(engine.device), loader, engine)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """Where a trained network is, and what is known of it.
+
+    Attributes:
+        name: of the network.
+        weights: the file with its weights.
+        about: what stands beside them: classes, mean, std, image_size and more; empty for files of other origin.
+        asked: the configuration of its run; empty where there is no run folder.
+    """
+
+    name: str
+    weights: Path
+    about: dict[str, Any]
+    asked: dict[str, Any]
+
+
+def find_trained(checkpoint: str, model: str | None = None) -> Trained:
+    """Looks into a run folder or a file of weights.
+
+    Args:
+        checkpoint: the folder or file.
+        model: the network in it, where it does not say.
+    """
+    path, asked = Path(checkpoint), {}
     if path.is_dir():
         asked = yaml.safe_load(existing(path / "config.yaml").read_text())
         path = _weights_file(path)
     about = read_about(path)
-    name = config.model or about.get("model")
+    name = model or about.get("model")
     if name is None:
         raise RequestError(f"model: {path} does not say which network it holds; name it with --model")
-    if config.model is None and ":" not in name and name not in list_models():
+    if model is None and ":" not in name and name not in list_models():
         raise RequestError(f"model: {path} holds an own network, {name}; name its factory with --model module:callable")
+    return Trained(name, path, about, asked)
+
+
+def open_test(config: EvaluateConfig, found: Trained) -> Dataset:
+    """The images to test a trained network on, in the classes and the normalisation that it learnt."""
+    path, about, asked = found.weights, found.about, found.asked
     dataset = config.dataset or asked.get("dataset") or about.get("dataset")
     if dataset is None or (config.dataset is None and ":" not in dataset and dataset not in list_datasets()):
         own = "" if dataset is None else f"; {path} was trained on an own one, {dataset}"
         raise RequestError(f"dataset: name the data set to test on{own}")
-    engine = Engine(config.device, config.precision)
     size = config.image_size or about.get("image_size")
     root = config.data_root or asked.get("data_root") or "data"
     data = load_dataset(dataset, "test", root, size)
@@ -172,11 +210,7 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
         raise RequestError(f"dataset: {path} learnt other classes: {_first_difference(data, learnt)}")
     if "mean" in about:
         data.info = dataclasses.replace(data.info, mean=tuple(about["mean"]), std=tuple(about["std"]))
-    model = create_model(name, data.info.num_classes)
-    load_checkpoint(model, path)
-    workers = _workers(config.workers)
-    loader = make_loader(prepare(data, None, workers), config.batch_size, engine.device, train=False, workers=workers)
-    return evaluate_model(model.to(engine.device), loader, engine)
+    return data
 
 
 @dataclass(frozen=True)
