@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from hkd.config import EvaluateConfig as EvaluateConfig
     from hkd.config import ExportConfig as ExportConfig
     from hkd.config import TrainConfig as TrainConfig
+    from hkd.config import TransferConfig as TransferConfig
     from hkd.data import as_dataset as as_dataset
     from hkd.data import list_datasets as list_datasets
     from hkd.data import load_dataset as load_dataset
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from hkd.errors import RequestError as RequestError
     from hkd.errors import TrainingError as TrainingError
     from hkd.experiments.compare import compare as compare
+    from hkd.experiments.transfer import transfer as transfer
     from hkd.holistic import HolisticLoss as HolisticLoss
     from hkd.jobs import Result as Result
     from hkd.jobs import distill as distill
@@ -44,10 +46,11 @@ if TYPE_CHECKING:
     from hkd.types import ModelOutput as ModelOutput
 
 _HOME = {
-    "hkd.config": ("CompareConfig", "DistillConfig", "EvaluateConfig", "ExportConfig", "TrainConfig"),
+    "hkd.config": ("CompareConfig", "DistillConfig", "EvaluateConfig", "ExportConfig", "TrainConfig", "TransferConfig"),
     "hkd.data": ("as_dataset", "list_datasets", "load_dataset"),
     "hkd.errors": ("RequestError", "TrainingError"),
     "hkd.experiments.compare": ("compare",),
+    "hkd.experiments.transfer": ("transfer",),
     "hkd.deploy": ("export",),
     "hkd.holistic": ("HolisticLoss",),
     "hkd.jobs": ("Result", "distill", "evaluate", "train"),

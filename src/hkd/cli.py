@@ -15,19 +15,19 @@ from typing import Any, get_type_hints
 from jsonargparse import ActionYesNo, ArgumentParser, DefaultHelpFormatter, Namespace
 
 import hkd
-from hkd.config import PLUS_KD, CompareConfig, DistillConfig, EvaluateConfig, ExportConfig, TrainConfig
+from hkd.config import PLUS_KD, CompareConfig, DistillConfig, EvaluateConfig, ExportConfig, TrainConfig, TransferConfig
 from hkd.errors import RequestError, TrainingError, unknown
 from hkd.recipes import find_recipe, list_recipes
 
 DONE, FAILED, WRONG_REQUEST, INTERRUPTED = 0, 1, 2, 130
 
 HELP_GROUPS = {
-    "run": "checkpoint run output formats seed trials tensorboard",
-    "data": "dataset data_root image_size limit_classes limit_train flip",
+    "run": "checkpoint checkpoints run output formats seed trials tensorboard",
+    "data": "dataset datasets data_root image_size limit_classes limit_train flip",
     "networks": "model student teacher role teachers students pairs teacher_checkpoint teacher_checkpoints "
     "student_pretrained teacher_pretrained",
     "what is learnt": "method methods baseline method_weight kd_weight ce_weight kd_temperature",
-    "how": "epochs batch_size lr lr_of lr_decay milestones momentum weight_decay teacher_lr",
+    "how": "probe holdout epochs batch_size lr lr_of lr_decay milestones momentum weight_decay teacher_lr",
     "where": "device precision compile workers",
 }
 """The fields of all configurations in the order in which help shows them."""
@@ -146,6 +146,27 @@ def evaluate_command(argv: list[str]) -> int:
     return DONE
 
 
+def transfer_command(argv: list[str]) -> int:
+    """a linear classifier on frozen networks' features, on other data: how far what was learnt carries"""
+    parser = _parser("transfer", transfer_command, TransferConfig, run=False)
+    parser.usage = "hkd transfer CHECKPOINT... [options]"
+    config = TransferConfig(**_values(_parse(parser, _positional("checkpoints", argv)), TransferConfig))
+    config.check()
+    from hkd.experiments.transfer import transfer
+
+    transfer(config)
+    tables = Path(config.run) / "transfer.md"
+    print(tables.read_text())
+    print(f"tables: {tables}, .csv, .json")
+    return DONE
+
+
+def _positional(name: str, argv: list[str]) -> list[str]:
+    """Words before the first option are the values of one that takes a list."""
+    count = next((n for n, word in enumerate(argv) if word.startswith("-")), len(argv))
+    return [f"--{name}", json.dumps(argv[:count]), *argv[count:]] if count else argv
+
+
 def export_command(argv: list[str]) -> int:
     """a trained network as ONNX, torch.export and safetensors, checked against the original"""
     if argv and not argv[0].startswith("-"):
@@ -194,6 +215,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "distill": distill_command,
     "evaluate": evaluate_command,
     "compare": compare_command,
+    "transfer": transfer_command,
     "export": export_command,
     "list": list_command,
 }

@@ -269,6 +269,39 @@ class EvaluateConfig:
             raise RequestError("checkpoint: name a run folder or a file of weights")
 
 
+@dataclass(frozen=True, kw_only=True)
+class TransferConfig:
+    """A linear classifier on the frozen features of trained networks, on other data."""
+
+    checkpoints: tuple[str, ...] = option((), "run folders or .safetensors files; their teachers take part")
+    run: str = option("runs/transfer", "the folder for tables and features")
+    datasets: tuple[str, ...] = option(("stl10", "tiny-imagenet"), "what to transfer to, by name or folder:PATH")
+    data_root: str = option("data", "where data sets lie and are downloaded to")
+    image_size: int = option(32, "resize images to squares of this side in pixels")
+    limit_classes: int | None = option(None, "keep the first so many classes")
+    limit_train: int | None = option(None, "keep the first so many training images of each class")
+    probe: Literal["logistic", "sgd"] = option(
+        "logistic", "logistic regression, or the 120 epochs of SGD of the field's follow-up work"
+    )
+    holdout: float = option(0.2, "part of the training split on which the probe's penalty is chosen")
+    seed: int = option(0, "of the split and the probe")
+    batch_size: int = option(256, "images a step while features are extracted")
+    device: str = option("auto", "auto, cpu, cuda, cuda:N or mps")
+    precision: Precision = option("fp32", "arithmetic of the networks; fp16 needs a GPU")
+
+    def check(self) -> None:
+        """Raises :class:`RequestError` for the first field that is out of its range."""
+        _at_least(self, 1, "image_size", "batch_size", "limit_train")
+        _at_least(self, 2, "limit_classes")
+        _at_least(self, 0, "seed")
+        if not self.checkpoints:
+            raise RequestError("checkpoints: name at least one run folder or file of weights")
+        if not self.datasets:
+            raise RequestError("datasets: name at least one")
+        if not 0 < self.holdout < 1:
+            raise RequestError(f"holdout: expected a part in (0, 1); got {self.holdout}")
+
+
 FORMATS = ("onnx", "torch", "safetensors")
 
 

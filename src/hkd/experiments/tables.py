@@ -21,11 +21,16 @@ Numbers = dict[str, Any]
 def write(numbers: Numbers, folder: Path) -> None:
     """Rewrites ``comparison.md``, ``.csv`` and ``.json``, each as a whole or not at all."""
     texts = {"md": markdown(numbers), "csv": as_csv(numbers), "json": json.dumps(numbers, indent=2) + "\n"}
+    write_whole(folder, {f"comparison.{kind}": text for kind, text in texts.items()})
+
+
+def write_whole(folder: Path, texts: dict[str, str]) -> None:
+    """Writes files, each as a whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
-    for kind, text in texts.items():
-        partial = folder / f"comparison.{kind}.partial"
+    for name, text in texts.items():
+        partial = folder / f"{name}.partial"
         partial.write_text(text)
-        partial.replace(folder / f"comparison.{kind}")
+        partial.replace(folder / name)
 
 
 def pair_table(pair: Numbers, style: str = "simple") -> str:
