@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from hkd.config import DistillConfig as DistillConfig
     from hkd.config import EvaluateConfig as EvaluateConfig
     from hkd.config import ExportConfig as ExportConfig
+    from hkd.config import TopologyConfig as TopologyConfig
     from hkd.config import TrainConfig as TrainConfig
     from hkd.config import TransferConfig as TransferConfig
     from hkd.data import as_dataset as as_dataset
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from hkd.errors import RequestError as RequestError
     from hkd.errors import TrainingError as TrainingError
     from hkd.experiments.compare import compare as compare
+    from hkd.experiments.topology import topology as topology
     from hkd.experiments.transfer import transfer as transfer
     from hkd.holistic import HolisticLoss as HolisticLoss
     from hkd.jobs import Result as Result
@@ -46,10 +48,19 @@ if TYPE_CHECKING:
     from hkd.types import ModelOutput as ModelOutput
 
 _HOME = {
-    "hkd.config": ("CompareConfig", "DistillConfig", "EvaluateConfig", "ExportConfig", "TrainConfig", "TransferConfig"),
+    "hkd.config": (
+        "CompareConfig",
+        "DistillConfig",
+        "EvaluateConfig",
+        "ExportConfig",
+        "TopologyConfig",
+        "TrainConfig",
+        "TransferConfig",
+    ),
     "hkd.data": ("as_dataset", "list_datasets", "load_dataset"),
     "hkd.errors": ("RequestError", "TrainingError"),
     "hkd.experiments.compare": ("compare",),
+    "hkd.experiments.topology": ("topology",),
     "hkd.experiments.transfer": ("transfer",),
     "hkd.deploy": ("export",),
     "hkd.holistic": ("HolisticLoss",),

@@ -15,7 +15,16 @@ from typing import Any, get_type_hints
 from jsonargparse import ActionYesNo, ArgumentParser, DefaultHelpFormatter, Namespace
 
 import hkd
-from hkd.config import PLUS_KD, CompareConfig, DistillConfig, EvaluateConfig, ExportConfig, TrainConfig, TransferConfig
+from hkd.config import (
+    PLUS_KD,
+    CompareConfig,
+    DistillConfig,
+    EvaluateConfig,
+    ExportConfig,
+    TopologyConfig,
+    TrainConfig,
+    TransferConfig,
+)
 from hkd.errors import RequestError, TrainingError, unknown
 from hkd.recipes import find_recipe, list_recipes
 
@@ -27,6 +36,7 @@ HELP_GROUPS = {
     "networks": "model student teacher role teachers students pairs teacher_checkpoint teacher_checkpoints "
     "student_pretrained teacher_pretrained",
     "what is learnt": "method methods baseline method_weight kd_weight ce_weight kd_temperature",
+    "what is shown": "images neighbours edges k",
     "how": "probe holdout epochs batch_size lr lr_of lr_decay milestones momentum weight_decay teacher_lr",
     "where": "device precision compile workers",
 }
@@ -161,6 +171,20 @@ def transfer_command(argv: list[str]) -> int:
     return DONE
 
 
+def topology_command(argv: list[str]) -> int:
+    """teacher's and students' embeddings of test images side by side, and numbers for how alike they are"""
+    parser = _parser("topology", topology_command, TopologyConfig, run=False)
+    parser.usage = "hkd topology RUN... [options]"
+    config = TopologyConfig(**_values(_parse(parser, _positional("checkpoints", argv)), TopologyConfig))
+    config.check()
+    from hkd.experiments.topology import topology
+
+    topology(config)
+    print((Path(config.run) / "topology.md").read_text())
+    print(f"panels: {config.run}/topology.png, .svg, .html")
+    return DONE
+
+
 def _positional(name: str, argv: list[str]) -> list[str]:
     """Words before the first option are the values of one that takes a list."""
     count = next((n for n, word in enumerate(argv) if word.startswith("-")), len(argv))
@@ -216,6 +240,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "evaluate": evaluate_command,
     "compare": compare_command,
     "transfer": transfer_command,
+    "topology": topology_command,
     "export": export_command,
     "list": list_command,
 }

@@ -302,6 +302,32 @@ class TransferConfig:
             raise RequestError(f"holdout: expected a part in (0, 1); got {self.holdout}")
 
 
+@dataclass(frozen=True, kw_only=True)
+class TopologyConfig:
+    """How alike a teacher and its students place test images."""
+
+    checkpoints: tuple[str, ...] = option((), "run folders of students, or first a teacher's and then students'")
+    run: str = option("runs/topology", "the folder for panels and numbers")
+    dataset: str | None = option(None, "other test images than those of the runs, by name or folder:PATH")
+    data_root: str | None = option(None, "where data sets lie and are downloaded to")
+    images: int = option(1000, "test images that are shown and compared, drawn at random")
+    neighbours: int = option(10, "nearest neighbours that the numbers look at")
+    edges: bool = option(False, "draw the graph of images that a network predicts alike")
+    k: int = option(8, "size of a neighbourhood in that graph, the image itself included")
+    seed: int = option(0, "of the images drawn and the layout")
+    batch_size: int = option(256, "images a step while features are extracted")
+    device: str = option("auto", "auto, cpu, cuda, cuda:N or mps")
+    precision: Precision = option("fp32", "arithmetic of the networks; fp16 needs a GPU")
+
+    def check(self) -> None:
+        """Raises :class:`RequestError` for the first field that is out of its range."""
+        _at_least(self, 1, "batch_size", "neighbours", "k")
+        _at_least(self, 5, "images")
+        _at_least(self, 0, "seed")
+        if not self.checkpoints:
+            raise RequestError("checkpoints: name at least one run folder")
+
+
 FORMATS = ("onnx", "torch", "safetensors")
 
 

@@ -124,12 +124,12 @@ def _csv_row(pair: Numbers, found: Numbers) -> Numbers:
     return row | {"published": found["published"], "note": found["note"]}
 
 
-def spread(values: list[float]) -> str:
+def spread(values: list[float], digits: int = 2) -> str:
     """66.17 ± 0.67 (3): mean, standard deviation, count."""
     if not values:
         return ""
-    deviation = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
-    return f"{statistics.fmean(values):.2f}{deviation} ({len(values)})"
+    deviation = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.{digits}f}{deviation} ({len(values)})"
 
 
 def _told(row: Numbers) -> str:
