@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from hkd.config import DistillConfig as DistillConfig
     from hkd.config import EvaluateConfig as EvaluateConfig
     from hkd.config import ExportConfig as ExportConfig
+    from hkd.config import SweepConfig as SweepConfig
     from hkd.config import TopologyConfig as TopologyConfig
     from hkd.config import TrainConfig as TrainConfig
     from hkd.config import TransferConfig as TransferConfig
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from hkd.errors import RequestError as RequestError
     from hkd.errors import TrainingError as TrainingError
     from hkd.experiments.compare import compare as compare
+    from hkd.experiments.sweep import sweep as sweep
     from hkd.experiments.topology import topology as topology
     from hkd.experiments.transfer import transfer as transfer
     from hkd.holistic import HolisticLoss as HolisticLoss
@@ -53,6 +55,7 @@ _HOME = {
         "DistillConfig",
         "EvaluateConfig",
         "ExportConfig",
+        "SweepConfig",
         "TopologyConfig",
         "TrainConfig",
         "TransferConfig",
@@ -60,6 +63,7 @@ _HOME = {
     "hkd.data": ("as_dataset", "list_datasets", "load_dataset"),
     "hkd.errors": ("RequestError", "TrainingError"),
     "hkd.experiments.compare": ("compare",),
+    "hkd.experiments.sweep": ("sweep",),
     "hkd.experiments.topology": ("topology",),
     "hkd.experiments.transfer": ("transfer",),
     "hkd.deploy": ("export",),

@@ -21,6 +21,7 @@ from hkd.config import (
     DistillConfig,
     EvaluateConfig,
     ExportConfig,
+    SweepConfig,
     TopologyConfig,
     TrainConfig,
     TransferConfig,
@@ -32,13 +33,14 @@ DONE, FAILED, WRONG_REQUEST, INTERRUPTED = 0, 1, 2, 130
 
 HELP_GROUPS = {
     "run": "checkpoint checkpoints run output formats seed trials tensorboard",
-    "data": "dataset datasets data_root image_size limit_classes limit_train flip",
+    "data": "dataset datasets data_root image_size limit_classes limit_train train_fraction flip",
     "networks": "model student teacher role teachers students pairs teacher_checkpoint teacher_checkpoints "
     "student_pretrained teacher_pretrained",
     "what is learnt": "method methods baseline method_weight kd_weight ce_weight kd_temperature",
     "what is shown": "images neighbours edges k",
+    "what varies": "field values",
     "how": "probe holdout epochs batch_size lr lr_of lr_decay milestones momentum weight_decay teacher_lr",
-    "where": "device precision compile workers",
+    "where": "device precision compile workers jobs",
 }
 """The fields of all configurations in the order in which help shows them."""
 
@@ -185,6 +187,19 @@ def topology_command(argv: list[str]) -> int:
     return DONE
 
 
+def sweep_command(argv: list[str]) -> int:
+    """how results depend on one field: several values, methods and trials, with a plot"""
+    parser = _parser("sweep", sweep_command, SweepConfig, run=False)
+    config = SweepConfig(**_values(_parse(parser, argv), SweepConfig))
+    config.check()
+    from hkd.experiments.sweep import sweep
+
+    sweep(config)
+    print((Path(config.run) / "sweep.md").read_text())
+    print(f"table and plot: {config.run}/sweep.md, .csv, .json, .png, .svg")
+    return DONE
+
+
 def _positional(name: str, argv: list[str]) -> list[str]:
     """Words before the first option are the values of one that takes a list."""
     count = next((n for n, word in enumerate(argv) if word.startswith("-")), len(argv))
@@ -239,6 +254,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "distill": distill_command,
     "evaluate": evaluate_command,
     "compare": compare_command,
+    "sweep": sweep_command,
     "transfer": transfer_command,
     "topology": topology_command,
     "export": export_command,

@@ -30,6 +30,7 @@ class TrainConfig:
     image_size: int | None = option(None, "resize images to squares of this side in pixels")
     limit_classes: int | None = option(None, "keep the first so many classes")
     limit_train: int | None = option(None, "keep the first so many training images of each class")
+    train_fraction: float = option(1.0, "keep this part of the training images, the first of each class")
 
     flip: bool = option(True, "mirror training images at random, where the data set allows it (digits do not)")
 
@@ -61,6 +62,8 @@ class TrainConfig:
         _at_least(self, 0, "seed", "workers", "weight_decay")
         if self.seed >= 2**32:
             raise RequestError(f"seed: expected a number below 2**32; got {self.seed}")
+        if not 0 < self.train_fraction <= 1:
+            raise RequestError(f"train_fraction: expected a part in (0, 1]; got {self.train_fraction}")
         for name in ("student", "teacher", "dataset", "run"):
             if getattr(self, name) == "":
                 raise RequestError(f"{name}: expected a name; got an empty one")
@@ -157,7 +160,7 @@ class Entry:
         pairs = [part.partition("=") for part in settings.split(",")] if settings else []
         if broken := [key for key, equals, value in pairs if not (key and equals and value)]:
             raise RequestError(f"methods: expected setting=value, got {broken[0]!r} in {text!r}")
-        values = {key: _value(value) for key, _, value in pairs}
+        values = {key: parse_value(value) for key, _, value in pairs}
         if len(values) < len(pairs):
             raise RequestError(f"methods: a setting stands there twice in {text!r}")
         weights = {key: values.pop(key) for key in ("ce_weight", "kd_weight", "method_weight") if key in values}
@@ -166,7 +169,7 @@ class Entry:
         return cls(label, name + (plus or ""), values, weights)
 
 
-def _value(text: str) -> bool | int | float | str:
+def parse_value(text: str) -> bool | int | float | str:
     """What a setting's text means."""
     if text in ("true", "false"):
         return text == "true"
@@ -243,6 +246,43 @@ class CompareConfig(TrainConfig):
         for name, lr in self.lr_of.items():
             if not (math.isfinite(lr) and lr > 0):
                 raise RequestError(f"lr_of.{name}: expected a number above 0; got {lr}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepConfig(TrainConfig):
+    """How results depend on one field: several values, methods and trials."""
+
+    run: str = option("runs/sweep", "the folder of the sweep: its runs, table and plot")
+    role: Literal["student", "teacher"] | None = field(default=None, init=False)
+    teacher_checkpoint: str | None = option(None, "the teacher's weights; if not given, the teacher is trained first")
+    field: str = option("holistic.hops", "what varies: an option of `hkd distill`, as holistic.k or method_weight")
+    values: tuple[str, ...] = option(("1", "2"), "its values")
+    methods: tuple[str, ...] = option(
+        ("hkd+kd",), "NAME, NAME+kd or NAME(setting=value,...)+kd; ce is the student alone"
+    )
+    trials: int = option(3, "runs of each value, with seeds counting from --seed")
+    jobs: int | None = option(None, "runs at the same time; one a GPU, else one, if not given")
+
+    @property
+    def entries(self) -> tuple[Entry, ...]:
+        """The methods, parsed."""
+        return tuple(map(Entry.parse, self.methods))
+
+    @property
+    def points(self) -> tuple[bool | int | float | str, ...]:
+        """The values, parsed."""
+        return tuple(map(parse_value, self.values))
+
+    def check(self) -> None:
+        super().check()
+        _at_least(self, 1, "trials", "jobs")
+        for name, values in (("values", self.values), ("methods", tuple(entry.label for entry in self.entries))):
+            if not values:
+                raise RequestError(f"{name}: name at least one")
+            if len(set(values)) < len(values):
+                raise RequestError(f"{name}: {next(v for v in values if values.count(v) > 1)} stands there twice")
+        if self.field in ("run", "seed", "device", "settings", "method", "role"):
+            raise RequestError(f"field: {self.field} is set by the sweep itself")
 
 
 @dataclass(frozen=True, kw_only=True)

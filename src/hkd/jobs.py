@@ -58,6 +58,7 @@ def train(
     *,
     train_data: Any = None,
     test_data: Any = None,
+    data: Data | None = None,
     fresh: bool = False,
 ) -> Result:
     """Trains one network with cross-entropy: a teacher, or a student alone.
@@ -66,15 +67,16 @@ def train(
         config: what to train on what, and how.
         model: an own network, instead of the one that the configuration names.
         train_data, test_data: own data sets, instead of the one that the configuration names; see :func:`as_dataset`.
+        data: what :func:`open_data` returned for this configuration, so that several runs share it.
         fresh: start over; what the run folder holds is kept under another name.
     """
     config.check()
-    data = _data(config, train_data, test_data)
+    data = data or _data(config, train_data, test_data)
     engine = Engine(config.device, config.precision, config.seed)
     network = _trained_network(config, model, data)
     data = data.normalised_for(network)
     run = RunFolder(config.run)
-    run.open(_resolved_training(config, network, data), fresh=fresh)
+    run.open(_resolved_training(config, network, data), _defaults(config), fresh=fresh)
     return _run(config, run, "model.safetensors", network, None, Objective(network), data, engine)
 
 
@@ -85,6 +87,7 @@ def distill(
     *,
     train_data: Any = None,
     test_data: Any = None,
+    data: Data | None = None,
     fresh: bool = False,
 ) -> Result:
     """Distils a student from a teacher.
@@ -97,6 +100,7 @@ def distill(
         student, teacher: own networks, instead of those that the configuration names. The teacher is taken as trained,
             or gets the weights of ``teacher_checkpoint``.
         train_data, test_data: own data sets, instead of the one that the configuration names; see :func:`as_dataset`.
+        data: what :func:`open_data` returned for this configuration, so that several runs share it.
         fresh: start over; what the run folder holds is kept under another name.
     """
     config.check()
@@ -104,14 +108,14 @@ def distill(
         raise RequestError("student: a network is passed or named in the configuration, not both; so is a teacher")
     if student is not None and student is teacher:
         raise RequestError("student: the same network is passed as student and as teacher")
-    data = _data(config, train_data, test_data)
+    data = data or _data(config, train_data, test_data)
     # Everything is built before anything is trained: a bad request must not cost a teacher's training.
     engine = Engine(config.device, config.precision, config.seed)
     parts = _parts(config, student, teacher, data)
     network, teacher_model = parts.student, parts.teacher
     data = data.normalised_for(teacher_model if teacher_model.normalisation else network)
     run = RunFolder(config.run)
-    run.open(_resolved_distillation(config, parts, data), fresh=fresh)
+    run.open(_resolved_distillation(config, parts, data), _defaults(config), fresh=fresh)
     if not parts.teacher_is_trained and run.summary is None:
         _train_teacher(config, teacher_model, data)
         engine = Engine(config.device, config.precision, config.seed)
@@ -140,7 +144,7 @@ def check_continuation(config: TrainConfig, data: Data) -> None:
         resolved = _resolved_distillation(config, _parts(config, None, None, data), data)
     else:
         resolved = _resolved_training(config, _trained_network(config, None, data), data)
-    RunFolder(config.run).check(resolved)
+    RunFolder(config.run).check(resolved, _defaults(config))
 
 
 def evaluate(config: EvaluateConfig) -> Evaluation:
@@ -237,7 +241,7 @@ class Data:
 
 
 def open_data(config: TrainConfig) -> Data:
-    """The data set that a configuration names. Several runs can share it: pass its splits to each."""
+    """The data set that a configuration names, for several runs to share."""
     return _data(config, None, None)
 
 
@@ -256,7 +260,7 @@ def _data(config: TrainConfig, train: Any, test: Any) -> Data:
     if train.info.classes != test.info.classes:
         raise RequestError(f"dataset: {name} has {train.info.num_classes} classes to train on, others to test on")
     cache, workers = Path(config.run).parent / "cache", _workers(config.workers)
-    train = prepare(limit(train, config.limit_classes, config.limit_train), cache, workers)
+    train = prepare(limit(train, config.limit_classes, config.limit_train, config.train_fraction), cache, workers)
     test = prepare(limit(test, config.limit_classes, None), cache, workers)
     return Data(name, train, test)
 
@@ -357,7 +361,7 @@ def _train_teacher(config: DistillConfig, teacher: Model, data: Data) -> None:
     changed = {"run": str(Path(config.run) / "teacher"), "teacher": teacher.name, "student": None, "role": "teacher"}
     first = TrainConfig(**shared | changed | {"lr": config.teacher_lr or config.lr})
     # Into the same object, which the method may know.
-    load_checkpoint(teacher, train(first, train_data=data.train, test_data=data.test).weights)
+    load_checkpoint(teacher, train(first, data=data).weights)
 
 
 def _weights(config: DistillConfig) -> Weights:
@@ -375,6 +379,11 @@ def _weights(config: DistillConfig) -> Weights:
     if not any(weights):
         raise RequestError("method_weight: all weights are 0, so there is nothing to learn from")
     return weights
+
+
+def _defaults(config: TrainConfig) -> dict[str, Any]:
+    """What a run folder of an earlier version means by not naming a field."""
+    return {f.name: f.default for f in dataclasses.fields(config) if f.default is not dataclasses.MISSING}
 
 
 def _resolved_training(config: TrainConfig, network: Model, data: Data) -> dict[str, Any]:

@@ -24,6 +24,17 @@ def write(numbers: Numbers, folder: Path) -> None:
     write_whole(folder, {f"comparison.{kind}": text for kind, text in texts.items()})
 
 
+def write_numbers(folder: Path, name: str, numbers: Numbers, rows: list[Numbers], text: str) -> None:
+    """Writes ``name.json``, its rows as ``name.csv``, and ``name.md``."""
+    table = io.StringIO()
+    if rows:
+        writer = csv.DictWriter(table, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    whole = json.dumps(numbers, indent=2) + "\n"
+    write_whole(folder, {f"{name}.md": text, f"{name}.csv": table.getvalue(), f"{name}.json": whole})
+
+
 def write_whole(folder: Path, texts: dict[str, str]) -> None:
     """Writes files, each as a whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)

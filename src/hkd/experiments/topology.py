@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import textwrap
 from collections.abc import Sequence
@@ -20,7 +19,7 @@ from hkd.errors import RequestError
 from hkd.experiments.features import Features, extract
 from hkd.experiments.geometry import aligned, distance_correlation, knn_overlap, linear_cka, trustworthiness
 from hkd.experiments.runs import label_of, with_teachers
-from hkd.experiments.tables import spread, write_whole
+from hkd.experiments.tables import spread, write_numbers
 from hkd.holistic import knn_graph
 from hkd.jobs import Trained, open_test
 from hkd.training.engine import Engine
@@ -94,7 +93,7 @@ def topology(config: TopologyConfig) -> dict[str, Any]:
         "teacher": label_of(teacher),
         "rows": rows,
     }
-    write_whole(folder, {"topology.md": markdown(numbers), "topology.json": json.dumps(numbers, indent=2) + "\n"})
+    write_numbers(folder, "topology", numbers, rows, markdown(numbers))
     return numbers
 
 

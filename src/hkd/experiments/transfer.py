@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +18,7 @@ from hkd.data import limit, load_dataset
 from hkd.errors import RequestError
 from hkd.experiments.features import extract
 from hkd.experiments.runs import label_of, with_teachers
-from hkd.experiments.tables import spread, write_whole
+from hkd.experiments.tables import spread, write_numbers
 from hkd.training.engine import Engine
 
 Array = NDArray[np.float32]
@@ -65,8 +62,7 @@ def transfer(config: TransferConfig) -> dict[str, Any]:
         f"chosen on {100 * config.holdout:.0f} % of the training split, then trained on all of it"
     ]
     numbers = {"protocol": protocol, "datasets": list(data), "rows": rows}
-    texts = {"md": markdown(numbers), "csv": _csv(rows), "json": json.dumps(numbers, indent=2) + "\n"}
-    write_whole(folder, {f"transfer.{kind}": text for kind, text in texts.items()})
+    write_numbers(folder, "transfer", numbers, rows, markdown(numbers))
     return numbers
 
 
@@ -152,11 +148,3 @@ def markdown(found: dict[str, Any]) -> str:
     protocol = "\n".join(f"- {line}" for line in found["protocol"])
     legend = "Accuracy of the linear probe on the test split in percent, mean ± standard deviation (n networks)."
     return f"# Transfer\n\n{protocol}\n\n{table}\n\n{legend}\n"
-
-
-def _csv(rows: list[dict[str, Any]]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
