@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from hkd.config import DistillConfig as DistillConfig
     from hkd.config import EvaluateConfig as EvaluateConfig
     from hkd.config import ExportConfig as ExportConfig
+    from hkd.config import ReportConfig as ReportConfig
     from hkd.config import SweepConfig as SweepConfig
     from hkd.config import TopologyConfig as TopologyConfig
     from hkd.config import TrainConfig as TrainConfig
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from hkd.models import load_model as load_model
     from hkd.models import save_model as save_model
     from hkd.models import wrap_model as wrap_model
+    from hkd.report.page import write_report as write_report
     from hkd.types import Batch as Batch
     from hkd.types import ModelOutput as ModelOutput
 
@@ -55,6 +57,7 @@ _HOME = {
         "DistillConfig",
         "EvaluateConfig",
         "ExportConfig",
+        "ReportConfig",
         "SweepConfig",
         "TopologyConfig",
         "TrainConfig",
@@ -71,6 +74,7 @@ _HOME = {
     "hkd.jobs": ("Result", "distill", "evaluate", "train"),
     "hkd.methods": ("create_method", "list_methods"),
     "hkd.models": ("create_model", "list_models", "load_checkpoint", "load_model", "save_model", "wrap_model"),
+    "hkd.report.page": ("write_report",),
     "hkd.types": ("Batch", "ModelOutput"),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}

@@ -21,6 +21,7 @@ from hkd.config import (
     DistillConfig,
     EvaluateConfig,
     ExportConfig,
+    ReportConfig,
     SweepConfig,
     TopologyConfig,
     TrainConfig,
@@ -32,7 +33,7 @@ from hkd.recipes import find_recipe, list_recipes
 DONE, FAILED, WRONG_REQUEST, INTERRUPTED = 0, 1, 2, 130
 
 HELP_GROUPS = {
-    "run": "checkpoint checkpoints run output formats seed trials tensorboard",
+    "run": "checkpoint checkpoints runs run output title formats seed trials tensorboard",
     "data": "dataset datasets data_root image_size limit_classes limit_train train_fraction flip",
     "networks": "model student teacher role teachers students pairs teacher_checkpoint teacher_checkpoints "
     "student_pretrained teacher_pretrained",
@@ -200,6 +201,19 @@ def sweep_command(argv: list[str]) -> int:
     return DONE
 
 
+def report_command(argv: list[str]) -> int:
+    """one self-contained HTML page from run folders"""
+    parser = _parser("report", report_command, ReportConfig, run=False)
+    parser.usage = "hkd report RUN... [--output FILE]"
+    config = ReportConfig(**_values(_parse(parser, _positional("runs", argv)), ReportConfig))
+    config.check()
+    from hkd.report.page import write_report
+
+    file = write_report(config)
+    print(f"{file} ({file.stat().st_size / 1e6:.1f} MB)")
+    return DONE
+
+
 def _positional(name: str, argv: list[str]) -> list[str]:
     """Words before the first option are the values of one that takes a list."""
     count = next((n for n, word in enumerate(argv) if word.startswith("-")), len(argv))
@@ -257,6 +271,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "sweep": sweep_command,
     "transfer": transfer_command,
     "topology": topology_command,
+    "report": report_command,
     "export": export_command,
     "list": list_command,
 }

@@ -368,6 +368,23 @@ class TopologyConfig:
             raise RequestError("checkpoints: name at least one run folder")
 
 
+@dataclass(frozen=True, kw_only=True)
+class ReportConfig:
+    """One self-contained HTML page from run folders."""
+
+    runs: tuple[str, ...] = option((), "run folders, or folders that hold some, as those of comparisons and sweeps")
+    output: str = option("report.html", "the file")
+    title: str = option("Distillation report", "of the page")
+    data_root: str | None = option(None, "where the data sets lie whose images are shown")
+
+    def check(self) -> None:
+        """Raises :class:`RequestError` for the first field that is missing."""
+        if not self.runs:
+            raise RequestError("runs: name at least one run folder")
+        if not self.output:
+            raise RequestError("output: expected a file; got an empty name")
+
+
 FORMATS = ("onnx", "torch", "safetensors")
 
 
