@@ -61,7 +61,8 @@ class Row:
         seeds = sorted(self.summaries.keys() & other.summaries.keys())
         if not seeds or self.label == other.label:
             return None
-        return paired_bootstrap(*(np.stack([_right(row.runs[seed]) for seed in seeds]) for row in (self, other)))
+        ours, theirs = (np.stack([_right(row.runs[seed]) for seed in seeds]) for row in (self, other))
+        return paired_bootstrap(ours, theirs)
 
 
 def _right(run: RunFolder) -> NDArray[np.bool_]:

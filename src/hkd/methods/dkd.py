@@ -60,8 +60,8 @@ class DKD(Method[DecoupledConfig]):
             # What a removed class adds to a divergence is 0; a finite log keeps 0 times it from being not a number.
             others.append((log_p - rest).masked_fill(is_target, -1000.0))
         scale = temperature**2
-        target_term = scale * F.kl_div(*binary, reduction="batchmean", log_target=True)
-        nontarget_term = scale * F.kl_div(*others, reduction="batchmean", log_target=True)
+        target_term = scale * F.kl_div(binary[0], binary[1], reduction="batchmean", log_target=True)
+        nontarget_term = scale * F.kl_div(others[0], others[1], reduction="batchmean", log_target=True)
         return {
             "target": self.config.target_weight * target_term,
             "nontarget": self.config.nontarget_weight * nontarget_term,

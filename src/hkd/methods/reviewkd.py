@@ -32,11 +32,13 @@ class AttentionFusion(nn.Module):
 
     def __init__(self, inwards: int, mid: int, outwards: int, *, fuse: bool) -> None:
         super().__init__()
-        self.inner = nn.Sequential(nn.Conv2d(inwards, mid, 1, bias=False), nn.BatchNorm2d(mid))
-        self.outer = nn.Sequential(nn.Conv2d(mid, outwards, 3, padding=1, bias=False), nn.BatchNorm2d(outwards))
+        narrow = nn.Conv2d(inwards, mid, 1, bias=False)
+        widen = nn.Conv2d(mid, outwards, 3, padding=1, bias=False)
+        for convolution in (narrow, widen):
+            nn.init.kaiming_uniform_(convolution.weight, a=1)
+        self.inner = nn.Sequential(narrow, nn.BatchNorm2d(mid))
+        self.outer = nn.Sequential(widen, nn.BatchNorm2d(outwards))
         self.attention = nn.Sequential(nn.Conv2d(2 * mid, 2, 1), nn.Sigmoid()) if fuse else None
-        for block in (self.inner, self.outer):
-            nn.init.kaiming_uniform_(block[0].weight, a=1)
 
     def forward(self, feature: Tensor, deeper: Tensor | None, size: Sequence[int]) -> tuple[Tensor, Tensor]:
         """The map to compare with the teacher's, at its size, and the fused one for the next shallower stage."""
@@ -61,8 +63,8 @@ def hierarchical_distance(student: Tensor, teacher: Tensor) -> Tensor:
         if side < student.shape[2]:
             weight /= 2
             weights += weight
-            pooled = (F.adaptive_avg_pool2d(x, side) for x in (student, teacher))
-            terms.append(weight * F.mse_loss(*pooled))
+            s, t = (F.adaptive_avg_pool2d(x, side) for x in (student, teacher))
+            terms.append(weight * F.mse_loss(s, t))
     return summed(terms) / weights
 
 

@@ -139,9 +139,9 @@ class SSKD(Method[SelfSupervisedConfig]):
             turned_t = self.networks[1](image)
             alike_t = self._alike(self.head_teacher, teacher, turned_t)
         alike_s = self._alike(self.head_student, student, turned_s)
-        logits = (at_least_float32(turned.logits) for turned in (turned_s, turned_t))
+        logits_s, logits_t = (at_least_float32(turned.logits) for turned in (turned_s, turned_t))
         label = batch.label.repeat(3)
-        rotated = selective_kl(*logits, label, config.rotated_temperature, config.rotated_keep)
+        rotated = selective_kl(logits_s, logits_t, label, config.rotated_temperature, config.rotated_keep)
         similarity = selective_kl(
             alike_s, alike_t, self._own(batch), config.similarity_temperature, config.similarity_keep
         )

@@ -35,7 +35,8 @@ class Gaussian(nn.Module):
         mean = self.mean(student)
         with full_precision(student):
             variance = (F.softplus(self.scale) + SMALLEST_VARIANCE)[:, None, None]
-            return ((mean.to(variance.dtype) - teacher).square() / variance + variance.log()).mean() / 2
+            likelihood: Tensor = ((mean.to(variance.dtype) - teacher).square() / variance + variance.log()).mean() / 2
+            return likelihood
 
 
 @methods.register("vid")
