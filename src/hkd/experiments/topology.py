@@ -179,12 +179,12 @@ def _wrapped(title: str) -> str:
     return textwrap.fill(title.replace(",", ", "), 38, break_on_hyphens=False)
 
 
-def _colours(count: int) -> list[tuple[float, ...]]:
+def _colours(count: int) -> list[tuple[float, float, float]]:
     import matplotlib as mpl
 
     if count <= 20:
         return list(mpl.colormaps["tab10" if count <= 10 else "tab20"].colors)  # type: ignore[attr-defined]
-    return [tuple(mpl.colormaps["gist_rainbow"](n / count)) for n in range(count)]
+    return [mpl.colormaps["gist_rainbow"](n / count)[:3] for n in range(count)]
 
 
 def interactive(panels: Sequence[Panel], label: NDArray[np.int64], classes: Sequence[str]) -> str:

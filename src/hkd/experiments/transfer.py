@@ -53,7 +53,7 @@ def transfer(config: TransferConfig) -> dict[str, Any]:
             (x, y), (x_test, y_test) = ((part.embedding, part.label) for part in parts)
             penalty, held_out = choose_penalty(x, y, config)
             predicted = PROBES[config.probe](x, y, penalty, config.seed)(x_test)
-            row = {"network": label_of(found), "weights": str(found.weights), "dataset": name}
+            row: dict[str, Any] = {"network": label_of(found), "weights": str(found.weights), "dataset": name}
             row |= {"seed": found.asked.get("seed"), "top1": 100 * float(np.mean(predicted == y_test))}
             rows.append(row | {"penalty": penalty, "held_out_top1": held_out})
     protocol = [f"{name}: {len(train):,} training, {len(test):,} test images" for name, (train, test) in data.items()]
@@ -111,9 +111,9 @@ def sgd(x: Array, y: Labels, penalty: float, seed: int) -> Callable[[Array], Lab
     optimizer = torch.optim.SGD(layer.parameters(), lr=0.05, momentum=0.9, weight_decay=penalty)
     schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, [30, 60, 90])
     for _ in range(120):
-        for index in torch.randperm(len(y), generator=generator).split(64):
+        for index in torch.randperm(len(y), generator=generator).split(64):  # type: ignore[no-untyped-call]
             optimizer.zero_grad()
-            F.cross_entropy(layer(features[index]), labels[index]).backward()
+            F.cross_entropy(layer(features[index]), labels[index]).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
         schedule.step()
 

@@ -319,7 +319,9 @@ def _reproduce(runs: list[Run]) -> Section:
         made = run.summary
         versions = f"hkd {made['hkd']}, torch {made['torch']}, Python {made['python']}"
         cells = [Cell(str(run.path)), Cell(run.label), _number(run.seed, "{:.0f}"), _number(made["top1_last"])]
-        rows.append(TableRow([*cells, Cell(made.get("machine", made["device"])), Cell(versions), Cell(run.command)]))
+        rows.append(
+            TableRow([*cells, Cell(str(made.get("machine", made["device"]))), Cell(versions), Cell(run.command)])
+        )
     heads = ["run", "network", "seed", "top-1", "machine", "versions", "command"]
     return Section("reproduce", "How to reproduce each number", [Part(table=Table(heads, rows))])
 
