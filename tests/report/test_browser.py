@@ -57,9 +57,9 @@ def test_the_report_in_a_browser(browser: Any, page: str, tmp_path: Path, scheme
     assert names == sorted(names, reverse=True)
 
     axis = view.locator("#networks .xtitle")
-    assert axis.inner_text() == "million parameters"
+    assert axis.text_content() == "million parameters"
     view.locator("#networks .updatemenu-button", has_text="latency").click()
-    assert axis.inner_text() == "latency (ms)"
+    assert axis.text_content() == "latency (ms)"
 
     lines = view.locator("#curves .scatterlayer .trace .js-line")
     shown = lines.count()
