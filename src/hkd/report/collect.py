@@ -61,6 +61,11 @@ class Run:
         return [row for row in self.folder.rows() if row["epoch"] > 0]
 
     @property
+    def has_predictions(self) -> bool:
+        """Whether it tells its prediction for each test image; runs of early versions do not."""
+        return (self.path / "predictions.npz").is_file()
+
+    @property
     def command(self) -> str:
         """What trains it again."""
         return f"hkd {'distill' if 'method' in self.asked else 'train'} --config {self.path / 'config.yaml'} --run NEW"

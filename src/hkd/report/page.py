@@ -50,7 +50,6 @@ class Cell:
 @dataclass(frozen=True)
 class TableRow:
     cells: list[Cell]
-    best: bool = False
 
 
 @dataclass(frozen=True)
@@ -92,12 +91,12 @@ def write_report(config: ReportConfig) -> Path:
     runs, folders = find_runs(config.runs)
     sections = [
         _networks(runs),
-        _comparison(comparison_of([run for run in runs if run.is_student])),
+        _comparison(comparison_of([run for run in runs if run.is_student and run.has_predictions])),
         _curves(runs),
         _sweeps(folders),
         _topologies(folders),
         _transfers(folders),
-        _classes(runs),
+        _classes([run for run in runs if run.has_predictions]),
         _samples(config, runs),
         _configuration(runs),
         _reproduce(runs),
@@ -129,6 +128,11 @@ def _number(value: float, text: str = "{:.2f}") -> Cell:
     return Cell(text.format(value), float(value))
 
 
+def _best_first(rows: list[tuple[float, TableRow]]) -> list[TableRow]:
+    """Rows by a number, the largest first."""
+    return [row for _, row in sorted(rows, key=lambda found: -found[0])]
+
+
 def _networks(runs: list[Run]) -> Section:
     """Each group's accuracy, and what its network costs."""
     rows, points = [], []
@@ -152,7 +156,7 @@ def _networks(runs: list[Run]) -> Section:
         "the best was chosen on the test split and flatters. Operations and latency are of one image; latency was "
         "measured on the CPU of the machine that wrote this page."
     )
-    parts = [Part(text=text, table=Table(heads, [row for _, row in rows]))]
+    parts = [Part(text=text, table=Table(heads, _best_first(rows)))]
     if len(points) > 1:
         parts.append(Part(heading="Accuracy against cost", figure=figures.html(figures.against_cost(points))))
     return Section("networks", "Networks", parts)
@@ -174,12 +178,9 @@ def _comparison(comparison: Comparison | None) -> Section | None:
             cells.append(Cell(told, 0.0 if gain is None else gain["mean"]))
             cells.append(Cell("") if found["ari"] is None else _number(found["ari"], "{:.0f} %"))
             cells.append(_number(statistics.fmean(found["images_per_second"]), "{:,.0f}"))
-            rows.append((statistics.fmean(found["top1_last"]), cells))
-        top = max(mean for mean, _ in rows)
-        table = Table(
-            ["method", "top-1, last epoch", f"minus {pair['baseline']}", "ARI", "images/s"],
-            [TableRow(cells, mean == top) for mean, cells in rows],
-        )
+            rows.append((statistics.fmean(found["top1_last"]), TableRow(cells)))
+        heads = ["method", "top-1, last epoch", f"minus {pair['baseline']}", "ARI", "images/s"]
+        table = Table(heads, _best_first(rows))
         text = (
             "Differences in points with 95 % intervals, a paired bootstrap over trials and test images; an interval "
             "that holds 0 does not decide. ARI: by how much more "
@@ -242,7 +243,7 @@ def _means(rows: list[Numbers], names: list[str], digits: int) -> list[TableRow]
     return found
 
 
-def _classes(runs: list[Run]) -> Section:
+def _classes(runs: list[Run]) -> Section | None:
     parts = []
     for label, own in grouped(runs).items():
         rows = [
@@ -259,7 +260,7 @@ def _classes(runs: list[Run]) -> Section:
         ]
         heads = ["class", "top-1", "images", "most often taken for", "times"]
         parts.append(Part(heading=label, table=Table(heads, rows)))
-    return Section("classes", "Classes and confusions", parts)
+    return Section("classes", "Classes and confusions", parts) if parts else None
 
 
 def _samples(config: ReportConfig, runs: list[Run]) -> Section | None:
@@ -270,7 +271,7 @@ def _samples(config: ReportConfig, runs: list[Run]) -> Section | None:
     networks = with_teachers((str(student.path),))
     by_weights = {run.path.resolve(): run for run in runs}
     teacher = by_weights.get(networks[0].weights.parent.resolve())
-    if teacher is None or teacher is student:
+    if teacher is None or teacher is student or not (teacher.has_predictions and student.has_predictions):
         return None
     asked = EvaluateConfig(checkpoint=str(student.path), data_root=config.data_root)
     try:
