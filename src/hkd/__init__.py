@@ -18,13 +18,22 @@ if TYPE_CHECKING:
     from hkd.config import CompareConfig as CompareConfig
     from hkd.config import DistillConfig as DistillConfig
     from hkd.config import EvaluateConfig as EvaluateConfig
+    from hkd.config import ExportConfig as ExportConfig
+    from hkd.config import ReportConfig as ReportConfig
+    from hkd.config import SweepConfig as SweepConfig
+    from hkd.config import TopologyConfig as TopologyConfig
     from hkd.config import TrainConfig as TrainConfig
+    from hkd.config import TransferConfig as TransferConfig
     from hkd.data import as_dataset as as_dataset
     from hkd.data import list_datasets as list_datasets
     from hkd.data import load_dataset as load_dataset
+    from hkd.deploy import export as export
     from hkd.errors import RequestError as RequestError
     from hkd.errors import TrainingError as TrainingError
     from hkd.experiments.compare import compare as compare
+    from hkd.experiments.sweep import sweep as sweep
+    from hkd.experiments.topology import topology as topology
+    from hkd.experiments.transfer import transfer as transfer
     from hkd.holistic import HolisticLoss as HolisticLoss
     from hkd.jobs import Result as Result
     from hkd.jobs import distill as distill
@@ -38,18 +47,34 @@ if TYPE_CHECKING:
     from hkd.models import load_model as load_model
     from hkd.models import save_model as save_model
     from hkd.models import wrap_model as wrap_model
+    from hkd.report.page import write_report as write_report
     from hkd.types import Batch as Batch
     from hkd.types import ModelOutput as ModelOutput
 
 _HOME = {
-    "hkd.config": ("CompareConfig", "DistillConfig", "EvaluateConfig", "TrainConfig"),
+    "hkd.config": (
+        "CompareConfig",
+        "DistillConfig",
+        "EvaluateConfig",
+        "ExportConfig",
+        "ReportConfig",
+        "SweepConfig",
+        "TopologyConfig",
+        "TrainConfig",
+        "TransferConfig",
+    ),
     "hkd.data": ("as_dataset", "list_datasets", "load_dataset"),
     "hkd.errors": ("RequestError", "TrainingError"),
     "hkd.experiments.compare": ("compare",),
+    "hkd.experiments.sweep": ("sweep",),
+    "hkd.experiments.topology": ("topology",),
+    "hkd.experiments.transfer": ("transfer",),
+    "hkd.deploy": ("export",),
     "hkd.holistic": ("HolisticLoss",),
     "hkd.jobs": ("Result", "distill", "evaluate", "train"),
     "hkd.methods": ("create_method", "list_methods"),
     "hkd.models": ("create_model", "list_models", "load_checkpoint", "load_model", "save_model", "wrap_model"),
+    "hkd.report.page": ("write_report",),
     "hkd.types": ("Batch", "ModelOutput"),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}

@@ -15,20 +15,33 @@ from typing import Any, get_type_hints
 from jsonargparse import ActionYesNo, ArgumentParser, DefaultHelpFormatter, Namespace
 
 import hkd
-from hkd.config import PLUS_KD, CompareConfig, DistillConfig, EvaluateConfig, TrainConfig
+from hkd.config import (
+    PLUS_KD,
+    CompareConfig,
+    DistillConfig,
+    EvaluateConfig,
+    ExportConfig,
+    ReportConfig,
+    SweepConfig,
+    TopologyConfig,
+    TrainConfig,
+    TransferConfig,
+)
 from hkd.errors import RequestError, TrainingError, unknown
 from hkd.recipes import find_recipe, list_recipes
 
 DONE, FAILED, WRONG_REQUEST, INTERRUPTED = 0, 1, 2, 130
 
 HELP_GROUPS = {
-    "run": "checkpoint run seed trials tensorboard",
-    "data": "dataset data_root image_size limit_classes limit_train flip",
+    "run": "checkpoint checkpoints runs run output title formats seed trials tensorboard",
+    "data": "dataset datasets data_root image_size limit_classes limit_train train_fraction flip",
     "networks": "model student teacher role teachers students pairs teacher_checkpoint teacher_checkpoints "
     "student_pretrained teacher_pretrained",
     "what is learnt": "method methods baseline method_weight kd_weight ce_weight kd_temperature",
-    "how": "epochs batch_size lr lr_of lr_decay milestones momentum weight_decay teacher_lr",
-    "where": "device precision compile workers",
+    "what is shown": "images neighbours edges k",
+    "what varies": "field values",
+    "how": "probe holdout epochs batch_size lr lr_of lr_decay milestones momentum weight_decay teacher_lr",
+    "where": "device precision compile workers jobs",
 }
 """The fields of all configurations in the order in which help shows them."""
 
@@ -146,6 +159,84 @@ def evaluate_command(argv: list[str]) -> int:
     return DONE
 
 
+def transfer_command(argv: list[str]) -> int:
+    """a linear classifier on frozen networks' features, on other data: how far what was learnt carries"""
+    parser = _parser("transfer", transfer_command, TransferConfig, run=False)
+    parser.usage = "hkd transfer CHECKPOINT... [options]"
+    config = TransferConfig(**_values(_parse(parser, _positional("checkpoints", argv)), TransferConfig))
+    config.check()
+    from hkd.experiments.transfer import transfer
+
+    transfer(config)
+    tables = Path(config.run) / "transfer.md"
+    print(tables.read_text())
+    print(f"tables: {tables}, .csv, .json")
+    return DONE
+
+
+def topology_command(argv: list[str]) -> int:
+    """teacher's and students' embeddings of test images side by side, and numbers for how alike they are"""
+    parser = _parser("topology", topology_command, TopologyConfig, run=False)
+    parser.usage = "hkd topology RUN... [options]"
+    config = TopologyConfig(**_values(_parse(parser, _positional("checkpoints", argv)), TopologyConfig))
+    config.check()
+    from hkd.experiments.topology import topology
+
+    topology(config)
+    print((Path(config.run) / "topology.md").read_text())
+    print(f"panels: {config.run}/topology.png, .svg, .html")
+    return DONE
+
+
+def sweep_command(argv: list[str]) -> int:
+    """how results depend on one field: several values, methods and trials, with a plot"""
+    parser = _parser("sweep", sweep_command, SweepConfig, run=False)
+    config = SweepConfig(**_values(_parse(parser, argv), SweepConfig))
+    config.check()
+    from hkd.experiments.sweep import sweep
+
+    sweep(config)
+    print((Path(config.run) / "sweep.md").read_text())
+    print(f"table and plot: {config.run}/sweep.md, .csv, .json, .png, .svg")
+    return DONE
+
+
+def report_command(argv: list[str]) -> int:
+    """one self-contained HTML page from run folders"""
+    parser = _parser("report", report_command, ReportConfig, run=False)
+    parser.usage = "hkd report RUN... [--output FILE]"
+    config = ReportConfig(**_values(_parse(parser, _positional("runs", argv)), ReportConfig))
+    config.check()
+    from hkd.report.page import write_report
+
+    file = write_report(config)
+    print(f"{file} ({file.stat().st_size / 1e6:.1f} MB)")
+    return DONE
+
+
+def _positional(name: str, argv: list[str]) -> list[str]:
+    """Words before the first option are the values of one that takes a list."""
+    count = next((n for n, word in enumerate(argv) if word.startswith("-")), len(argv))
+    return [f"--{name}", json.dumps(argv[:count]), *argv[count:]] if count else argv
+
+
+def export_command(argv: list[str]) -> int:
+    """a trained network as ONNX, torch.export and safetensors, checked against the original"""
+    if argv and not argv[0].startswith("-"):
+        argv = ["--checkpoint", *argv]
+    parser = _parser("export", export_command, ExportConfig, run=False)
+    parser.usage = "hkd export CHECKPOINT [options]"
+    config = ExportConfig(**_values(_parse(parser, argv), ExportConfig))
+    config.check()
+    from hkd.deploy import export
+
+    found = export(config)
+    for check in found.checks:
+        print(check.told())
+    print("\n".join(str(file) for file in found.files))
+    return DONE
+
+
 def list_command(argv: list[str]) -> int:
     """what there is: models, methods, datasets or recipes"""
     kinds = ("models", "methods", "datasets", "recipes")
@@ -177,6 +268,11 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "distill": distill_command,
     "evaluate": evaluate_command,
     "compare": compare_command,
+    "sweep": sweep_command,
+    "transfer": transfer_command,
+    "topology": topology_command,
+    "report": report_command,
+    "export": export_command,
     "list": list_command,
 }
 

@@ -30,6 +30,7 @@ class TrainConfig:
     image_size: int | None = option(None, "resize images to squares of this side in pixels")
     limit_classes: int | None = option(None, "keep the first so many classes")
     limit_train: int | None = option(None, "keep the first so many training images of each class")
+    train_fraction: float = option(1.0, "keep this part of the training images, the first of each class")
 
     flip: bool = option(True, "mirror training images at random, where the data set allows it (digits do not)")
 
@@ -61,6 +62,8 @@ class TrainConfig:
         _at_least(self, 0, "seed", "workers", "weight_decay")
         if self.seed >= 2**32:
             raise RequestError(f"seed: expected a number below 2**32; got {self.seed}")
+        if not 0 < self.train_fraction <= 1:
+            raise RequestError(f"train_fraction: expected a part in (0, 1]; got {self.train_fraction}")
         for name in ("student", "teacher", "dataset", "run"):
             if getattr(self, name) == "":
                 raise RequestError(f"{name}: expected a name; got an empty one")
@@ -157,7 +160,7 @@ class Entry:
         pairs = [part.partition("=") for part in settings.split(",")] if settings else []
         if broken := [key for key, equals, value in pairs if not (key and equals and value)]:
             raise RequestError(f"methods: expected setting=value, got {broken[0]!r} in {text!r}")
-        values = {key: _value(value) for key, _, value in pairs}
+        values = {key: parse_value(value) for key, _, value in pairs}
         if len(values) < len(pairs):
             raise RequestError(f"methods: a setting stands there twice in {text!r}")
         weights = {key: values.pop(key) for key in ("ce_weight", "kd_weight", "method_weight") if key in values}
@@ -166,7 +169,7 @@ class Entry:
         return cls(label, name + (plus or ""), values, weights)
 
 
-def _value(text: str) -> bool | int | float | str:
+def parse_value(text: str) -> bool | int | float | str:
     """What a setting's text means."""
     if text in ("true", "false"):
         return text == "true"
@@ -246,6 +249,43 @@ class CompareConfig(TrainConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class SweepConfig(TrainConfig):
+    """How results depend on one field: several values, methods and trials."""
+
+    run: str = option("runs/sweep", "the folder of the sweep: its runs, table and plot")
+    role: Literal["student", "teacher"] | None = field(default=None, init=False)
+    teacher_checkpoint: str | None = option(None, "the teacher's weights; if not given, the teacher is trained first")
+    field: str = option("holistic.hops", "what varies: an option of `hkd distill`, as holistic.k or method_weight")
+    values: tuple[str, ...] = option(("1", "2"), "its values")
+    methods: tuple[str, ...] = option(
+        ("hkd+kd",), "NAME, NAME+kd or NAME(setting=value,...)+kd; ce is the student alone"
+    )
+    trials: int = option(3, "runs of each value, with seeds counting from --seed")
+    jobs: int | None = option(None, "runs at the same time; one a GPU, else one, if not given")
+
+    @property
+    def entries(self) -> tuple[Entry, ...]:
+        """The methods, parsed."""
+        return tuple(map(Entry.parse, self.methods))
+
+    @property
+    def points(self) -> tuple[bool | int | float | str, ...]:
+        """The values, parsed."""
+        return tuple(map(parse_value, self.values))
+
+    def check(self) -> None:
+        super().check()
+        _at_least(self, 1, "trials", "jobs")
+        for name, values in (("values", self.values), ("methods", tuple(entry.label for entry in self.entries))):
+            if not values:
+                raise RequestError(f"{name}: name at least one")
+            if len(set(values)) < len(values):
+                raise RequestError(f"{name}: {next(v for v in values if values.count(v) > 1)} stands there twice")
+        if self.field in ("run", "seed", "device", "settings", "method", "role"):
+            raise RequestError(f"field: {self.field} is set by the sweep itself")
+
+
+@dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
     """Testing a network. What is left open is what the run folder of the checkpoint says."""
 
@@ -267,6 +307,109 @@ class EvaluateConfig:
         _at_least(self, 0, "workers")
         if not self.checkpoint:
             raise RequestError("checkpoint: name a run folder or a file of weights")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransferConfig:
+    """A linear classifier on the frozen features of trained networks, on other data."""
+
+    checkpoints: tuple[str, ...] = option((), "run folders or .safetensors files; their teachers take part")
+    run: str = option("runs/transfer", "the folder for tables and features")
+    datasets: tuple[str, ...] = option(("stl10", "tiny-imagenet"), "what to transfer to, by name or folder:PATH")
+    data_root: str = option("data", "where data sets lie and are downloaded to")
+    image_size: int = option(32, "resize images to squares of this side in pixels")
+    limit_classes: int | None = option(None, "keep the first so many classes")
+    limit_train: int | None = option(None, "keep the first so many training images of each class")
+    probe: Literal["logistic", "sgd"] = option(
+        "logistic", "logistic regression, or the 120 epochs of SGD of the field's follow-up work"
+    )
+    holdout: float = option(0.2, "part of the training split on which the probe's penalty is chosen")
+    seed: int = option(0, "of the split and the probe")
+    batch_size: int = option(256, "images a step while features are extracted")
+    device: str = option("auto", "auto, cpu, cuda, cuda:N or mps")
+    precision: Precision = option("fp32", "arithmetic of the networks; fp16 needs a GPU")
+
+    def check(self) -> None:
+        """Raises :class:`RequestError` for the first field that is out of its range."""
+        _at_least(self, 1, "image_size", "batch_size", "limit_train")
+        _at_least(self, 2, "limit_classes")
+        _at_least(self, 0, "seed")
+        if not self.checkpoints:
+            raise RequestError("checkpoints: name at least one run folder or file of weights")
+        if not self.datasets:
+            raise RequestError("datasets: name at least one")
+        if not 0 < self.holdout < 1:
+            raise RequestError(f"holdout: expected a part in (0, 1); got {self.holdout}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TopologyConfig:
+    """How alike a teacher and its students place test images."""
+
+    checkpoints: tuple[str, ...] = option((), "run folders of students, or first a teacher's and then students'")
+    run: str = option("runs/topology", "the folder for panels and numbers")
+    dataset: str | None = option(None, "other test images than those of the runs, by name or folder:PATH")
+    data_root: str | None = option(None, "where data sets lie and are downloaded to")
+    images: int = option(1000, "test images that are shown and compared, drawn at random")
+    neighbours: int = option(10, "nearest neighbours that the numbers look at")
+    edges: bool = option(False, "draw the graph of images that a network predicts alike")
+    k: int = option(8, "size of a neighbourhood in that graph, the image itself included")
+    seed: int = option(0, "of the images drawn and the layout")
+    batch_size: int = option(256, "images a step while features are extracted")
+    device: str = option("auto", "auto, cpu, cuda, cuda:N or mps")
+    precision: Precision = option("fp32", "arithmetic of the networks; fp16 needs a GPU")
+
+    def check(self) -> None:
+        """Raises :class:`RequestError` for the first field that is out of its range."""
+        _at_least(self, 1, "batch_size", "neighbours", "k")
+        _at_least(self, 5, "images")
+        _at_least(self, 0, "seed")
+        if not self.checkpoints:
+            raise RequestError("checkpoints: name at least one run folder")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportConfig:
+    """One self-contained HTML page from run folders."""
+
+    runs: tuple[str, ...] = option((), "run folders, or folders that hold some, as those of comparisons and sweeps")
+    output: str = option("report.html", "the file")
+    title: str = option("Distillation report", "of the page")
+    data_root: str | None = option(None, "where the data sets lie whose images are shown")
+
+    def check(self) -> None:
+        """Raises :class:`RequestError` for the first field that is missing."""
+        if not self.runs:
+            raise RequestError("runs: name at least one run folder")
+        if not self.output:
+            raise RequestError("output: expected a file; got an empty name")
+
+
+FORMATS = ("onnx", "torch", "safetensors")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """Writing a trained network as files that others can run."""
+
+    checkpoint: str = option("", "a run folder or a .safetensors file")
+    output: str | None = option(None, "folder for the files [export in the run folder]")
+    formats: tuple[str, ...] = option(FORMATS, "which files to write")
+    model: str | None = option(None, "the network in the file, where the file does not say")
+    dataset: str | None = option(None, "images to check the files on [the run's test split, or noise without it]")
+    data_root: str | None = option(None, "where data sets lie and are downloaded to")
+    image_size: int | None = option(None, "side in pixels of the images that the files take [as trained]")
+
+    def check(self) -> None:
+        """Raises :class:`RequestError` for the first field that is out of its range."""
+        _at_least(self, 1, "image_size")
+        if not self.checkpoint:
+            raise RequestError("checkpoint: name a run folder or a file of weights")
+        if not self.formats:
+            raise RequestError(f"formats: expected some of {', '.join(FORMATS)}; got none")
+        for name in self.formats:
+            if name not in FORMATS:
+                raise unknown("formats", name, FORMATS)
 
 
 def _at_least(config: object, least: float, *names: str) -> None:

@@ -58,6 +58,7 @@ def train(
     *,
     train_data: Any = None,
     test_data: Any = None,
+    data: Data | None = None,
     fresh: bool = False,
 ) -> Result:
     """Trains one network with cross-entropy: a teacher, or a student alone.
@@ -66,15 +67,16 @@ def train(
         config: what to train on what, and how.
         model: an own network, instead of the one that the configuration names.
         train_data, test_data: own data sets, instead of the one that the configuration names; see :func:`as_dataset`.
+        data: what :func:`open_data` returned for this configuration, so that several runs share it.
         fresh: start over; what the run folder holds is kept under another name.
     """
     config.check()
-    data = _data(config, train_data, test_data)
+    data = data or _data(config, train_data, test_data)
     engine = Engine(config.device, config.precision, config.seed)
     network = _trained_network(config, model, data)
     data = data.normalised_for(network)
     run = RunFolder(config.run)
-    run.open(_resolved_training(config, network, data), fresh=fresh)
+    run.open(_resolved_training(config, network, data), _defaults(config), fresh=fresh)
     return _run(config, run, "model.safetensors", network, None, Objective(network), data, engine)
 
 
@@ -85,6 +87,7 @@ def distill(
     *,
     train_data: Any = None,
     test_data: Any = None,
+    data: Data | None = None,
     fresh: bool = False,
 ) -> Result:
     """Distils a student from a teacher.
@@ -97,6 +100,7 @@ def distill(
         student, teacher: own networks, instead of those that the configuration names. The teacher is taken as trained,
             or gets the weights of ``teacher_checkpoint``.
         train_data, test_data: own data sets, instead of the one that the configuration names; see :func:`as_dataset`.
+        data: what :func:`open_data` returned for this configuration, so that several runs share it.
         fresh: start over; what the run folder holds is kept under another name.
     """
     config.check()
@@ -104,14 +108,14 @@ def distill(
         raise RequestError("student: a network is passed or named in the configuration, not both; so is a teacher")
     if student is not None and student is teacher:
         raise RequestError("student: the same network is passed as student and as teacher")
-    data = _data(config, train_data, test_data)
+    data = data or _data(config, train_data, test_data)
     # Everything is built before anything is trained: a bad request must not cost a teacher's training.
     engine = Engine(config.device, config.precision, config.seed)
     parts = _parts(config, student, teacher, data)
     network, teacher_model = parts.student, parts.teacher
     data = data.normalised_for(teacher_model if teacher_model.normalisation else network)
     run = RunFolder(config.run)
-    run.open(_resolved_distillation(config, parts, data), fresh=fresh)
+    run.open(_resolved_distillation(config, parts, data), _defaults(config), fresh=fresh)
     if not parts.teacher_is_trained and run.summary is None:
         _train_teacher(config, teacher_model, data)
         engine = Engine(config.device, config.precision, config.seed)
@@ -140,28 +144,66 @@ def check_continuation(config: TrainConfig, data: Data) -> None:
         resolved = _resolved_distillation(config, _parts(config, None, None, data), data)
     else:
         resolved = _resolved_training(config, _trained_network(config, None, data), data)
-    RunFolder(config.run).check(resolved)
+    RunFolder(config.run).check(resolved, _defaults(config))
 
 
 def evaluate(config: EvaluateConfig) -> Evaluation:
     """Tests a network on the evaluation split of a data set, as its file says that it was trained."""
     config.check()
-    path = Path(config.checkpoint)
-    asked = {}
+    found = find_trained(config.checkpoint, config.model)
+    engine = Engine(config.device, config.precision)
+    data = open_test(config, found)
+    model = create_model(found.name, data.info.num_classes)
+    load_checkpoint(model, found.weights)
+    workers = _workers(config.workers)
+    loader = make_loader(prepare(data, None, workers), config.batch_size, engine.device, train=False, workers=workers)
+    return evaluate_model(model.to(engine.device), loader, engine)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """Where a trained network is, and what is known of it.
+
+    Attributes:
+        name: of the network.
+        weights: the file with its weights.
+        about: what stands beside them: classes, mean, std, image_size and more; empty for files of other origin.
+        asked: the configuration of its run; empty where there is no run folder.
+    """
+
+    name: str
+    weights: Path
+    about: dict[str, Any]
+    asked: dict[str, Any]
+
+
+def find_trained(checkpoint: str, model: str | None = None) -> Trained:
+    """Looks into a run folder or a file of weights.
+
+    Args:
+        checkpoint: the folder or file.
+        model: the network in it, where it does not say.
+    """
+    path, asked = Path(checkpoint), {}
     if path.is_dir():
         asked = yaml.safe_load(existing(path / "config.yaml").read_text())
         path = _weights_file(path)
     about = read_about(path)
-    name = config.model or about.get("model")
+    name = model or about.get("model")
     if name is None:
         raise RequestError(f"model: {path} does not say which network it holds; name it with --model")
-    if config.model is None and ":" not in name and name not in list_models():
+    if model is None and ":" not in name and name not in list_models():
         raise RequestError(f"model: {path} holds an own network, {name}; name its factory with --model module:callable")
+    return Trained(name, path, about, asked)
+
+
+def open_test(config: EvaluateConfig, found: Trained) -> Dataset:
+    """The images to test a trained network on, in the classes and the normalisation that it learnt."""
+    path, about, asked = found.weights, found.about, found.asked
     dataset = config.dataset or asked.get("dataset") or about.get("dataset")
     if dataset is None or (config.dataset is None and ":" not in dataset and dataset not in list_datasets()):
         own = "" if dataset is None else f"; {path} was trained on an own one, {dataset}"
         raise RequestError(f"dataset: name the data set to test on{own}")
-    engine = Engine(config.device, config.precision)
     size = config.image_size or about.get("image_size")
     root = config.data_root or asked.get("data_root") or "data"
     data = load_dataset(dataset, "test", root, size)
@@ -172,11 +214,7 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
         raise RequestError(f"dataset: {path} learnt other classes: {_first_difference(data, learnt)}")
     if "mean" in about:
         data.info = dataclasses.replace(data.info, mean=tuple(about["mean"]), std=tuple(about["std"]))
-    model = create_model(name, data.info.num_classes)
-    load_checkpoint(model, path)
-    workers = _workers(config.workers)
-    loader = make_loader(prepare(data, None, workers), config.batch_size, engine.device, train=False, workers=workers)
-    return evaluate_model(model.to(engine.device), loader, engine)
+    return data
 
 
 @dataclass(frozen=True)
@@ -203,7 +241,7 @@ class Data:
 
 
 def open_data(config: TrainConfig) -> Data:
-    """The data set that a configuration names. Several runs can share it: pass its splits to each."""
+    """The data set that a configuration names, for several runs to share."""
     return _data(config, None, None)
 
 
@@ -222,7 +260,7 @@ def _data(config: TrainConfig, train: Any, test: Any) -> Data:
     if train.info.classes != test.info.classes:
         raise RequestError(f"dataset: {name} has {train.info.num_classes} classes to train on, others to test on")
     cache, workers = Path(config.run).parent / "cache", _workers(config.workers)
-    train = prepare(limit(train, config.limit_classes, config.limit_train), cache, workers)
+    train = prepare(limit(train, config.limit_classes, config.limit_train, config.train_fraction), cache, workers)
     test = prepare(limit(test, config.limit_classes, None), cache, workers)
     return Data(name, train, test)
 
@@ -323,7 +361,7 @@ def _train_teacher(config: DistillConfig, teacher: Model, data: Data) -> None:
     changed = {"run": str(Path(config.run) / "teacher"), "teacher": teacher.name, "student": None, "role": "teacher"}
     first = TrainConfig(**shared | changed | {"lr": config.teacher_lr or config.lr})
     # Into the same object, which the method may know.
-    load_checkpoint(teacher, train(first, train_data=data.train, test_data=data.test).weights)
+    load_checkpoint(teacher, train(first, data=data).weights)
 
 
 def _weights(config: DistillConfig) -> Weights:
@@ -341,6 +379,11 @@ def _weights(config: DistillConfig) -> Weights:
     if not any(weights):
         raise RequestError("method_weight: all weights are 0, so there is nothing to learn from")
     return weights
+
+
+def _defaults(config: TrainConfig) -> dict[str, Any]:
+    """What a run folder of an earlier version means by not naming a field."""
+    return {f.name: f.default for f in dataclasses.fields(config) if f.default is not dataclasses.MISSING}
 
 
 def _resolved_training(config: TrainConfig, network: Model, data: Data) -> dict[str, Any]:

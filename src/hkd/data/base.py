@@ -169,12 +169,13 @@ def fit(image: Image.Image, size: int) -> Image.Image:
     return ImageOps.fit(image, (size, size), method=Image.Resampling.BILINEAR)
 
 
-def limit(dataset: Dataset, classes: int | None, per_class: int | None) -> Dataset:
+def limit(dataset: Dataset, classes: int | None, per_class: int | None, fraction: float = 1.0) -> Dataset:
     """The first images of each of the first classes: the same images whoever asks.
 
     Args:
         classes: how many classes to keep, None for all.
         per_class: how many images of each to keep, None for all.
+        fraction: which part of those, rounded, at least one of each class.
 
     Raises:
         RequestError: fewer than 2 classes or 1 image a class are asked for, or more classes than there are.
@@ -185,11 +186,11 @@ def limit(dataset: Dataset, classes: int | None, per_class: int | None) -> Datas
         )
     if per_class is not None and per_class < 1:
         raise RequestError(f"limit_train: expected at least 1 image a class; got {per_class}")
-    if classes is None and per_class is None:
+    if classes is None and per_class is None and fraction == 1:
         return dataset
     kept = dataset.info.num_classes if classes is None else classes
     members = [(dataset.labels == label).nonzero().flatten()[:per_class] for label in range(kept)]
-    indices = torch.cat(members).sort().values
+    indices = torch.cat([own[: max(1, round(fraction * len(own)))] for own in members]).sort().values
     return dataset.select(indices, replace(dataset.info, classes=dataset.info.classes[:kept]))
 
 

@@ -48,9 +48,9 @@ class Piece:
 
     def _train(self, data: Data) -> None:
         if isinstance(self.config, DistillConfig):
-            distill(self.config, train_data=data.train, test_data=data.test)
+            distill(self.config, data=data)
         else:
-            train(self.config, train_data=data.train, test_data=data.test)
+            train(self.config, data=data)
 
 
 def compare(config: CompareConfig, *, fresh: bool = False) -> Comparison:

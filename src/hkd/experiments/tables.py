@@ -21,11 +21,27 @@ Numbers = dict[str, Any]
 def write(numbers: Numbers, folder: Path) -> None:
     """Rewrites ``comparison.md``, ``.csv`` and ``.json``, each as a whole or not at all."""
     texts = {"md": markdown(numbers), "csv": as_csv(numbers), "json": json.dumps(numbers, indent=2) + "\n"}
+    write_whole(folder, {f"comparison.{kind}": text for kind, text in texts.items()})
+
+
+def write_numbers(folder: Path, name: str, numbers: Numbers, rows: list[Numbers], text: str) -> None:
+    """Writes ``name.json``, its rows as ``name.csv``, and ``name.md``."""
+    table = io.StringIO()
+    if rows:
+        writer = csv.DictWriter(table, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    whole = json.dumps(numbers, indent=2) + "\n"
+    write_whole(folder, {f"{name}.md": text, f"{name}.csv": table.getvalue(), f"{name}.json": whole})
+
+
+def write_whole(folder: Path, texts: dict[str, str]) -> None:
+    """Writes files, each as a whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
-    for kind, text in texts.items():
-        partial = folder / f"comparison.{kind}.partial"
+    for name, text in texts.items():
+        partial = folder / f"{name}.partial"
         partial.write_text(text)
-        partial.replace(folder / f"comparison.{kind}")
+        partial.replace(folder / name)
 
 
 def pair_table(pair: Numbers, style: str = "simple") -> str:
@@ -119,12 +135,12 @@ def _csv_row(pair: Numbers, found: Numbers) -> Numbers:
     return row | {"published": found["published"], "note": found["note"]}
 
 
-def spread(values: list[float]) -> str:
+def spread(values: list[float], digits: int = 2) -> str:
     """66.17 ± 0.67 (3): mean, standard deviation, count."""
     if not values:
         return ""
-    deviation = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
-    return f"{statistics.fmean(values):.2f}{deviation} ({len(values)})"
+    deviation = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.{digits}f}{deviation} ({len(values)})"
 
 
 def _told(row: Numbers) -> str:

@@ -50,8 +50,13 @@ class RunFolder:
         except ValueError as error:
             raise RequestError(f"run: {file} is corrupt; start over with --fresh") from error
 
-    def open(self, config: dict[str, Any], *, fresh: bool) -> None:
+    def open(self, config: dict[str, Any], defaults: dict[str, Any], *, fresh: bool) -> None:
         """Prepares the folder for a new or continued run.
+
+        Args:
+            config: what is asked for.
+            defaults: what an earlier version's run means by not naming a field.
+            fresh: keep what is there under another name, and start over.
 
         Raises:
             RequestError: the folder holds a run that was asked for differently, or something that is no run.
@@ -62,7 +67,7 @@ class RunFolder:
         if fresh and file.is_file():
             set_aside(self.path)
         if self.begun:
-            self.check(config)
+            self.check(config, defaults)
             return
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
@@ -76,9 +81,12 @@ class RunFolder:
         trained = (self.checkpoints / "last.pt").is_file() or (self.path / "summary.json").is_file()
         return trained and (self.path / "config.yaml").is_file()
 
-    def check(self, config: dict[str, Any]) -> None:
+    def check(self, config: dict[str, Any], defaults: dict[str, Any]) -> None:
         """Raises :class:`RequestError` where the folder holds a run that was asked for differently."""
-        before = yaml.safe_load((self.path / "config.yaml").read_text()) or {} if self.begun else config
+        if not self.begun:
+            return
+        before = yaml.safe_load((self.path / "config.yaml").read_text()) or {}
+        before = {name: value for name, value in defaults.items() if name in config} | before
         for name in sorted(set(before) | set(config)):
             if name not in FREE_TO_CHANGE and before.get(name) != config.get(name):
                 raise RequestError(

@@ -1,0 +1,337 @@
+"""Writes the report: gathers, plots, fills the page."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import statistics
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+from PIL import Image
+from plotly.offline import get_plotlyjs
+
+import hkd
+from hkd.config import EvaluateConfig, ReportConfig
+from hkd.errors import RequestError
+from hkd.experiments.results import Comparison
+from hkd.experiments.runs import with_teachers
+from hkd.experiments.tables import spread
+from hkd.jobs import find_trained, open_test
+from hkd.report import figures
+from hkd.report.collect import (
+    Numbers,
+    Run,
+    by_class,
+    common_and_differing,
+    comparison_of,
+    experiments,
+    find_runs,
+    grouped,
+)
+from hkd.report.cost import cost_of
+
+SAMPLES = 12
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell's text, and the number that it sorts by."""
+
+    text: str
+    key: float | None = None
+
+
+@dataclass(frozen=True)
+class TableRow:
+    cells: list[Cell]
+
+
+@dataclass(frozen=True)
+class Table:
+    heads: list[str]
+    rows: list[TableRow]
+
+
+@dataclass(frozen=True)
+class Part:
+    """What stands in a section, from top to bottom; all but the figure is escaped by the page."""
+
+    heading: str = ""
+    text: str = ""
+    table: Table | None = None
+    figure: str = ""
+    image: str = ""
+    samples: list[dict[str, str]] = field(default_factory=list)
+    code: str = ""
+
+
+@dataclass(frozen=True)
+class Section:
+    id: str
+    title: str
+    parts: list[Part]
+
+
+def write_report(config: ReportConfig) -> Path:
+    """Writes one HTML page that shows everything that some run folders hold, and needs nothing but itself.
+
+    Returns:
+        The file.
+
+    Raises:
+        RequestError: there is no finished run, or the file cannot be written.
+    """
+    config.check()
+    runs, folders = find_runs(config.runs)
+    sections = [
+        _networks(runs),
+        _comparison(comparison_of([run for run in runs if run.is_student and run.has_predictions])),
+        _curves(runs),
+        _sweeps(folders),
+        _topologies(folders),
+        _transfers(folders),
+        _classes([run for run in runs if run.has_predictions]),
+        _samples(config, runs),
+        _configuration(runs),
+        _reproduce(runs),
+    ]
+    page = _render(config.title, _subtitle(runs), [section for section in sections if section is not None])
+    output = Path(config.output)
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        partial = output.with_name(f"{output.name}.partial")
+        partial.write_text(page)
+        partial.replace(output)
+    except OSError as error:
+        raise RequestError(f"output: cannot write {output} ({error.strerror})") from error
+    return output
+
+
+def _render(title: str, subtitle: str, sections: list[Section]) -> str:
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    template = environment.from_string((files("hkd.report") / "page.html").read_text())
+    return template.render(title=title, subtitle=subtitle, sections=sections, plotly=get_plotlyjs())
+
+
+def _subtitle(runs: list[Run]) -> str:
+    datasets = ", ".join(sorted({str(run.asked["dataset"]) for run in runs}))
+    return f"{len(runs)} runs on {datasets}; hkd {hkd.__version__}"
+
+
+def _number(value: float, text: str = "{:.2f}") -> Cell:
+    return Cell(text.format(value), float(value))
+
+
+def _best_first(rows: list[tuple[float, TableRow]]) -> list[TableRow]:
+    """Rows by a number, the largest first."""
+    return [row for _, row in sorted(rows, key=lambda found: -found[0])]
+
+
+def _networks(runs: list[Run]) -> Section:
+    """Each group's accuracy, and what its network costs."""
+    rows, points = [], []
+    for label, own in grouped(runs).items():
+        top1 = [run.summary["top1_last"] for run in own]
+        about = own[0].about
+        cost = cost_of(about["model"], about["num_classes"], about["image_size"]) if "image_size" in about else None
+        cells = [Cell(label), Cell(spread(top1), statistics.fmean(top1))]
+        cells.append(_number(statistics.fmean(run.summary["top1_best"] for run in own)))
+        cells.append(_number(statistics.fmean(run.summary["top5_last"] for run in own)))
+        if cost is None:
+            cells += [_number(own[0].summary["parameters"], "{:,}"), Cell("", 0.0), Cell("", 0.0)]
+        else:
+            cells += [_number(cost.parameters, "{:,}"), _number(cost.flops / 1e6, "{:,.1f}"), _number(cost.latency_ms)]
+            points.append((label, not own[0].is_student, top1, cost))
+        cells.append(_number(statistics.fmean(run.summary["seconds"] for run in own) / 60, "{:.1f}"))
+        rows.append((statistics.fmean(top1), TableRow(cells)))
+    heads = ["network", "top-1, last epoch", "best epoch", "top-5", "parameters", "MFLOPs", "latency (ms)", "minutes"]
+    text = (
+        "Accuracies are of the test split in percent, mean ± standard deviation (runs). The last epoch is the result; "
+        "the best was chosen on the test split and flatters. Operations and latency are of one image; latency was "
+        "measured on the CPU of the machine that wrote this page."
+    )
+    parts = [Part(text=text, table=Table(heads, _best_first(rows)))]
+    if len(points) > 1:
+        parts.append(Part(heading="Accuracy against cost", figure=figures.html(figures.against_cost(points))))
+    return Section("networks", "Networks", parts)
+
+
+def _comparison(comparison: Comparison | None) -> Section | None:
+    """Differences to the best baseline, with intervals."""
+    if comparison is None:
+        return None
+    parts = []
+    for pair in comparison.numbers()["pairs"]:
+        rows = []
+        for found in pair["methods"]:
+            if not found["top1_last"]:
+                continue
+            gain = found["difference"]
+            told = "baseline" if gain is None else f"{gain['mean']:+.2f} [{gain['low']:+.2f}, {gain['high']:+.2f}]"
+            cells = [Cell(found["method"]), Cell(spread(found["top1_last"]), statistics.fmean(found["top1_last"]))]
+            cells.append(Cell(told, 0.0 if gain is None else gain["mean"]))
+            cells.append(Cell("") if found["ari"] is None else _number(found["ari"], "{:.0f} %"))
+            cells.append(_number(statistics.fmean(found["images_per_second"]), "{:,.0f}"))
+            rows.append((statistics.fmean(found["top1_last"]), TableRow(cells)))
+        heads = ["method", "top-1, last epoch", f"minus {pair['baseline']}", "ARI", "images/s"]
+        table = Table(heads, _best_first(rows))
+        text = (
+            "Differences in points with 95 % intervals, a paired bootstrap over trials and test images; an interval "
+            "that holds 0 does not decide. ARI: by how much more "
+            f"{comparison.headline or 'HKD'} improves on the student alone than the method does."
+        )
+        parts.append(Part(heading=f"{pair['teacher']} → {pair['student']}", text=text, table=table))
+    return Section("comparison", "Comparison", parts)
+
+
+def _curves(runs: list[Run]) -> Section:
+    return Section("curves", "Learning curves", [Part(figure=figures.html(figures.curves(grouped(runs))))])
+
+
+def _sweeps(folders: list[Path]) -> Section | None:
+    parts = [
+        Part(heading=str(numbers["field"]), figure=figures.html(figures.sweep(numbers)))
+        for _, numbers in experiments(folders, "sweep")
+    ]
+    return Section("sweeps", "Parameter analysis", parts) if parts else None
+
+
+def _topologies(folders: list[Path]) -> Section | None:
+    names = {"knn_overlap": "kNN overlap", "linear_cka": "linear CKA", "trustworthiness": "trustworthiness"}
+    names |= {"distance_correlation": "distance correlation"}
+    parts = []
+    for folder, numbers in experiments(folders, "topology"):
+        rows = _means(numbers["rows"], list(names), 3)
+        text = (
+            f"How {numbers['images']:,} test images lie beside one another for {numbers['teacher']} and its students, "
+            f"and how much of it the students keep (1: all), by the {numbers['neighbours']} nearest neighbours."
+        )
+        image = folder / "topology.png"
+        picture = _data_url(image.read_bytes()) if image.is_file() else ""
+        parts.append(Part(text=text, table=Table(["network", *names.values()], rows), image=picture))
+    return Section("topology", "Topology", parts) if parts else None
+
+
+def _transfers(folders: list[Path]) -> Section | None:
+    parts = []
+    for _, numbers in experiments(folders, "transfer"):
+        wide = [
+            {"network": row["network"]}
+            | {name: row["top1"] if row["dataset"] == name else None for name in numbers["datasets"]}
+            for row in numbers["rows"]
+        ]
+        table = Table(["network", *numbers["datasets"]], _means(wide, numbers["datasets"], 2))
+        parts.append(Part(text="; ".join(numbers["protocol"]) + ".", table=table))
+    return Section("transfer", "Transfer", parts) if parts else None
+
+
+def _means(rows: list[Numbers], names: list[str], digits: int) -> list[TableRow]:
+    """A row for each network with the mean of its values."""
+    found = []
+    for label in dict.fromkeys(row["network"] for row in rows):
+        cells = [Cell(label)]
+        for name in names:
+            values = [row[name] for row in rows if row["network"] == label and row[name] is not None]
+            cells.append(Cell(spread(values, digits), statistics.fmean(values) if values else 0.0))
+        found.append(TableRow(cells))
+    return found
+
+
+def _classes(runs: list[Run]) -> Section | None:
+    parts = []
+    for label, own in grouped(runs).items():
+        rows = [
+            TableRow(
+                [
+                    Cell(c.name),
+                    _number(c.top1, "{:.1f}"),
+                    _number(c.images, "{:,}"),
+                    Cell(c.mistaken_for),
+                    _number(c.times, "{:,}"),
+                ]
+            )
+            for c in by_class(own)
+        ]
+        heads = ["class", "top-1", "images", "most often taken for", "times"]
+        parts.append(Part(heading=label, table=Table(heads, rows)))
+    return Section("classes", "Classes and confusions", parts) if parts else None
+
+
+def _samples(config: ReportConfig, runs: list[Run]) -> Section | None:
+    """Test images on which a teacher and a student disagree, where the images can be found."""
+    student = next((run for run in runs if "method" in run.asked), None)
+    if student is None:
+        return None
+    networks = with_teachers((str(student.path),))
+    by_weights = {run.path.resolve(): run for run in runs}
+    teacher = by_weights.get(networks[0].weights.parent.resolve())
+    if teacher is None or teacher is student or not (teacher.has_predictions and student.has_predictions):
+        return None
+    asked = EvaluateConfig(checkpoint=str(student.path), data_root=config.data_root)
+    try:
+        data = open_test(asked, find_trained(str(student.path), "of a run"))
+        (theirs, label), (ours, same) = teacher.folder.predictions(), student.folder.predictions()
+        if len(data) != len(label) or not (label == same).all():
+            return None
+        differing = np.flatnonzero(theirs != ours)
+        chosen = np.random.default_rng(0).permutation(differing)[:SAMPLES]
+        names = [str(name) for name in student.about["classes"]]
+        samples = [
+            {
+                "image": _data_url(_png(data[int(n)][0].numpy())),
+                "label": names[label[n]],
+                "teacher": names[theirs[n]],
+                "student": names[ours[n]],
+            }
+            for n in sorted(chosen)
+        ]
+    except RequestError:
+        return None  # the images are elsewhere; the rest of the page does not need them
+    text = (
+        f"{len(differing):,} of {len(label):,} test images are classified differently by {teacher.label} and "
+        f"{student.label} (seed {student.seed}); {len(samples)} of them, drawn at random."
+    )
+    return Section("samples", "Where teacher and student disagree", [Part(text=text, samples=samples)])
+
+
+def _configuration(runs: list[Run]) -> Section:
+    shared, differing = common_and_differing(runs)
+    rows = [TableRow([Cell(name), Cell(json.dumps(value))]) for name, value in shared.items()]
+    other = [TableRow([Cell(name), Cell(", ".join(sorted(values)))]) for name, values in differing.items()]
+    return Section(
+        "configuration",
+        "Configuration",
+        [
+            Part(heading="The same in all runs", table=Table(["field", "value"], rows)),
+            Part(heading="Different", table=Table(["field", "values"], other)),
+        ],
+    )
+
+
+def _reproduce(runs: list[Run]) -> Section:
+    rows = []
+    for run in runs:
+        made = run.summary
+        versions = f"hkd {made['hkd']}, torch {made['torch']}, Python {made['python']}"
+        cells = [Cell(str(run.path)), Cell(run.label), _number(run.seed, "{:.0f}"), _number(made["top1_last"])]
+        rows.append(
+            TableRow([*cells, Cell(str(made.get("machine", made["device"]))), Cell(versions), Cell(run.command)])
+        )
+    heads = ["run", "network", "seed", "top-1", "machine", "versions", "command"]
+    return Section("reproduce", "How to reproduce each number", [Part(table=Table(heads, rows))])
+
+
+def _png(image: np.ndarray[Any, Any]) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(image.transpose(1, 2, 0)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _data_url(png: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
