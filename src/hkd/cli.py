@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, Field, fields, replace
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, TypeVar, get_type_hints
 
 from jsonargparse import ActionYesNo, ArgumentParser, DefaultHelpFormatter, Namespace
 
@@ -148,10 +148,7 @@ def evaluate_command(argv: list[str]) -> int:
     """top-1 and top-5 of a run folder or a checkpoint on a data set"""
     if argv and not argv[0].startswith("-"):
         argv = ["--checkpoint", *argv]
-    parser = _parser("evaluate", evaluate_command, EvaluateConfig, run=False)
-    parser.usage = "hkd evaluate CHECKPOINT [options]"
-    config = EvaluateConfig(**_values(_parse(parser, argv), EvaluateConfig))
-    config.check()
+    config = _config("evaluate", evaluate_command, EvaluateConfig, argv, "hkd evaluate CHECKPOINT [options]")
     from hkd.jobs import evaluate
 
     found = evaluate(config)
@@ -161,10 +158,13 @@ def evaluate_command(argv: list[str]) -> int:
 
 def transfer_command(argv: list[str]) -> int:
     """a linear classifier on frozen networks' features, on other data: how far what was learnt carries"""
-    parser = _parser("transfer", transfer_command, TransferConfig, run=False)
-    parser.usage = "hkd transfer CHECKPOINT... [options]"
-    config = TransferConfig(**_values(_parse(parser, _positional("checkpoints", argv)), TransferConfig))
-    config.check()
+    config = _config(
+        "transfer",
+        transfer_command,
+        TransferConfig,
+        _positional("checkpoints", argv),
+        "hkd transfer CHECKPOINT... [options]",
+    )
     from hkd.experiments.transfer import transfer
 
     transfer(config)
@@ -176,10 +176,9 @@ def transfer_command(argv: list[str]) -> int:
 
 def topology_command(argv: list[str]) -> int:
     """teacher's and students' embeddings of test images side by side, and numbers for how alike they are"""
-    parser = _parser("topology", topology_command, TopologyConfig, run=False)
-    parser.usage = "hkd topology RUN... [options]"
-    config = TopologyConfig(**_values(_parse(parser, _positional("checkpoints", argv)), TopologyConfig))
-    config.check()
+    config = _config(
+        "topology", topology_command, TopologyConfig, _positional("checkpoints", argv), "hkd topology RUN... [options]"
+    )
     from hkd.experiments.topology import topology
 
     topology(config)
@@ -190,9 +189,7 @@ def topology_command(argv: list[str]) -> int:
 
 def sweep_command(argv: list[str]) -> int:
     """how results depend on one field: several values, methods and trials, with a plot"""
-    parser = _parser("sweep", sweep_command, SweepConfig, run=False)
-    config = SweepConfig(**_values(_parse(parser, argv), SweepConfig))
-    config.check()
+    config = _config("sweep", sweep_command, SweepConfig, argv)
     from hkd.experiments.sweep import sweep
 
     sweep(config)
@@ -203,15 +200,29 @@ def sweep_command(argv: list[str]) -> int:
 
 def report_command(argv: list[str]) -> int:
     """one self-contained HTML page from run folders"""
-    parser = _parser("report", report_command, ReportConfig, run=False)
-    parser.usage = "hkd report RUN... [--output FILE]"
-    config = ReportConfig(**_values(_parse(parser, _positional("runs", argv)), ReportConfig))
-    config.check()
+    config = _config(
+        "report", report_command, ReportConfig, _positional("runs", argv), "hkd report RUN... [--output FILE]"
+    )
     from hkd.report.page import write_report
 
     file = write_report(config)
     print(f"{file} ({file.stat().st_size / 1e6:.1f} MB)")
     return DONE
+
+
+C = TypeVar("C", bound=EvaluateConfig | ExportConfig | ReportConfig | SweepConfig | TopologyConfig | TransferConfig)
+
+
+def _config(
+    name: str, command: Callable[[list[str]], int], kind: type[C], argv: list[str], usage: str | None = None
+) -> C:
+    """A command's configuration, checked."""
+    parser = _parser(name, command, kind, run=False)
+    if usage is not None:
+        parser.usage = usage
+    config = kind(**_values(_parse(parser, argv), kind))
+    config.check()
+    return config
 
 
 def _positional(name: str, argv: list[str]) -> list[str]:
@@ -224,10 +235,7 @@ def export_command(argv: list[str]) -> int:
     """a trained network as ONNX, torch.export and safetensors, checked against the original"""
     if argv and not argv[0].startswith("-"):
         argv = ["--checkpoint", *argv]
-    parser = _parser("export", export_command, ExportConfig, run=False)
-    parser.usage = "hkd export CHECKPOINT [options]"
-    config = ExportConfig(**_values(_parse(parser, argv), ExportConfig))
-    config.check()
+    config = _config("export", export_command, ExportConfig, argv, "hkd export CHECKPOINT [options]")
     from hkd.deploy import export
 
     found = export(config)

@@ -11,6 +11,8 @@ from typing import Any, Literal, get_args
 from hkd.errors import RequestError, unknown
 
 Precision = Literal["fp32", "bf16", "fp16"]
+STUDENT, TEACHER = "resnet8", "resnet20"
+"""Who is meant where nobody is named."""
 PLUS_KD = "+kd"
 """What a method's name ends with where the classical term is added with weight 1."""
 
@@ -212,7 +214,7 @@ class CompareConfig(TrainConfig):
     def named_pairs(self) -> tuple[tuple[str, str], ...]:
         """(teacher, student) names."""
         if not self.pairs:
-            teachers, students = self.teachers or ("resnet20",), self.students or ("resnet8",)
+            teachers, students = self.teachers or (TEACHER,), self.students or (STUDENT,)
             return tuple((teacher, student) for teacher in teachers for student in students)
         if self.teachers or self.students:
             raise RequestError("pairs: they name the networks; leave out teachers and students")

@@ -16,7 +16,7 @@ import yaml
 from torch import nn
 
 import hkd
-from hkd.config import DistillConfig, EvaluateConfig, TrainConfig
+from hkd.config import STUDENT, TEACHER, DistillConfig, EvaluateConfig, TrainConfig
 from hkd.data import STREAM_SIZE, Dataset, as_dataset, limit, list_datasets, load_dataset, make_loader, prepare
 from hkd.errors import RequestError
 from hkd.methods import Method, Weights, create_method, methods
@@ -28,9 +28,6 @@ from hkd.training.loop import fit
 from hkd.training.metrics import Evaluation, evaluate_model
 from hkd.training.objective import Objective
 from hkd.training.run_folder import RunFolder
-
-STUDENT, TEACHER = "resnet8", "resnet20"
-"""Who is meant where nobody is named."""
 
 
 @dataclass(frozen=True)

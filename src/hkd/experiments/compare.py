@@ -14,6 +14,7 @@ from typing import Any
 from hkd.config import CompareConfig, DistillConfig, Entry, TrainConfig
 from hkd.errors import IncompatibleError, RequestError, TrainingError
 from hkd.experiments.results import Comparison, Pair, Row
+from hkd.experiments.runs import file_name
 from hkd.experiments.tables import pair_table, write
 from hkd.jobs import Data, check_continuation, check_request, distill, open_data, train
 from hkd.training.progress import duration
@@ -197,7 +198,7 @@ class _Plan:
             checkpoint = self._train(teacher, self.config.seed, "teacher").run
         return DistillConfig(
             **self._shared(student),
-            run=str(Path(self.config.run) / _file_name(f"{teacher}-{student}") / f"{_file_name(entry.label)}-{seed}"),
+            run=str(Path(self.config.run) / file_name(f"{teacher}-{student}") / f"{file_name(entry.label)}-{seed}"),
             seed=seed,
             student=student,
             teacher=teacher,
@@ -211,7 +212,7 @@ class _Plan:
         )
 
     def _train(self, network: str, seed: int, role: str) -> TrainConfig:
-        folder = f"teachers/{_file_name(network)}" if role == "teacher" else f"alone/{_file_name(network)}-{seed}"
+        folder = f"teachers/{file_name(network)}" if role == "teacher" else f"alone/{file_name(network)}-{seed}"
         named: dict[str, Any] = {role: network, f"{role}_pretrained": getattr(self.config, f"{role}_pretrained")}
         return TrainConfig(**self._shared(network), **named, run=str(Path(self.config.run) / folder), seed=seed)
 
@@ -221,11 +222,6 @@ class _Plan:
         names = [f.name for f in dataclasses.fields(TrainConfig) if f.name not in own]
         shared = {name: getattr(self.config, name) for name in names}
         return shared | {"lr": self.config.lr_of.get(network, self.config.lr)}
-
-
-def _file_name(text: str) -> str:
-    """A name without what file systems and shells trip over."""
-    return re.sub(r"[^\w.+=,-]", "_", text).strip("_")
 
 
 def _show(comparison: Comparison, folder: Path, status: str) -> None:

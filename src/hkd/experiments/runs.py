@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,11 @@ def method_label(asked: dict[str, Any]) -> str:
         changed |= {key: v for key, v in asked.get(kind.settings, {}).items() if v != defaults.get(key)}
     settings = ",".join(f"{key}={value}" for key, value in changed.items())
     return f"{name}{f'({settings})' if settings else ''}{plus}"
+
+
+def file_name(text: str) -> str:
+    """A name without what file systems and shells trip over."""
+    return re.sub(r"[^\w.+=,-]", "_", text).strip("_")
 
 
 def with_teachers(checkpoints: tuple[str, ...]) -> list[Trained]:

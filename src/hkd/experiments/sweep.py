@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import multiprocessing
-import re
 import statistics
 import sys
 from collections.abc import Iterator
@@ -15,10 +14,11 @@ from typing import Any
 import torch
 from tabulate import tabulate
 
-from hkd.config import DistillConfig, Entry, SweepConfig, TrainConfig
+from hkd.config import PLUS_KD, STUDENT, TEACHER, DistillConfig, Entry, SweepConfig, TrainConfig
 from hkd.errors import RequestError, TrainingError
+from hkd.experiments.runs import file_name
 from hkd.experiments.tables import spread, write_numbers
-from hkd.jobs import STUDENT, TEACHER, Data, check_continuation, check_request, distill, open_data, train
+from hkd.jobs import Data, check_continuation, check_request, distill, open_data, train
 from hkd.methods import methods
 from hkd.training.run_folder import RunFolder
 
@@ -73,8 +73,8 @@ def _points(config: SweepConfig) -> Iterator[Point]:
 
 def _asked(config: SweepConfig, entry: Entry, value: Any, seed: int) -> TrainConfig:
     """The run of one value, method and trial."""
-    name = re.sub(r"[^\w.+=,-]", "_", entry.label)
-    own = {"run": str(Path(config.run) / f"{config.field}={value}" / f"{name}-{seed}"), "seed": seed}
+    run = Path(config.run) / f"{config.field}={value}" / f"{file_name(entry.label)}-{seed}"
+    own = {"run": str(run), "seed": seed}
     shared = {f.name: getattr(config, f.name) for f in dataclasses.fields(TrainConfig) if f.name != "role"} | own
     settings = dict(entry.settings)
     prefix, dot, key = config.field.partition(".")
@@ -87,7 +87,7 @@ def _asked(config: SweepConfig, entry: Entry, value: Any, seed: int) -> TrainCon
         shared |= entry.weights | {"teacher": config.teacher or TEACHER, "teacher_checkpoint": checkpoint}
         shared |= {"method": entry.method, "settings": settings}
     if dot:
-        method = entry.method.removesuffix("+kd")
+        method = entry.method.removesuffix(PLUS_KD)
         if entry.method == "ce" or methods[method].settings != prefix:
             raise RequestError(f"field: {config.field} is no setting of {entry.label}")
         settings[key] = value
@@ -186,7 +186,7 @@ def _work(config: SweepConfig, name: str, worker: int, jobs: int) -> None:
         point = points[trial.user_attrs["point"]]
         print(f"{config.field} = {point.value}, {point.label}, seed {point.seed}", file=sys.stderr, flush=True)
         asked = point.config
-        if config.device == "auto" and torch.cuda.is_available():
+        if config.device in ("auto", "cuda") and torch.cuda.is_available():
             asked = dataclasses.replace(asked, device=f"cuda:{worker % torch.cuda.device_count()}")
         try:
             result = distill(asked) if isinstance(asked, DistillConfig) else train(asked)

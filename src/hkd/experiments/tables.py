@@ -20,19 +20,23 @@ Numbers = dict[str, Any]
 
 def write(numbers: Numbers, folder: Path) -> None:
     """Rewrites ``comparison.md``, ``.csv`` and ``.json``, each as a whole or not at all."""
-    texts = {"md": markdown(numbers), "csv": as_csv(numbers), "json": json.dumps(numbers, indent=2) + "\n"}
-    write_whole(folder, {f"comparison.{kind}": text for kind, text in texts.items()})
+    write_numbers(folder, "comparison", numbers, _csv_rows(numbers), markdown(numbers))
 
 
 def write_numbers(folder: Path, name: str, numbers: Numbers, rows: list[Numbers], text: str) -> None:
     """Writes ``name.json``, its rows as ``name.csv``, and ``name.md``."""
-    table = io.StringIO()
+    whole = json.dumps(numbers, indent=2) + "\n"
+    write_whole(folder, {f"{name}.md": text, f"{name}.csv": csv_text(rows), f"{name}.json": whole})
+
+
+def csv_text(rows: list[Numbers]) -> str:
+    """Rows of the same names as CSV, with a line of the names; empty without rows."""
+    text = io.StringIO()
     if rows:
-        writer = csv.DictWriter(table, list(rows[0]), lineterminator="\n")
+        writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-    whole = json.dumps(numbers, indent=2) + "\n"
-    write_whole(folder, {f"{name}.md": text, f"{name}.csv": table.getvalue(), f"{name}.json": whole})
+    return text.getvalue()
 
 
 def write_whole(folder: Path, texts: dict[str, str]) -> None:
@@ -115,12 +119,11 @@ def _legend(numbers: Numbers) -> list[str]:
 
 def as_csv(numbers: Numbers) -> str:
     """A line for each method and pair: means, deviations, counts."""
-    rows = [_csv_row(pair, found) for pair in numbers["pairs"] for found in pair["methods"]]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
+    return csv_text(_csv_rows(numbers))
+
+
+def _csv_rows(numbers: Numbers) -> list[Numbers]:
+    return [_csv_row(pair, found) for pair in numbers["pairs"] for found in pair["methods"]]
 
 
 def _csv_row(pair: Numbers, found: Numbers) -> Numbers:

@@ -27,6 +27,15 @@ from hkd.training.engine import Engine
 Points = NDArray[np.floating[Any]]
 
 
+NUMBERS = {
+    "knn_overlap": "kNN overlap",
+    "linear_cka": "linear CKA",
+    "trustworthiness": "trustworthiness",
+    "distance_correlation": "distance correlation",
+}
+"""What is told of each student, and the heads of its columns."""
+
+
 @dataclass(frozen=True)
 class Panel:
     """One network's test images in the plane.
@@ -120,14 +129,12 @@ def _panels(config: TopologyConfig, shown: Sequence[tuple[str, Features]], chose
 
 def markdown(numbers: dict[str, Any]) -> str:
     """A row for each network, with the mean over its seeds."""
-    names = {"knn_overlap": "kNN overlap", "linear_cka": "linear CKA", "trustworthiness": "trustworthiness"}
-    names |= {"distance_correlation": "distance correlation"}
     labels = list(dict.fromkeys(row["network"] for row in numbers["rows"]))
     lines = [
-        [label, *(spread([row[key] for row in numbers["rows"] if row["network"] == label], 3) for key in names)]
+        [label, *(spread([row[key] for row in numbers["rows"] if row["network"] == label], 3) for key in NUMBERS)]
         for label in labels
     ]
-    table = tabulate(lines, [f"student of {numbers['teacher']}", *names.values()], "github", disable_numparse=True)
+    table = tabulate(lines, [f"student of {numbers['teacher']}", *NUMBERS.values()], "github", disable_numparse=True)
     k, images = numbers["neighbours"], numbers["images"]
     return "\n\n".join(
         [

@@ -54,8 +54,6 @@ class AB(Method[BoundaryConfig]):
         super().__init__(setup, config)
         if not config.margin > 0:
             raise ValueError(f"margin: expected a number above 0; got {config.margin}")
-        if config.init_epochs < 0:
-            raise ValueError(f"init_epochs: expected 0 or more; got {config.init_epochs}")
         self.margin = config.margin
         self.pairs = pair_stages(setup, "ab")
         self.connectors = nn.ModuleList(

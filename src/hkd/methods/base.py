@@ -64,6 +64,10 @@ class Initialisation:
     lr: float | None = None
     milestones: tuple[float, ...] = ()
 
+    def __post_init__(self) -> None:
+        if self.epochs < 0:
+            raise ValueError(f"init_epochs: expected 0 or more; got {self.epochs}")
+
     def __call__(self, batch: Batch, student: ModelOutput | None, teacher: ModelOutput) -> dict[str, Tensor]:
         """The terms, with no way for a gradient to the teacher."""
         seen = (student, teacher.detach()) if self.with_student else (teacher.detach(),)

@@ -48,8 +48,6 @@ class FSP(Method[FlowConfig]):
 
     def __init__(self, setup: Setup, config: FlowConfig) -> None:
         super().__init__(setup, config)
-        if config.init_epochs < 0:
-            raise ValueError(f"init_epochs: expected 0 or more; got {config.init_epochs}")
         self.pairs = pair_stages(setup, "fsp", stem=True, least=2)
         ours, theirs = zip(*(channels(setup, pair) for pair in self.pairs), strict=True)
         if ours != theirs:

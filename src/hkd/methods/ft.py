@@ -70,8 +70,6 @@ class FT(Method[FactorConfig]):
         super().__init__(setup, config)
         if not 0 < config.ratio <= 1:
             raise ValueError(f"ratio: expected a part in (0, 1]; got {config.ratio}")
-        if config.init_epochs < 0:
-            raise ValueError(f"init_epochs: expected 0 or more; got {config.init_epochs}")
         if not config.init_lr > 0:
             raise ValueError(f"init_lr: expected a number above 0; got {config.init_lr}")
         self.pairs = pair_stages(setup, "ft")[-1:]

@@ -112,7 +112,7 @@ class SSKD(Method[SelfSupervisedConfig]):
         for name in ("rotated_keep", "similarity_keep"):
             if not 0 <= getattr(config, name) <= 1:
                 raise ValueError(f"{name}: expected a part in [0, 1]; got {getattr(config, name)}")
-        for name in ("rotated_weight", "similarity_weight", "init_epochs"):
+        for name in ("rotated_weight", "similarity_weight"):
             if not getattr(config, name) >= 0:
                 raise ValueError(f"{name}: expected 0 or more; got {getattr(config, name)}")
         if setup.networks is None:

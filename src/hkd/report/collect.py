@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-import statistics
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 
+from hkd.config import Entry
 from hkd.errors import RequestError
 from hkd.experiments.results import Comparison, Pair, Row
 from hkd.experiments.runs import label_of, method_label
@@ -92,10 +91,9 @@ def find_runs(paths: Iterable[str]) -> tuple[list[Run], list[Path]]:
 
 def _read(run: RunFolder) -> Run:
     found = find_trained(str(run.path), model="of a run")
-    asked = yaml.safe_load((run.path / "config.yaml").read_text())
     assert run.summary is not None
-    label = label_of(type(found)(found.about.get("model", "network"), found.weights, found.about, asked))
-    return Run(run, label, asked, found.about, run.summary)
+    label = label_of(replace(found, name=found.about.get("model", "network")))
+    return Run(run, label, found.asked, found.about, run.summary)
 
 
 def grouped(runs: Iterable[Run]) -> dict[str, list[Run]]:
@@ -122,15 +120,12 @@ def comparison_of(runs: list[Run]) -> Comparison | None:
         rows += [_row(label, own) for label, own in methods.items()]
         if len(rows) > 1:
             found.append(Pair(teacher, student, tuple(rows)))
-    if not found or len({tuple(row.label for row in pair.rows) for pair in found}) > 1:
-        found = found[:1]
     dataset = Counter(run.asked["dataset"] for run in runs).most_common(1)[0][0]
     return Comparison(dataset, tuple(found)) if found else None
 
 
 def _row(label: str, runs: list[Run]) -> Row:
-    method = label.split("(", maxsplit=1)[0] + ("+kd" if label.endswith("+kd") and "(" in label else "")
-    return Row(label, method, {run.seed: run.folder for run in runs})
+    return Row(label, Entry.parse(label).method, {run.seed: run.folder for run in runs})
 
 
 def experiments(folders: list[Path], name: str) -> list[tuple[Path, Numbers]]:
@@ -173,8 +168,3 @@ def common_and_differing(runs: list[Run]) -> tuple[Numbers, dict[str, set[str]]]
     values = {name: {json.dumps(run.asked.get(name)) for run in runs} for name in sorted(names)}
     shared = {name: json.loads(next(iter(found))) for name, found in values.items() if len(found) == 1}
     return shared, {name: found for name, found in values.items() if len(found) > 1}
-
-
-def mean(values: Iterable[float]) -> float:
-    """The mean of some numbers."""
-    return statistics.fmean(values)

@@ -22,6 +22,7 @@ from hkd.errors import RequestError
 from hkd.experiments.results import Comparison
 from hkd.experiments.runs import with_teachers
 from hkd.experiments.tables import spread
+from hkd.experiments.topology import NUMBERS
 from hkd.jobs import find_trained, open_test
 from hkd.report import figures
 from hkd.report.collect import (
@@ -68,7 +69,6 @@ class Part:
     figure: str = ""
     image: str = ""
     samples: list[dict[str, str]] = field(default_factory=list)
-    code: str = ""
 
 
 @dataclass(frozen=True)
@@ -203,18 +203,16 @@ def _sweeps(folders: list[Path]) -> Section | None:
 
 
 def _topologies(folders: list[Path]) -> Section | None:
-    names = {"knn_overlap": "kNN overlap", "linear_cka": "linear CKA", "trustworthiness": "trustworthiness"}
-    names |= {"distance_correlation": "distance correlation"}
     parts = []
     for folder, numbers in experiments(folders, "topology"):
-        rows = _means(numbers["rows"], list(names), 3)
+        rows = _means(numbers["rows"], list(NUMBERS), 3)
         text = (
             f"How {numbers['images']:,} test images lie beside one another for {numbers['teacher']} and its students, "
             f"and how much of it the students keep (1: all), by the {numbers['neighbours']} nearest neighbours."
         )
         image = folder / "topology.png"
         picture = _data_url(image.read_bytes()) if image.is_file() else ""
-        parts.append(Part(text=text, table=Table(["network", *names.values()], rows), image=picture))
+        parts.append(Part(text=text, table=Table(["network", *NUMBERS.values()], rows), image=picture))
     return Section("topology", "Topology", parts) if parts else None
 
 
