@@ -59,7 +59,7 @@ def test_the_report_in_a_browser(browser: Any, page: str, tmp_path: Path, scheme
     axis = view.locator("#networks .xtitle")
     assert axis.text_content() == "million parameters"
     view.locator("#networks .updatemenu-button", has_text="latency").click()
-    assert axis.text_content() == "latency (ms)"
+    assert axis.text_content() == "latency of an image (ms)"
 
     lines = view.locator("#curves .scatterlayer .trace .js-line")
     shown = lines.count()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -162,9 +162,22 @@ def by_class(runs: list[Run]) -> list[ClassAccuracy]:
     return sorted(found, key=lambda row: row.top1)
 
 
-def common_and_differing(runs: list[Run]) -> tuple[Numbers, dict[str, set[str]]]:
-    """The fields that all runs share, and the values of the others."""
-    names = {name for run in runs for name in run.asked} - {"run"}
-    values = {name: {json.dumps(run.asked.get(name)) for run in runs} for name in sorted(names)}
-    shared = {name: json.loads(next(iter(found))) for name, found in values.items() if len(found) == 1}
-    return shared, {name: found for name, found in values.items() if len(found) > 1}
+def common_and_differing(runs: list[Run]) -> tuple[dict[str, str], dict[str, list[str]]]:
+    """The fields that have one value in all runs that have them, and the values of the others, all as JSON.
+
+    A method's settings are fields like "holistic.k", and only its runs have them.
+    """
+    values: dict[str, dict[str, None]] = {}
+    for run in runs:
+        for name, value in _flat(run.asked):
+            values.setdefault(name, {})[json.dumps(value)] = None
+    shared = {name: next(iter(found)) for name, found in sorted(values.items()) if len(found) == 1}
+    return shared, {name: list(found) for name, found in sorted(values.items()) if len(found) > 1}
+
+
+def _flat(asked: Numbers) -> Iterator[tuple[str, Any]]:
+    for name, value in asked.items():
+        if isinstance(value, dict):
+            yield from ((f"{name}.{key}", own) for key, own in value.items())
+        elif name != "run":
+            yield name, value

@@ -15,18 +15,26 @@ COLOURS = ("#3b82c4", "#e07b39", "#4c9f70", "#c0504d", "#8e6bbf", "#a0785a", "#d
 MUTED = "#8a8a8a"
 
 
-def _figure(x: str, y: str) -> go.Figure:
+DASHES = ("solid", "dash", "dot")
+SYMBOLS = ("circle", "square", "triangle-up")
+PLOT, LINE = 420, 20
+"""Heights in pixels: of a plot with its margins, and of a line of its legend."""
+
+
+def _figure(x: str, y: str, names: int) -> go.Figure:
+    """An empty figure with room for a legend of so many names below the plot."""
     figure = go.Figure()
-    axis = {"gridcolor": "rgba(138,138,138,.25)", "zeroline": False, "linecolor": MUTED, "automargin": True}
+    legend = LINE * names
+    axis = {"gridcolor": "rgba(138,138,138,.25)", "zeroline": False, "linecolor": MUTED}
     figure.update_layout(
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
         font={"color": MUTED, "size": 13},
-        margin={"l": 10, "r": 10, "t": 20, "b": 10},
-        height=420,
+        margin={"l": 60, "r": 10, "t": 50, "b": 70 + legend, "autoexpand": False},
+        height=PLOT + legend,
         xaxis=axis | {"title": x},
         yaxis=axis | {"title": y},
-        legend={"orientation": "h", "y": -0.25},
+        legend={"y": -65 / (PLOT - 120), "yanchor": "top", "x": 0, "tracegroupgap": 0, "maxheight": legend + LINE},
     )
     return figure
 
@@ -43,28 +51,52 @@ def colour(n: int) -> str:
     return COLOURS[n % len(COLOURS)]
 
 
+def _of_round(styles: tuple[str, ...], n: int) -> str:
+    """What tells the n-th line from one of the same colour."""
+    return styles[n // len(COLOURS) % len(styles)]
+
+
+def _choices(choices: list[tuple[str, list[Any]]], axis: str, titles: list[str]) -> dict[str, Any]:
+    """Buttons above the plot, each of which gives every trace other values on an axis."""
+    buttons = [
+        {"label": label, "method": "update", "args": [{axis: values}, {f"{axis}axis.title.text": title}]}
+        for (label, values), title in zip(choices, titles, strict=True)
+    ]
+    place = {"x": 0, "xanchor": "left", "y": 1.02, "yanchor": "bottom", "pad": {"b": 4}}
+    return {"type": "buttons", "direction": "right", "buttons": buttons, "showactive": True} | place
+
+
+CURVES = {"test top-1 (%)": "test_top1", "training top-1 (%)": "train_top1", "training loss": "loss"}
+
+
 def curves(groups: dict[str, list[Run]]) -> go.Figure:
-    """Test accuracy by epoch: the mean of a group's runs, and each run faintly."""
-    figure = _figure("epoch", "test top-1 (%)")
+    """Accuracies and loss by epoch, by a click: the mean of a group's runs, and each run faintly."""
+    figure = _figure("epoch", next(iter(CURVES)), len(groups))
+    shown: dict[str, list[list[float]]] = {title: [] for title in CURVES}
     for n, (label, runs) in enumerate(groups.items()):
-        series = [[row["test_top1"] for row in run.rows] for run in runs]
-        if len(runs) > 1:
-            for values in series:
-                faint = {"color": colour(n), "width": 1}
-                figure.add_scatter(
-                    y=values, x=_epochs(values), mode="lines", line=faint, opacity=0.3, showlegend=False,
-                    legendgroup=label, hoverinfo="skip",
-                )  # fmt: skip
-        means = [statistics.fmean(values) for values in zip(*series, strict=False)]
+        for title, field in CURVES.items():
+            series = [[row[field] for row in run.rows] for run in runs]
+            means = [statistics.fmean(values) for values in zip(*series, strict=False)]
+            shown[title] += [*(series if len(runs) > 1 else []), means]
+        faint = {"color": colour(n), "width": 1}
+        for run in runs if len(runs) > 1 else []:
+            figure.add_scatter(
+                x=_epochs(run), mode="lines", line=faint, opacity=0.3, showlegend=False, legendgroup=label,
+                hoverinfo="skip",
+            )  # fmt: skip
         figure.add_scatter(
-            y=means, x=_epochs(means), mode="lines", name=f"{label} ({len(runs)})", legendgroup=label,
-            line={"color": colour(n), "width": 2.5},
+            x=_epochs(runs[0]), mode="lines", name=f"{label} ({len(runs)})", legendgroup=label,
+            line={"color": colour(n), "width": 2.5, "dash": _of_round(DASHES, n)},
         )  # fmt: skip
+    first = next(iter(shown.values()))
+    for trace, values in zip(figure.data, first, strict=True):
+        trace.y = values
+    figure.update_layout(updatemenus=[_choices(list(shown.items()), "y", list(CURVES))])
     return figure
 
 
-def _epochs(values: list[float]) -> list[int]:
-    return list(range(1, len(values) + 1))
+def _epochs(run: Run) -> list[int]:
+    return [row["epoch"] for row in run.rows]
 
 
 def against_cost(rows: list[tuple[str, bool, list[float], Cost]]) -> go.Figure:
@@ -74,32 +106,29 @@ def against_cost(rows: list[tuple[str, bool, list[float], Cost]]) -> go.Figure:
         rows: label, whether it is a teacher, accuracies, cost.
     """
     kinds = {
-        "parameters": [cost.parameters / 1e6 for *_, cost in rows],
-        "MFLOPs an image": [cost.flops / 1e6 for *_, cost in rows],
-        "latency (ms)": [cost.latency_ms for *_, cost in rows],
+        "parameters": [[cost.parameters / 1e6] for *_, cost in rows],
+        "MFLOPs": [[cost.flops / 1e6] for *_, cost in rows],
+        "latency": [[cost.latency_ms] for *_, cost in rows],
     }
-    figure = _figure("million parameters", "top-1, last epoch (%)")
+    titles = ["million parameters", "million operations an image", "latency of an image (ms)"]
+    figure = _figure(titles[0], "top-1, last epoch (%)", len(rows))
     for n, (label, teaches, top1, _) in enumerate(rows):
         figure.add_scatter(
-            x=[kinds["parameters"][n]],
+            x=kinds["parameters"][n],
             y=[statistics.fmean(top1)],
             error_y={"type": "data", "array": [statistics.stdev(top1) if len(top1) > 1 else 0.0]},
             mode="markers",
             name=label,
-            marker={"color": colour(n), "size": 12, "symbol": "diamond" if teaches else "circle"},
+            marker={"color": colour(n), "size": 12, "symbol": "diamond" if teaches else _of_round(SYMBOLS, n)},
         )
-    buttons = [
-        {"label": name, "method": "update", "args": [{"x": [[x] for x in values]}, {"xaxis.title.text": name}]}
-        for name, values in kinds.items()
-    ]
-    figure.update_xaxes(type="log")
-    figure.update_layout(updatemenus=[{"type": "buttons", "direction": "right", "buttons": buttons, "x": 0, "y": 1.15}])
+    figure.update_xaxes(type="log", dtick=1, minor={"ticks": "outside", "dtick": "D1"})
+    figure.update_layout(updatemenus=[_choices(list(kinds.items()), "x", titles)])
     return figure
 
 
 def sweep(numbers: Numbers) -> go.Figure:
     """A line for each method with error bars of one standard deviation."""
-    figure = _figure(numbers["field"], "top-1, last epoch (%)")
+    figure = _figure(numbers["field"], "top-1, last epoch (%)", len(numbers["methods"]))
     for n, method in enumerate(numbers["methods"]):
         found = {str(value): accuracies(numbers, method, value) for value in numbers["values"]}
         known: dict[str, Any] = {value: values for value, values in found.items() if values}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 import statistics
 from dataclasses import dataclass, field
 from importlib.resources import files
@@ -26,6 +25,7 @@ from hkd.experiments.topology import NUMBERS
 from hkd.jobs import find_trained, open_test
 from hkd.report import figures
 from hkd.report.collect import (
+    ClassAccuracy,
     Numbers,
     Run,
     by_class,
@@ -58,6 +58,10 @@ class Table:
     heads: list[str]
     rows: list[TableRow]
 
+    def is_number(self, column: int) -> bool:
+        """Whether a column holds numbers, which stand to the right."""
+        return any(row.cells[column].key is not None for row in self.rows)
+
 
 @dataclass(frozen=True)
 class Part:
@@ -69,6 +73,7 @@ class Part:
     figure: str = ""
     image: str = ""
     samples: list[dict[str, str]] = field(default_factory=list)
+    folded: bool = False
 
 
 @dataclass(frozen=True)
@@ -242,23 +247,29 @@ def _means(rows: list[Numbers], names: list[str], digits: int) -> list[TableRow]
 
 
 def _classes(runs: list[Run]) -> Section | None:
-    parts = []
+    """What each group finds hardest, then all its classes, folded."""
+    hardest, parts = [], []
     for label, own in grouped(runs).items():
-        rows = [
-            TableRow(
-                [
-                    Cell(c.name),
-                    _number(c.top1, "{:.1f}"),
-                    _number(c.images, "{:,}"),
-                    Cell(c.mistaken_for),
-                    _number(c.times, "{:,}"),
-                ]
-            )
-            for c in by_class(own)
-        ]
-        heads = ["class", "top-1", "images", "most often taken for", "times"]
-        parts.append(Part(heading=label, table=Table(heads, rows)))
-    return Section("classes", "Classes and confusions", parts) if parts else None
+        classes = by_class(own)
+        rows = [TableRow([*_of_class(c), _number(c.images, "{:,}")]) for c in classes]
+        often = max(classes, key=lambda c: c.times)
+        hardest.append(TableRow([Cell(label), *_of_class(classes[0])[:2], *_of_class(often)[2:], Cell(often.name)]))
+        heads = ["class", "top-1", "most often taken for", "times", "images"]
+        parts.append(Part(heading=label, table=Table(heads, rows), folded=True))
+    if not parts:
+        return None
+    text = "Over all runs of a network; times are counted over all of them, images are those of the test split."
+    heads = ["network", "hardest class", "its top-1", "most often seen", "times", "where there was"]
+    return Section("classes", "Classes and confusions", [Part(text=text, table=Table(heads, hardest)), *parts])
+
+
+def _of_class(found: ClassAccuracy) -> list[Cell]:
+    return [
+        Cell(found.name),
+        _number(found.top1, "{:.1f}"),
+        Cell(found.mistaken_for),
+        _number(found.times, "{:,}"),
+    ]
 
 
 def _samples(config: ReportConfig, runs: list[Run]) -> Section | None:
@@ -300,29 +311,35 @@ def _samples(config: ReportConfig, runs: list[Run]) -> Section | None:
 
 def _configuration(runs: list[Run]) -> Section:
     shared, differing = common_and_differing(runs)
-    rows = [TableRow([Cell(name), Cell(json.dumps(value))]) for name, value in shared.items()]
-    other = [TableRow([Cell(name), Cell(", ".join(sorted(values)))]) for name, values in differing.items()]
+    rows = [TableRow([Cell(name), Cell(value)]) for name, value in shared.items()]
+    other = [TableRow([Cell(name), Cell(", ".join(values))]) for name, values in differing.items()]
     return Section(
         "configuration",
         "Configuration",
         [
-            Part(heading="The same in all runs", table=Table(["field", "value"], rows)),
+            Part(heading="The same in all runs that have the field", table=Table(["field", "value"], rows)),
             Part(heading="Different", table=Table(["field", "values"], other)),
         ],
     )
 
 
 def _reproduce(runs: list[Run]) -> Section:
+    """The command for each run; what made them stands above where it is the same for all, else beside."""
+    made = [_made_by(run.summary) for run in runs]
+    same = len(set(made)) == 1
     rows = []
-    for run in runs:
-        made = run.summary
-        versions = f"hkd {made['hkd']}, torch {made['torch']}, Python {made['python']}"
-        cells = [Cell(str(run.path)), Cell(run.label), _number(run.seed, "{:.0f}"), _number(made["top1_last"])]
-        rows.append(
-            TableRow([*cells, Cell(str(made.get("machine", made["device"]))), Cell(versions), Cell(run.command)])
-        )
-    heads = ["run", "network", "seed", "top-1", "machine", "versions", "command"]
-    return Section("reproduce", "How to reproduce each number", [Part(table=Table(heads, rows))])
+    for run, by in zip(runs, made, strict=True):
+        cells = [Cell(str(run.path)), Cell(run.label), _number(run.seed, "{:.0f}")]
+        cells += [_number(run.summary["top1_last"]), *([] if same else [Cell(by)]), Cell(run.command)]
+        rows.append(TableRow(cells))
+    heads = ["run", "network", "seed", "top-1", *([] if same else ["made by"]), "command"]
+    text = "NEW is a folder of your choice." + (f" All were made by {made[0]}." if same else "")
+    return Section("reproduce", "How to reproduce each number", [Part(text=text, table=Table(heads, rows))])
+
+
+def _made_by(summary: Numbers) -> str:
+    versions = f"hkd {summary['hkd']}, torch {summary['torch']}, Python {summary['python']}"
+    return f"{versions} on {summary.get('machine', summary['device'])}"
 
 
 def _png(image: np.ndarray[Any, Any]) -> bytes:
