@@ -237,8 +237,10 @@ def draw(numbers: dict[str, Any], folder: Path) -> None:
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
     positions = range(len(numbers["values"]))
-    for method in numbers["methods"]:
-        found = {x: accuracies(numbers, method, value) for x, value in zip(positions, numbers["values"], strict=True)}
+    for n, method in enumerate(numbers["methods"]):
+        aside = 0.02 * (n - (len(numbers["methods"]) - 1) / 2)  # so that error bars stand beside one another
+        values_at = zip(positions, numbers["values"], strict=True)
+        found = {x + aside: accuracies(numbers, method, value) for x, value in values_at}
         known = {x: values for x, values in found.items() if values}
         bars = [statistics.stdev(values) if len(values) > 1 else 0.0 for values in known.values()]
         axes.errorbar(list(known), [*map(statistics.fmean, known.values())], bars, marker="o", capsize=3, label=method)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 import sys
 import textwrap
 from collections.abc import Sequence
@@ -156,9 +158,12 @@ def draw(panels: Sequence[Panel], label: NDArray[np.int64], classes: Sequence[st
 
     folder.mkdir(parents=True, exist_ok=True)
     colours = _colours(len(classes))
-    figure = Figure(figsize=(4.2 * len(panels), 4.6), layout="constrained")
-    rows = figure.subplots(1, len(panels), squeeze=False, sharex=True, sharey=True)
-    for axes, panel in zip(rows[0], panels, strict=True):
+    height, width = _grid(len(panels))
+    figure = Figure(figsize=(4 * width, 4.3 * height + 0.5), layout="constrained")
+    grid = figure.subplots(height, width, squeeze=False, sharex=True, sharey=True).flatten()
+    for axes in grid[len(panels) :]:
+        axes.remove()
+    for axes, panel in zip(grid, panels, strict=False):
         if panel.edges is not None:
             lines = [(panel.points[i], panel.points[j]) for i, row in enumerate(panel.edges) for j in row[1:]]
             axes.add_collection(LineCollection(lines, colors="#88888826", linewidths=0.3, zorder=1))
@@ -169,21 +174,26 @@ def draw(panels: Sequence[Panel], label: NDArray[np.int64], classes: Sequence[st
     if len(classes) <= MOST_NAMED:
         marks = [mpl.lines.Line2D([], [], marker="o", linestyle="", color=colours[n]) for n in range(len(classes))]
         figure.legend(
-            marks, classes, loc="outside lower center", ncols=min(len(classes), 10), frameon=False, fontsize=8
+            marks, classes, loc="outside lower center", ncols=min(len(classes), 3 * width), frameon=False, fontsize=8
         )
     for suffix in ("png", "svg"):
         figure.savefig(folder / f"topology.{suffix}", dpi=160)
     (folder / "topology.html").write_text(interactive(panels, label, classes))
 
 
-HOVER = "%{text}, %{fullData.name}<extra></extra>"
 MOST_NAMED = 20
 """Classes in a legend; more cannot be told apart by colour."""
 
 
 def _wrapped(title: str) -> str:
     """A title in lines of a panel's width."""
-    return textwrap.fill(title.replace(",", ", "), 38, break_on_hyphens=False)
+    return textwrap.fill(re.sub(r",\s*", ", ", title), 38, break_on_hyphens=False)
+
+
+def _grid(panels: int) -> tuple[int, int]:
+    """Rows and columns of so many panels, at most three side by side."""
+    height = math.ceil(panels / 3)
+    return height, math.ceil(panels / height)
 
 
 def _colours(count: int) -> list[tuple[float, float, float]]:
@@ -200,17 +210,21 @@ def interactive(panels: Sequence[Panel], label: NDArray[np.int64], classes: Sequ
     from plotly.subplots import make_subplots
 
     titles = [_wrapped(panel.title).replace("\n", "<br>") for panel in panels]
-    figure = make_subplots(rows=1, cols=len(panels), subplot_titles=titles, horizontal_spacing=0.01)
+    height, width = _grid(len(panels))
+    figure = make_subplots(
+        rows=height, cols=width, subplot_titles=titles, horizontal_spacing=0.02, vertical_spacing=0.08
+    )
     colours = [f"rgb({','.join(str(round(255 * part)) for part in colour[:3])})" for colour in _colours(len(classes))]
-    for column, panel in enumerate(panels, 1):
-        once = {"showlegend": column == 1}
+    for number, panel in enumerate(panels):
+        row, column = 1 + number // width, 1 + number % width
+        once = {"showlegend": number == 0}
         if panel.edges is not None:
             gap = np.full(2, np.nan)
             ends = [(panel.points[i], panel.points[j], gap) for i, row in enumerate(panel.edges) for j in row[1:]]
             x, y = np.concatenate(ends).T
             line = {"color": "rgba(136,136,136,.3)", "width": 0.5}
             graph = go.Scattergl(x=x, y=y, mode="lines", line=line, name="graph", legendgroup="graph", hoverinfo="skip")
-            figure.add_trace(graph.update(once), row=1, col=column)
+            figure.add_trace(graph.update(once), row=row, col=column)
         for n, name in enumerate(classes):
             own = np.flatnonzero(label == n)
             x, y = panel.points[own].T
@@ -218,9 +232,9 @@ def interactive(panels: Sequence[Panel], label: NDArray[np.int64], classes: Sequ
             dots.update(
                 marker={"color": colours[n], "size": 5}, hovertemplate="%{text}, %{fullData.name}<extra></extra>"
             )
-            figure.add_trace(dots.update(once), row=1, col=column)
-        figure.update_xaxes(visible=False, matches="x", row=1, col=column)
-        figure.update_yaxes(visible=False, matches="y", scaleanchor="x", row=1, col=column)
-    figure.update_layout(template="plotly_white", margin={"l": 10, "r": 10, "t": 60, "b": 10})
+            figure.add_trace(dots.update(once), row=row, col=column)
+        figure.update_xaxes(visible=False, matches="x", row=row, col=column)
+        figure.update_yaxes(visible=False, matches="y", scaleanchor="x", row=row, col=column)
+    figure.update_layout(template="plotly_white", margin={"l": 10, "r": 10, "t": 60, "b": 10}, height=480 * height + 70)
     page: str = figure.to_html(include_plotlyjs=True, full_html=True)
     return page
