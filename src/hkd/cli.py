@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import json
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -40,7 +41,8 @@ HELP_GROUPS = {
     "what is learnt": "method methods baseline method_weight kd_weight ce_weight kd_temperature",
     "what is shown": "images neighbours edges k",
     "what varies": "field values",
-    "how": "probe holdout epochs batch_size lr lr_of lr_decay milestones momentum weight_decay teacher_lr",
+    "how": "probe holdout epochs batch_size scale_with_processes lr lr_of lr_decay milestones momentum weight_decay "
+    "teacher_lr",
     "where": "device precision compile workers jobs",
 }
 """The fields of all configurations in the order in which help shows them."""
@@ -55,12 +57,18 @@ METAVARS = {
     dict[str, str]: "{NAME: FILE,...}",
 }
 
+PROCESSES = int(os.environ.get("WORLD_SIZE", "1"))
+TALKS = os.environ.get("RANK", "0") == "0"
+"""Of several processes (torchrun sets both) the first one speaks."""
+IN_SEVERAL_PROCESSES = ("train", "distill", "evaluate")
+
 EPILOG = {"distill": "A method's own settings: `hkd distill --method hkd --help` shows --holistic.k and so on."}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command. Returns 0 when done, 1 when it failed, 2 when the request was wrong."""
     argv = [_dashed(a) for a in (sys.argv[1:] if arguments is None else arguments)]
+    argv = argv[1:] if argv[:1] == ["--"] else argv  # launchers need it before options of the same name as their own
     if not argv or argv[0] in ("-h", "--help"):
         print(_overview())
         return DONE
@@ -70,17 +78,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if argv[0] not in COMMANDS:
             raise unknown("command", argv[0], COMMANDS)
+        if PROCESSES > 1 and argv[0] not in IN_SEVERAL_PROCESSES:
+            raise RequestError(f"processes: {argv[0]} uses one process, and {PROCESSES} were started")
         return COMMANDS[argv[0]](argv[1:])
     except RequestError as error:
-        print(f"hkd: {error}", file=sys.stderr)
+        _complain(f"hkd: {error}")
         return WRONG_REQUEST
     except TrainingError as error:
-        print(f"hkd: failed: {error}", file=sys.stderr)
+        _complain(f"hkd: failed: {error}")
         return FAILED
     except KeyboardInterrupt:
         what_next = "; the same command continues from the last finished epoch"
-        print(f"\nhkd: interrupted{what_next if argv[0] in ('train', 'distill', 'compare') else ''}", file=sys.stderr)
+        _complain(f"\nhkd: interrupted{what_next if argv[0] in ('train', 'distill', 'compare') else ''}")
         return INTERRUPTED
+
+
+def _complain(text: str) -> None:
+    if TALKS:
+        print(text, file=sys.stderr)
 
 
 def train_command(argv: list[str]) -> int:
@@ -152,6 +167,8 @@ def evaluate_command(argv: list[str]) -> int:
     from hkd.jobs import evaluate
 
     found = evaluate(config)
+    if not TALKS:
+        return DONE
     print(f"top-1 {found.top1:.2f} %   top-5 {found.top5:.2f} %   loss {found.loss:.4f}   {found.images:,} images")
     return DONE
 
@@ -442,6 +459,8 @@ def _values(asked: Namespace, config: type) -> dict[str, Any]:
 
 
 def _tell(result: Any) -> int:
+    if not TALKS:
+        return DONE
     summary = result.summary
     if result.skipped:
         print(f"{result.run} is finished; --fresh starts over")

@@ -43,7 +43,8 @@ class TrainConfig:
     teacher_pretrained: bool = option(False, "start the teacher from the library's weights (timm:, torchvision:)")
 
     epochs: int = option(240, "passes over the training images")
-    batch_size: int = option(64, "images a step")
+    batch_size: int = option(64, "images a step, of all processes together")
+    scale_with_processes: bool = option(False, "multiply batch size and learning rate by the number of processes")
     lr: float = option(0.05, "learning rate (the paper: 0.01 for MobileNetV2 and ShuffleNet students)")
     lr_decay: float = option(0.1, "what the learning rate is multiplied by at each milestone")
     milestones: tuple[float, ...] = option((0.625, 0.75, 0.875), "when, as parts of the run (150, 180, 210 of 240)")

@@ -7,6 +7,7 @@ import dataclasses
 import os
 import platform
 import sys
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -68,12 +69,12 @@ def train(
         fresh: start over; what the run folder holds is kept under another name.
     """
     config.check()
-    data = data or _data(config, train_data, test_data)
     engine = Engine(config.device, config.precision, config.seed)
+    data = data or _data(config, train_data, test_data, engine)
+    _check_shares(config, data, engine)
     network = _trained_network(config, model, data)
     data = data.normalised_for(network)
-    run = RunFolder(config.run)
-    run.open(_resolved_training(config, network, data), _defaults(config), fresh=fresh)
+    run = _open(config, _resolved_training(config, network, data), engine, fresh)
     return _run(config, run, "model.safetensors", network, None, Objective(network), data, engine)
 
 
@@ -105,18 +106,18 @@ def distill(
         raise RequestError("student: a network is passed or named in the configuration, not both; so is a teacher")
     if student is not None and student is teacher:
         raise RequestError("student: the same network is passed as student and as teacher")
-    data = data or _data(config, train_data, test_data)
     # Everything is built before anything is trained: a bad request must not cost a teacher's training.
     engine = Engine(config.device, config.precision, config.seed)
+    data = data or _data(config, train_data, test_data, engine)
+    _check_shares(config, data, engine)
     parts = _parts(config, student, teacher, data)
     network, teacher_model = parts.student, parts.teacher
     data = data.normalised_for(teacher_model if teacher_model.normalisation else network)
-    run = RunFolder(config.run)
-    run.open(_resolved_distillation(config, parts, data), _defaults(config), fresh=fresh)
+    run = _open(config, _resolved_distillation(config, parts, data), engine, fresh)
     if not parts.teacher_is_trained and run.summary is None:
         _train_teacher(config, teacher_model, data)
         engine = Engine(config.device, config.precision, config.seed)
-    if run.summary is None:
+    if run.summary is None and engine.is_main:
         _tell_pairs(parts)
     objective = Objective(network, parts.method, parts.weights, config.kd_temperature)
     return _run(config, run, "student.safetensors", network, teacher_model, objective, data, engine)
@@ -153,7 +154,8 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     model = create_model(found.name, data.info.num_classes)
     load_checkpoint(model, found.weights)
     workers = _workers(config.workers)
-    loader = make_loader(prepare(data, None, workers), config.batch_size, engine.device, train=False, workers=workers)
+    data = prepare(data, None, workers)
+    loader = make_loader(data, config.batch_size, engine.device, train=False, workers=workers, share=engine.share)
     return evaluate_model(model.to(engine.device), loader, engine)
 
 
@@ -242,7 +244,12 @@ def open_data(config: TrainConfig) -> Data:
     return _data(config, None, None)
 
 
-def _data(config: TrainConfig, train: Any, test: Any) -> Data:
+def _data(config: TrainConfig, train: Any, test: Any, engine: Engine | None = None) -> Data:
+    with engine.first_of_node() if engine is not None else nullcontext():
+        return _both_splits(config, train, test)
+
+
+def _both_splits(config: TrainConfig, train: Any, test: Any) -> Data:
     """Both splits, cut down to what was asked for and decoded if small. Training decides the size of the images."""
     if (train is None) != (test is None):
         raise RequestError("train_data: pass both train_data and test_data, or neither")
@@ -419,15 +426,18 @@ def _run(
         return Result(run.path, student.to(engine.device).eval(), run.summary, file, skipped=True)
 
     workers = _workers(config.workers)
-    test = make_loader(data.test, max(256, config.batch_size), engine.device, train=False, workers=workers)
+    batch_size, lr = _for_all_processes(config, engine)
+    config = dataclasses.replace(config, batch_size=batch_size, lr=lr)
+    test = make_loader(data.test, max(256, batch_size), engine.device, train=False, workers=workers, share=engine.share)
     training = make_loader(
         data.train,
-        config.batch_size,
+        batch_size,
         engine.device,
         train=True,
         flip=config.flip,
         seed=config.seed,
         workers=workers,
+        share=engine.share,
     )
     # The loaders' batches are channels-last; weights in the same order spare the convolutions a change.
     student.to(engine.device).to(memory_format=torch.channels_last)
@@ -446,7 +456,8 @@ def _run(
     summary = fit(objective, teacher, training, test, config, engine, run, about, title)
     found = evaluate_model(student, test, engine)
     run.save_predictions(found.predicted, found.label)
-    save_model(student, file, **about, epoch=summary["epochs"], top1=summary["top1_last"])
+    if run.writes:
+        save_model(student, file, **about, epoch=summary["epochs"], top1=summary["top1_last"])
     summary |= {"top1_last": found.top1, "top5_last": found.top5}
     summary |= extra | {
         "student": student.name,
@@ -460,7 +471,34 @@ def _run(
         "hkd": hkd.__version__,
     }
     run.finish(summary)
+    engine.wait()  # the others may read it next
     return Result(run.path, student.eval(), summary, file)
+
+
+def _open(config: TrainConfig, resolved: dict[str, Any], engine: Engine, fresh: bool) -> RunFolder:
+    """The run folder, in which one process writes and which the others find as it has prepared it."""
+    run = RunFolder(config.run, writes=engine.is_main)
+    with engine.first_of_all():
+        run.open(resolved, _defaults(config), fresh=fresh)
+    return run
+
+
+def _for_all_processes(config: TrainConfig, engine: Engine) -> tuple[int, float]:
+    """Images a step of all processes together, and the learning rate."""
+    times = engine.share.processes if config.scale_with_processes else 1
+    return config.batch_size * times, config.lr * times
+
+
+def _check_shares(config: TrainConfig, data: Data, engine: Engine) -> None:
+    """Raises :class:`RequestError` where the processes would not have equal work, of two images a step at least."""
+    processes, batch_size = engine.share.processes, _for_all_processes(config, engine)[0]
+    if processes > 1 and (batch_size % processes or batch_size < 2 * processes):
+        raise RequestError(
+            f"batch_size: {processes} processes share every batch in equal parts of 2 images or more; got {batch_size}"
+        )
+    for split in (data.train, data.test):
+        if processes > 1 and len(split) < 2 * processes:
+            raise RequestError(f"dataset: {data.name} has a split of {len(split)} images for {processes} processes")
 
 
 def _workers(asked: int | None) -> int:

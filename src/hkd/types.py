@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -52,3 +53,19 @@ class ModelOutput:
             tuple(feature.detach() for feature in self.features),
             tuple(feature.detach() for feature in self.preactivations),
         )
+
+
+class Share(NamedTuple):
+    """Which of several processes that train together this is.
+
+    Attributes:
+        rank: its number, from 0.
+        processes: how many there are.
+    """
+
+    rank: int = 0
+    processes: int = 1
+
+    def of(self, values: Tensor) -> Tensor:
+        """This process's part of (n, ...) values: one of ``processes`` pieces in order, alike in length up to one."""
+        return values.tensor_split(self.processes)[self.rank]

@@ -14,6 +14,7 @@ from hkd.data.memory_loader import MemoryLoader, fits_in_memory, in_memory
 from hkd.data.own import as_dataset
 from hkd.data.stream_loader import StreamLoader
 from hkd.errors import RequestError, unknown
+from hkd.types import Share
 
 __all__ = [
     "ArrayDataset", "Dataset", "DatasetInfo", "FileDataset", "Loader", "as_dataset", "datasets", "limit",
@@ -69,12 +70,13 @@ def make_loader(
     flip: bool = True,
     seed: int = 0,
     workers: int = 0,
+    share: Share = Share(),  # noqa: B008  (immutable)
 ) -> Loader:
     """The loader that suits a prepared data set; see :class:`MemoryLoader` and :class:`StreamLoader`."""
     if isinstance(dataset, ArrayDataset):
-        return MemoryLoader(dataset, batch_size, device, train=train, flip=flip, seed=seed)
+        return MemoryLoader(dataset, batch_size, device, train=train, flip=flip, seed=seed, share=share)
     assert isinstance(dataset, FileDataset)
     size = dataset.info.image_size or STREAM_SIZE
     return StreamLoader(
-        dataset, batch_size, device, image_size=size, train=train, flip=flip, seed=seed, workers=workers
+        dataset, batch_size, device, image_size=size, train=train, flip=flip, seed=seed, workers=workers, share=share
     )

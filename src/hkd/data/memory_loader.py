@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from hkd.data.base import LARGEST_IN_MEMORY, ArrayDataset, Dataset, FileDataset
 from hkd.data.loader import Loader, epoch_generator
-from hkd.types import Batch
+from hkd.types import Batch, Share
 
 LARGEST_BYTES = 4 * 2**30
 
@@ -84,6 +84,7 @@ class MemoryLoader(Loader):
         train: augment and shuffle.
         flip: whether training may mirror images at all.
         seed: of order and augmentation; epoch e is the same whenever it is loaded.
+        share: which part of every batch is this process's.
     """
 
     def __init__(
@@ -95,6 +96,7 @@ class MemoryLoader(Loader):
         train: bool,
         flip: bool = True,
         seed: int = 0,
+        share: Share = Share(),  # noqa: B008  (immutable)
     ) -> None:
         self.dataset = dataset
         self.batch_size = batch_size
@@ -102,6 +104,7 @@ class MemoryLoader(Loader):
         self.train = train
         self.flip = flip and dataset.info.flip
         self.seed = seed
+        self.share = share
         self.size = dataset.images.shape[2]
         self.padding = self.size // 8 if train else 0
         self.labels = dataset.labels.to(device)
@@ -120,22 +123,24 @@ class MemoryLoader(Loader):
         generator = epoch_generator(self.seed, number, self.device)
         count = len(self.dataset)
         if self.train:
-            order = torch.randperm(count, generator=generator, device=self.device)[: self.images_per_epoch]
+            order = torch.randperm(count, generator=generator, device=self.device)
         else:
             order = torch.arange(count, device=self.device)
-        for index in torch.split(order, self.batch_size):
+        for index in self.own(order):
             yield Batch(self._images(index, generator), self.labels[index], index)
 
     def _images(self, index: Tensor, generator: torch.Generator) -> Tensor:
         """(B, 3, H, W) in channels-last order, cropped, mirrored and normalised."""
         count = len(index)
         if self.train:
+            # Drawn for the images of all processes, so that an image meets the same fate however they are shared.
+            everyone = count * self.share.processes
             offsets = 2 * self.padding + 1
-            top, left = torch.randint(offsets, (2, count), generator=generator, device=self.device)
-            pixels = self._windows[index, top, left]
+            top, left = torch.randint(offsets, (2, everyone), generator=generator, device=self.device)
+            pixels = self._windows[index, self.share.of(top), self.share.of(left)]
             if self.flip:
-                mirror = torch.rand(count, 1, 1, 1, generator=generator, device=self.device) < 0.5
-                pixels = torch.where(mirror, pixels.flip(2), pixels)
+                mirror = torch.rand(everyone, 1, 1, 1, generator=generator, device=self.device) < 0.5
+                pixels = torch.where(self.share.of(mirror), pixels.flip(2), pixels)
         else:
             pixels = self._windows[index, 0, 0]
         rows = pixels.view(count, self.size, self.size * 3).float()

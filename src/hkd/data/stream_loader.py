@@ -15,7 +15,7 @@ from torch.utils.data import Dataset as TorchDataset
 from hkd.data.base import FileDataset, fit, to_tensor
 from hkd.data.loader import Loader, epoch_generator
 from hkd.errors import RequestError
-from hkd.types import Batch
+from hkd.types import Batch, Share
 
 
 class StreamLoader(Loader):
@@ -34,22 +34,24 @@ class StreamLoader(Loader):
         flip: whether training may mirror images at all.
         seed: of order and augmentation.
         workers: processes that decode; 0 decodes in this one.
+        share: which part of every batch is this process's.
     """
 
     def __init__(
         self, dataset: FileDataset, batch_size: int, device: torch.device, *, image_size: int, train: bool,
         flip: bool = True, seed: int = 0, workers: int = 0,
+        share: Share = Share(),  # noqa: B008  (immutable)
     ) -> None:  # fmt: skip
         self.dataset = dataset
         self.batch_size = batch_size
         self.device = device
         self.train = train
         self.seed = seed
-        self._order = _EpochOrder(len(dataset), self.images_per_epoch, seed if train else None)
+        self.share = share
+        self._order = _EpochOrder(self)
         self._loader = DataLoader(
             _Views(dataset, image_size, flip and dataset.info.flip, seed if train else None),
-            batch_size=batch_size,
-            sampler=self._order,
+            batch_sampler=self._order,
             num_workers=workers,
             persistent_workers=workers > 0,
             pin_memory=device.type == "cuda",
@@ -73,23 +75,23 @@ class StreamLoader(Loader):
 
 
 class _EpochOrder:
-    """(epoch, index) of each image of an epoch: workers outlive an epoch and have to be told which it is."""
+    """(epoch, index) of the images of each batch: workers outlive an epoch and have to be told which it is."""
 
-    def __init__(self, count: int, kept: int, seed: int | None) -> None:
-        self.count = count
-        self.kept = kept
-        self.seed = seed
+    def __init__(self, loader: StreamLoader) -> None:
+        self.loader = loader
         self.epoch = 0
 
     def __len__(self) -> int:
-        return self.kept
+        return len(self.loader)
 
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        order = torch.arange(self.count)
-        if self.seed is not None:
-            generator = epoch_generator(self.seed, self.epoch, torch.device("cpu"))
-            order = torch.randperm(self.count, generator=generator)
-        return ((self.epoch, index) for index in order[: self.kept].tolist())
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        count = len(self.loader.dataset)
+        order = torch.arange(count)
+        if self.loader.train:
+            generator = epoch_generator(self.loader.seed, self.epoch, torch.device("cpu"))
+            order = torch.randperm(count, generator=generator)
+        for batch in self.loader.own(order):
+            yield [(self.epoch, index) for index in batch.tolist()]
 
 
 class _Views(TorchDataset[tuple[Tensor, int, int]]):

@@ -9,12 +9,14 @@ from torch.nn import functional as F
 
 from hkd.holistic.contrast import Block, block_rows, contrast
 from hkd.holistic.encoder import GraphEncoder
+from hkd.holistic.gather import gather, own
 from hkd.holistic.graph import knn_graph, normalised_adjacency
-from hkd.holistic.memory import BankStart, MemoryBank, NegativeSampler
-from hkd.holistic.precision import full_precision
+from hkd.holistic.memory import BankStart, BankType, MemoryBank, NegativeSampler
+from hkd.holistic.precision import at_least_float32, full_precision
 
 NegativeBank = Literal["same", "opposite"]
 Sampling = Literal["shared", "all", "per_sample"]
+GraphOf = Literal["global", "local"]
 
 
 class HolisticTerms(NamedTuple):
@@ -42,19 +44,27 @@ class Branch(nn.Module):
     """
 
     def __init__(
-        self, feature_dim: int, dim: int, k: int, hops: int, layers: int, num_samples: int, momentum: float,
-        bank_start: BankStart,
+        self, feature_dim: int, dim: int, k: int, hops: int, layers: int, graph: GraphOf, num_samples: int,
+        momentum: float, bank_start: BankStart, bank_dtype: BankType,
     ) -> None:  # fmt: skip
         super().__init__()
         self.k = k
+        self.graph = graph
         self.embed = nn.Linear(feature_dim, dim)
         self.encoder = GraphEncoder(dim, hops, layers)
-        self.bank = MemoryBank(num_samples, dim, momentum, bank_start)
+        self.bank = MemoryBank(num_samples, dim, momentum, bank_start, bank_dtype)
 
     def forward(self, feature: Tensor, logits: Tensor) -> Embeddings:
         individual = F.normalize(self.embed(feature.to(self.embed.weight.dtype)), dim=1)
+        if self.graph == "local":
+            return Embeddings(individual, self._holistic(individual, logits))
+        return Embeddings(
+            individual, own(self._holistic(gather(individual), gather(at_least_float32(logits.detach()))))
+        )
+
+    def _holistic(self, individual: Tensor, logits: Tensor) -> Tensor:
         adjacency = normalised_adjacency(knn_graph(logits, self.k), individual.dtype)
-        return Embeddings(individual, F.normalize(self.encoder(individual, adjacency), dim=1))
+        return F.normalize(self.encoder(individual, adjacency), dim=1)
 
 
 class HolisticLoss(nn.Module):
@@ -74,6 +84,11 @@ class HolisticLoss(nn.Module):
 
     Positives and negatives are constants. The teacher's terms train the teacher's side of this loss only; pass the
     outputs of a frozen teacher. Everything is computed in the type of the parameters (float32), also under autocast.
+
+    Where several processes train together (torch.distributed is started) each passes its own images. Graphs are built
+    over the images of all, and all banks take in the embeddings of all, so they stay alike in every process; exclude
+    them from what is broadcast (``DistributedDataParallel(..., broadcast_buffers=False)``). With batches of equal size
+    the mean of the processes' gradients is the gradient of one process with the whole batch.
 
     Args:
         student_dim: width of the student's penultimate features.
@@ -95,6 +110,8 @@ class HolisticLoss(nn.Module):
         bank_start: "random", or "first": rows start as the first embedding seen. The defaults here are those of the
             authors' code; ``negatives="opposite", bank_start="first"`` did better on short schedules and is what the
             ``hkd`` command uses.
+        bank_dtype: "float32", or "bfloat16" or "float16" for banks of half the size; the arithmetic stays float32.
+        graph: "global", a graph over the images of all processes, or "local", one of each process's own.
         seed: of the draws of negatives.
 
     Raises:
@@ -126,6 +143,8 @@ class HolisticLoss(nn.Module):
         negatives: NegativeBank = "same",
         sampling: Sampling = "shared",
         bank_start: BankStart = "random",
+        bank_dtype: BankType = "float32",
+        graph: GraphOf = "global",
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -138,16 +157,17 @@ class HolisticLoss(nn.Module):
         if not 0 <= smoothing <= 1:
             raise ValueError(f"smoothing: the memory's part in a positive lies in [0, 1]; got {smoothing}")
         for name, choice, choices in (("negatives", negatives, get_args(NegativeBank)),
-                                      ("sampling", sampling, get_args(Sampling))):  # fmt: skip
+                                      ("sampling", sampling, get_args(Sampling)),
+                                      ("graph", graph, get_args(GraphOf))):  # fmt: skip
             if choice not in choices:
                 raise ValueError(f"{name}: expected one of {', '.join(choices)}; got {choice!r}")
         self.temperature = temperature
         self.smoothing = smoothing
         self.negatives = negatives
         self.sampling = sampling
-        graph = (embedding_dim, k, hops, layers, num_samples, momentum, bank_start)
-        self.student = Branch(student_dim, *graph)
-        self.teacher = Branch(teacher_dim, *graph)
+        both = (embedding_dim, k, hops, layers, graph, num_samples, momentum, bank_start, bank_dtype)
+        self.student = Branch(student_dim, *both)
+        self.teacher = Branch(teacher_dim, *both)
         self.sampler = NegativeSampler(num_samples, num_negatives, labels, seed)
 
     def forward(
@@ -195,7 +215,9 @@ class HolisticLoss(nn.Module):
         return self._terms(*embeddings_and_logits, index, negatives)[0]
 
     def update(self, index: Tensor, e_s: Tensor, e_t: Tensor) -> None:
-        """Moves the visited rows of both banks towards (B, d) individual embeddings."""
+        """Moves the visited rows of both banks towards (B, d) individual embeddings, those of all processes."""
+        index = gather(index.to(e_s.device, torch.int64, non_blocking=True))
+        e_s, e_t = gather(torch.cat([e_s.detach(), e_t.detach()], dim=1)).chunk(2, dim=1)
         self.student.bank.update(index, e_s)
         self.teacher.bank.update(index, e_t)
 
@@ -209,17 +231,24 @@ class HolisticLoss(nn.Module):
             student, teacher = self.student(f_s, l_s), self.teacher(f_t, l_t)
             rows = self._draw(index) if rows is None else torch.as_tensor(rows, device=bank_s.device)
             negatives_s, negatives_t = (bank_s, bank_t) if self.negatives == "same" else (bank_t, bank_s)
-            terms_s = self._branch_terms(student, bank_t[index], teacher.holistic, negatives_s, index, rows)
-            terms_t = self._branch_terms(teacher, bank_s[index], student.holistic, negatives_t, index, rows)
+            memory_s, memory_t = at_least_float32(bank_s[index]), at_least_float32(bank_t[index])
+            terms_s = self._branch_terms(student, memory_t, teacher.holistic, negatives_s, index, rows)
+            terms_t = self._branch_terms(teacher, memory_s, student.holistic, negatives_t, index, rows)
         terms = HolisticTerms(terms_s[0], terms_t[0], terms_s[1], terms_t[1])
         return terms, student.individual, teacher.individual
 
     def _branch_terms(
-        self, own: Embeddings, memory: Tensor, other_holistic: Tensor, bank: Tensor, index: Tensor, rows: Tensor | None
+        self,
+        branch: Embeddings,
+        memory: Tensor,
+        other_holistic: Tensor,
+        bank: Tensor,
+        index: Tensor,
+        rows: Tensor | None,
     ) -> Tensor:
         """(2,): one branch's individual and holistic term, both over the same negatives and so in one product."""
         smoothed = self.smoothing * memory + (1 - self.smoothing) * other_holistic.detach()
-        anchor = torch.cat([own.individual, own.holistic])
+        anchor = torch.cat([branch.individual, branch.holistic])
         positive = torch.cat([memory, F.normalize(smoothed, dim=1)])
         blocks = self._blocks(bank, index, rows, block_rows(anchor))
         return contrast(anchor, positive, blocks, self.temperature).view(2, -1).mean(dim=1)
@@ -228,19 +257,19 @@ class HolisticLoss(nn.Module):
         """This step's negatives: (K,) or (B, K) bank rows, or None for the whole bank."""
         if self.sampling == "all":
             return None
-        return self.sampler.shared() if self.sampling == "shared" else self.sampler.per_sample(index)
+        return self.sampler.shared() if self.sampling == "shared" else own(self.sampler.per_sample(gather(index)))
 
     def _blocks(self, bank: Tensor, index: Tensor, rows: Tensor | None, width: int) -> Iterator[Block]:
         """The bank rows that serve as negatives, block by block, and which of them share an anchor's class."""
         if rows is not None and rows.ndim == 2:
             for block in torch.split(rows, max(1, width // bank.shape[1]), dim=1):
-                yield bank[block].repeat(2, 1, 1), None
+                yield at_least_float32(bank[block]).repeat(2, 1, 1), None
             return
-        own = self.sampler.class_of(index)[:, None]
+        classes = self.sampler.class_of(index)[:, None]
         if rows is None:
             for start in range(0, len(bank), width):
                 block = torch.arange(start, min(start + width, len(bank)), device=bank.device)
-                yield bank[start : start + width], own == self.sampler.class_of(block)
+                yield at_least_float32(bank[start : start + width]), classes == self.sampler.class_of(block)
         else:
             for block in torch.split(rows, width):
-                yield bank.index_select(0, block), own == self.sampler.class_of(block)
+                yield at_least_float32(bank.index_select(0, block)), classes == self.sampler.class_of(block)

@@ -2,15 +2,16 @@
 
 import math
 import random
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hkd.holistic.precision import full_precision
+from hkd.holistic.precision import at_least_float32, full_precision
 
 BankStart = Literal["random", "first"]
+BankType = Literal["float32", "bfloat16", "float16"]
 
 
 class MemoryBank(nn.Module):
@@ -26,6 +27,7 @@ class MemoryBank(nn.Module):
         dim: d, the embedding width.
         momentum: m, what a row keeps of itself at each visit.
         start: "random" (the paper) or "first".
+        dtype: of the rows; the arithmetic is at least float32.
 
     Attributes:
         rows: (N, d) buffer. No gradient ever flows into it.
@@ -38,16 +40,21 @@ class MemoryBank(nn.Module):
     rows: Tensor
     seen: Tensor
 
-    def __init__(self, num_samples: int, dim: int, momentum: float = 0.9, start: BankStart = "random") -> None:
+    def __init__(
+        self, num_samples: int, dim: int, momentum: float = 0.9, start: BankStart = "random",
+        dtype: BankType = "float32",
+    ) -> None:  # fmt: skip
         super().__init__()
         if not 0 <= momentum < 1:
             raise ValueError(f"momentum: what a row keeps of itself lies in [0, 1); got {momentum}")
         if start not in ("random", "first"):
             raise ValueError(f"bank_start: expected 'random' or 'first'; got {start!r}")
+        if dtype not in get_args(BankType):
+            raise ValueError(f"bank_dtype: expected one of {', '.join(get_args(BankType))}; got {dtype!r}")
         self.momentum = momentum
         self.start = start
         bound = math.sqrt(3 / dim)
-        self.register_buffer("rows", torch.empty(num_samples, dim).uniform_(-bound, bound))
+        self.register_buffer("rows", torch.empty(num_samples, dim, dtype=getattr(torch, dtype)).uniform_(-bound, bound))
         if start == "first":
             self.register_buffer("seen", torch.zeros(num_samples, dtype=torch.bool))
 
@@ -68,18 +75,19 @@ class MemoryBank(nn.Module):
         index = index.to(self.rows.device, torch.int64, non_blocking=True)
         # An overflow of half precision skips the optimiser's step, and must not stay in the memory either.
         whole = embedding.isfinite().all(dim=1)
-        same = ((index[:, None] == index[None, :]) & whole).to(self.rows.dtype)
+        before = at_least_float32(self.rows[index])
+        same = ((index[:, None] == index[None, :]) & whole).to(before.dtype)
         visits = same.sum(dim=1, keepdim=True)
         with full_precision(self.rows):
-            mean = same @ embedding.to(self.rows.dtype).masked_fill(~whole[:, None], 0) / visits.clamp(min=1)
-        row = self.momentum * self.rows[index] + (1 - self.momentum) * mean
+            mean = same @ embedding.to(before.dtype).masked_fill(~whole[:, None], 0) / visits.clamp(min=1)
+        row = self.momentum * before + (1 - self.momentum) * mean
         if self.start == "first":
             seen = self.seen[index]
             row = torch.where(seen[:, None], row, mean)
             self.seen.index_copy_(0, index, seen | (visits[:, 0] > 0))
-        row = torch.where(visits > 0, F.normalize(row, dim=1), self.rows[index])
+        row = torch.where(visits > 0, F.normalize(row, dim=1), before)
         # Duplicates write the same values to the same row, so their order does not matter.
-        self.rows.index_copy_(0, index, row)
+        self.rows.index_copy_(0, index, row.to(self.rows.dtype))
 
 
 class NegativeSampler(nn.Module):

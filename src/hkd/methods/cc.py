@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hkd.config import option
+from hkd.holistic.gather import gather
 from hkd.holistic.precision import full_precision
 from hkd.methods.base import Method, Setup, Weights, methods
 from hkd.types import Batch, ModelOutput
@@ -68,8 +69,8 @@ class CC(Method[CorrelationConfig]):
     def forward(self, batch: Batch, student: ModelOutput, teacher: ModelOutput) -> dict[str, Tensor]:
         with full_precision(student.embedding):
             dtype = self.embed_student.weight.dtype
-            s = self.embed_student(student.embedding.to(dtype))
-            t = self.embed_teacher(teacher.embedding.to(dtype))
+            s = gather(self.embed_student(student.embedding.to(dtype)))
+            t = gather(self.embed_teacher(teacher.embedding.to(dtype)))
             if self.config.kernel == "adjacent":
                 delta = (s - t).abs()
                 # A batch of one has no adjacent pair: its sum over none is 0.

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hkd.config import option
-from hkd.holistic.memory import MemoryBank, NegativeSampler
-from hkd.holistic.precision import full_precision
+from hkd.holistic.gather import gather, own
+from hkd.holistic.memory import BankType, MemoryBank, NegativeSampler
+from hkd.holistic.precision import at_least_float32, full_precision
 from hkd.methods.base import Method, Setup, Weights, methods
 from hkd.types import Batch, ModelOutput
 
@@ -28,6 +29,7 @@ class ContrastiveConfig:
     sampling: Literal["shared", "per_sample"] = option(
         "shared", "one draw a batch, or an own draw for each anchor (as published; many times slower)"
     )
+    bank_dtype: BankType = option("float32", "of the memory banks; bfloat16 and float16 take half the memory")
 
 
 class NCE(nn.Module):
@@ -72,9 +74,10 @@ class NCE(nn.Module):
 
     @torch.no_grad()
     def _estimate(self, positive: Tensor, negatives: Tensor, mask: Tensor) -> None:
-        """Takes Z from this batch."""
+        """Takes Z from this batch, that of all processes."""
         every = torch.cat([positive[:, None], negatives], dim=1).flatten()
-        mean = every.logsumexp(dim=0) - (mask.sum() + len(positive)).log()
+        total, count = gather(every.logsumexp(dim=0)[None]), gather((mask.sum() + len(positive))[None])
+        mean = total.logsumexp(dim=0) - count.sum().log()
         found = mean + math.log(self.num_samples)
         self.log_z.copy_(torch.where(found.isfinite(), found, math.nan))
 
@@ -107,8 +110,10 @@ class CRD(Method[ContrastiveConfig]):
         self.config = config
         self.embed_student = nn.Linear(setup.student.embedding_dim, config.embedding_dim)
         self.embed_teacher = nn.Linear(setup.teacher.embedding_dim, config.embedding_dim)
-        self.bank_student = MemoryBank(setup.num_samples, config.embedding_dim, config.momentum)
-        self.bank_teacher = MemoryBank(setup.num_samples, config.embedding_dim, config.momentum)
+        self.bank_student, self.bank_teacher = (
+            MemoryBank(setup.num_samples, config.embedding_dim, config.momentum, dtype=config.bank_dtype)
+            for _ in range(2)
+        )
         self.sampler = NegativeSampler(setup.num_samples, config.num_negatives, setup.labels, setup.seed)
         self.nce_student, self.nce_teacher = NCE(setup.num_samples), NCE(setup.num_samples)
 
@@ -121,22 +126,24 @@ class CRD(Method[ContrastiveConfig]):
                 rows = self.sampler.shared()
                 mask = self.sampler.class_of(index)[:, None] != self.sampler.class_of(rows)[None, :]
             else:
-                rows = self.sampler.per_sample(index)
+                rows = own(self.sampler.per_sample(gather(index)))
                 mask = torch.ones_like(rows, dtype=torch.bool)
             terms = {
                 "contrast_student": self._contrast(self.nce_student, v_s, self.bank_teacher.rows, index, rows, mask),
                 "contrast_teacher": self._contrast(self.nce_teacher, v_t, self.bank_student.rows, index, rows, mask),
             }
             if self.training:
-                self.bank_student.update(index, v_s.detach())
-                self.bank_teacher.update(index, v_t.detach())
+                index = gather(index)
+                self.bank_student.update(index, gather(v_s.detach()))
+                self.bank_teacher.update(index, gather(v_t.detach()))
                 self.sampler.draws += 1
         return terms
 
     def _contrast(self, nce: NCE, anchor: Tensor, bank: Tensor, index: Tensor, rows: Tensor, mask: Tensor) -> Tensor:
         anchor = anchor / self.config.temperature
-        positive = (anchor * bank[index]).sum(dim=1)
+        positive = (anchor * at_least_float32(bank[index])).sum(dim=1)
         # (K,) rows for all anchors, or (B, K) for each
-        negatives = anchor @ bank[rows].T if rows.ndim == 1 else torch.einsum("bd,bkd->bk", anchor, bank[rows])
+        remembered = at_least_float32(bank[rows])
+        negatives = anchor @ remembered.T if rows.ndim == 1 else torch.einsum("bd,bkd->bk", anchor, remembered)
         term: Tensor = nce(positive, negatives, mask)
         return term

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hkd.config import option
+from hkd.holistic.gather import gather
 from hkd.holistic.precision import at_least_float32
 from hkd.methods.base import Method, Setup, Weights, methods
 from hkd.types import Batch, ModelOutput
@@ -48,6 +49,6 @@ class DIST(Method[DistConfig]):
         self.temperature = config.temperature
 
     def forward(self, batch: Batch, student: ModelOutput, teacher: ModelOutput) -> dict[str, Tensor]:
-        s, t = ((at_least_float32(out.logits) / self.temperature).softmax(dim=1) for out in (student, teacher))
+        s, t = (gather((at_least_float32(o.logits) / self.temperature).softmax(dim=1)) for o in (student, teacher))
         scale = self.temperature**2
         return {"inter": scale * pearson_distance(s, t), "intra": scale * pearson_distance(s.T, t.T)}

@@ -6,8 +6,8 @@ from torch import Tensor
 
 from hkd.config import option
 from hkd.holistic import HolisticLoss
-from hkd.holistic.loss import NegativeBank, Sampling
-from hkd.holistic.memory import BankStart
+from hkd.holistic.loss import GraphOf, NegativeBank, Sampling
+from hkd.holistic.memory import BankStart, BankType
 from hkd.methods.base import Method, Setup, Weights, methods
 from hkd.types import Batch, ModelOutput
 
@@ -33,6 +33,8 @@ class HolisticConfig:
     )
     sampling: Sampling = option("shared", "one draw a batch, all rows, or an own draw for each anchor")
     bank_start: BankStart = option("first", "what bank rows start as: the first embedding seen, or random (the paper)")
+    bank_dtype: BankType = option("float32", "of the memory banks; bfloat16 and float16 take half the memory")
+    graph: GraphOf = option("global", "of several processes: one graph of all their images, or each its own (local)")
 
 
 @methods.register("hkd")

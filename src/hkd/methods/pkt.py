@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional as F
 
+from hkd.holistic.gather import gather
 from hkd.holistic.precision import at_least_float32, full_precision
 from hkd.methods.base import Method, NoConfig, Setup, Weights, methods
 from hkd.types import Batch, ModelOutput
@@ -34,7 +35,7 @@ class PKT(Method[NoConfig]):
         super().__init__(setup, config)
 
     def forward(self, batch: Batch, student: ModelOutput, teacher: ModelOutput) -> dict[str, Tensor]:
-        s, t = at_least_float32(student.embedding), at_least_float32(teacher.embedding)
+        s, t = (gather(at_least_float32(out.embedding)) for out in (student, teacher))
         with full_precision(s):
             p, q = neighbour_probabilities(s), neighbour_probabilities(t)
             return {"probabilities": (q * (q.log() - p.log())).mean()}

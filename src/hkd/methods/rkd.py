@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hkd.config import option
+from hkd.holistic.gather import gather
 from hkd.holistic.precision import at_least_float32, full_precision
 from hkd.methods.base import Method, Setup, methods
 from hkd.types import Batch, ModelOutput
@@ -57,7 +58,7 @@ class RKD(Method[RelationalConfig]):
         self.config = config
 
     def forward(self, batch: Batch, student: ModelOutput, teacher: ModelOutput) -> dict[str, Tensor]:
-        s, t = at_least_float32(student.embedding), at_least_float32(teacher.embedding)
+        s, t = (gather(at_least_float32(out.embedding)) for out in (student, teacher))
         with full_precision(s):
             distance = F.smooth_l1_loss(relative_distances(s), relative_distances(t))
             angle = F.smooth_l1_loss(angles(s), angles(t))

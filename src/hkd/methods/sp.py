@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional as F
 
+from hkd.holistic.gather import gather
 from hkd.holistic.precision import at_least_float32, full_precision
 from hkd.methods.base import Method, NoConfig, Setup, Weights, methods
 from hkd.methods.stages import pair_stages
@@ -14,7 +15,7 @@ from hkd.types import Batch, ModelOutput
 def similarities(feature: Tensor) -> Tensor:
     """The inner products of a batch's maps with rows of unit length, (B, ...) -> (B, B)."""
     with full_precision(feature):
-        flat = at_least_float32(feature).flatten(1)
+        flat = feature.flatten(1)
         return F.normalize(flat @ flat.T, dim=1)
 
 
@@ -34,5 +35,5 @@ class SP(Method[NoConfig]):
         self.pairs = pair_stages(setup, "sp")[-1:]
 
     def forward(self, batch: Batch, student: ModelOutput, teacher: ModelOutput) -> dict[str, Tensor]:
-        difference = similarities(student.features[-1]) - similarities(teacher.features[-1])
-        return {"similarity": difference.square().mean()}
+        s, t = (similarities(gather(at_least_float32(out.features[-1]))) for out in (student, teacher))
+        return {"similarity": (s - t).square().mean()}

@@ -67,7 +67,8 @@ class Checkpoint:
         """
         saved: dict[str, Any] | None = self.run.load_checkpoint()
         if saved is None:
-            self.run.keep_rows(self.first_epoch)
+            self._keep_rows(self.first_epoch)
+            self.engine.set_random_state(None)
             return State(epoch=self.first_epoch)
         if saved["train_images"] != self.train_images:
             raise RequestError(
@@ -82,7 +83,12 @@ class Checkpoint:
             self.engine.scaler.load_state_dict(saved["scaler"])
         self.engine.set_random_state(saved["random"])
         state = State(**saved["state"])
-        self.run.keep_rows(state.epoch)
+        self._keep_rows(state.epoch)
         if len(self.run.rows()) != state.epoch - self.first_epoch:
             raise RequestError(f"run: metrics.jsonl in {self.run.path} is incomplete; start over with --fresh")
         return state
+
+    def _keep_rows(self, epochs: int) -> None:
+        """In the process that writes; the others see it done."""
+        with self.engine.first_of_all():
+            self.run.keep_rows(epochs)

@@ -8,19 +8,20 @@ from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState
-from accelerate.utils import set_seed
+from accelerate.utils import gather_object, set_seed
 from torch import Tensor, nn
 
 from hkd.errors import RequestError
+from hkd.types import Share
 
 M = TypeVar("M", bound=nn.Module)
 MIXED = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 
 
 class Engine:
-    """Where and how precisely a run computes.
+    """Where and how precisely a run computes, and with which other processes (torchrun, ``accelerate launch``).
 
     Args:
         device: "auto" for the best there is, or "cpu", "cuda", "cuda:N", "mps".
@@ -28,7 +29,11 @@ class Engine:
         seed: of Python, NumPy and torch; None leaves them as they are.
 
     Raises:
-        RequestError: the device is not there, cannot do the precision, or several processes were started.
+        RequestError: the device is not there or cannot do the precision.
+
+    Attributes:
+        device: of this process.
+        share: which of the processes this is.
     """
 
     def __init__(self, device: str = "auto", precision: str = "fp32", seed: int | None = None) -> None:
@@ -39,30 +44,80 @@ class Engine:
         AcceleratorState._reset_state(reset_partial_state=True)
         if wanted is not None:
             os.environ["ACCELERATE_TORCH_DEVICE"] = str(wanted)
+        self._wrapping = DistributedDataParallelKwargs(broadcast_buffers=False)
         self._accelerator = Accelerator(
-            mixed_precision=MIXED[precision], cpu=wanted is not None and wanted.type == "cpu"
+            mixed_precision=MIXED[precision],
+            cpu=wanted is not None and wanted.type == "cpu",
+            # Banks are updated alike everywhere, and running statistics are averaged once an epoch.
+            kwargs_handlers=[self._wrapping],
         )
         os.environ.pop("ACCELERATE_TORCH_DEVICE", None)
-        if self._accelerator.num_processes > 1:
-            raise RequestError(f"processes: a run uses one process; {self._accelerator.num_processes} were started")
         self.device: torch.device = self._accelerator.device
-        if seed is not None:
+        self.share = Share(self._accelerator.process_index, self._accelerator.num_processes)
+        if wanted is not None and wanted.index is not None and self.share.processes > 1:
+            raise RequestError(f"device: {wanted} is one device, and {self.share.processes} processes were started")
+        self._seed = seed
+        if seed is not None:  # the same in all processes, so that they begin with the same weights
             set_seed(seed)
 
     @property
     def machine(self) -> str:
         """What computes, in words."""
+        times = f"{self.share.processes} x " if self.share.processes > 1 else ""
         if self.device.type == "cuda":
-            return torch.cuda.get_device_name(self.device)
-        return f"{platform.machine()} {self.device.type.upper()}, {torch.get_num_threads()} threads"
+            return times + torch.cuda.get_device_name(self.device)
+        return f"{times}{platform.machine()} {self.device.type.upper()}, {torch.get_num_threads()} threads"
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process is the one that writes and talks."""
+        return self.share.rank == 0
+
+    def wait(self) -> None:
+        """Until all processes are here."""
+        self._accelerator.wait_for_everyone()
+
+    def first_of_node(self) -> AbstractContextManager[None]:
+        """The context in which one process of each machine goes ahead, to download and decode for the others."""
+        context: AbstractContextManager[None] = self._accelerator.local_main_process_first()
+        return context
+
+    def first_of_all(self) -> AbstractContextManager[None]:
+        """The context in which the main process goes ahead."""
+        context: AbstractContextManager[None] = self._accelerator.main_process_first()
+        return context
+
+    def sum(self, values: Tensor) -> Tensor:
+        """The sum over all processes, (n,) -> (n,)."""
+        total: Tensor = self._accelerator.reduce(values, "sum")
+        return total
+
+    def concatenate(self, values: Tensor) -> Tensor:
+        """The values of all processes one after another, on the CPU; their lengths may differ."""
+        parts = gather_object([values.cpu()]) if self.share.processes > 1 else [values.cpu()]
+        return torch.cat(parts)
+
+    def average_buffers(self, module: nn.Module) -> None:
+        """Gives all processes the mean of a module's floating buffers, the statistics of batch norm."""
+        if self.share.processes > 1:
+            for buffer in module.buffers():
+                if buffer.is_floating_point():
+                    buffer.copy_(self._accelerator.reduce(buffer, "mean"))
 
     @property
     def scaler(self) -> Any:
         """The gradient scaler of fp16, or None."""
         return self._accelerator.scaler
 
-    def prepare(self, module: M, optimizer: torch.optim.Optimizer) -> tuple[M, torch.optim.Optimizer]:
-        """Moves a module to the device and wraps both for the precision."""
+    def prepare(
+        self, module: M, optimizer: torch.optim.Optimizer, all_used: bool = True
+    ) -> tuple[M, torch.optim.Optimizer]:
+        """Moves a module to the device and wraps both for the precision, and the module for several processes.
+
+        Args:
+            all_used: whether every step uses all parameters; if not, several processes look for those that it did not.
+        """
+        self._wrapping.find_unused_parameters = not all_used
         prepared: tuple[M, torch.optim.Optimizer] = self._accelerator.prepare(module.to(self.device), optimizer)
         return prepared
 
@@ -81,8 +136,17 @@ class Engine:
             state["cuda"] = torch.cuda.get_rng_state(self.device)
         return state
 
-    def set_random_state(self, state: dict[str, Any]) -> None:
-        """Puts them there again; a run continued on another kind of device goes on with that one's own."""
+    def set_random_state(self, state: dict[str, Any] | None) -> None:
+        """Puts them there again, or for None leaves them at the start of a run.
+
+        A run continued on another kind of device goes on with that one's own. What was saved is the first process's;
+        the others, of which there may be more or fewer now, begin with a state of their own.
+        """
+        if not self.is_main:
+            torch.manual_seed(((self._seed or 0) + 1) * 1_000_003 + self.share.rank)
+            return
+        if state is None:
+            return
         torch.set_rng_state(state["cpu"])
         if self.device.type == "cuda" and "cuda" in state:
             torch.cuda.set_rng_state(state["cuda"], self.device)

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
+from torch import nn
 
 from hkd.config import TrainConfig
 from hkd.data.loader import Loader
@@ -57,7 +58,7 @@ def fit(
         objective.parameters(), lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
     )
     student, images = objective.student, len(train.dataset)
-    objective, optimizer = engine.prepare(objective, optimizer)
+    prepared, optimizer = engine.prepare(objective, optimizer, objective.uses_all_parameters)
     stage = objective.initialisation
     first = -stage.epochs if stage is not None else 0
     checkpoint = Checkpoint(run, objective, optimizer, engine, images, first)
@@ -66,8 +67,9 @@ def fit(
         student.compile()
         if teacher is not None:
             teacher.compile()
-    tensorboard = Curves(run.path / "tensorboard" if config.tensorboard else None, state.epoch)
-    progress = Progress(title, (config.epochs - first) * images, (state.epoch - first) * images, config.epochs)
+    tensorboard = Curves(run.path / "tensorboard" if config.tensorboard and engine.is_main else None, state.epoch)
+    done = (state.epoch - first) * images
+    progress = Progress(title, (config.epochs - first) * images, done, config.epochs, silent=not engine.is_main)
     row = run.rows()[-1] if state.epoch > first else {}  # resuming has made sure of it
 
     for epoch in range(state.epoch, config.epochs):
@@ -80,7 +82,8 @@ def fit(
             group["lr"] = lr
         objective.begin_epoch(epoch)
         seen = teacher if initialising or objective.needs_teacher else None
-        means = train_epoch(objective, seen, train.epoch(epoch), optimizer, engine, progress, initialising)
+        means = train_epoch(prepared, seen, train.epoch(epoch), optimizer, engine, progress, initialising)
+        engine.average_buffers(student)
         seconds = time.perf_counter() - started
         row = {"epoch": epoch + 1, "lr": lr, **means, "seconds": seconds, "images_per_second": images / seconds}
         if not initialising:
@@ -95,7 +98,8 @@ def fit(
         state.images += images
         if (top1 := row.get("test_top1", -math.inf)) > state.best_top1:
             state.best_top1, state.best_epoch = top1, epoch + 1
-            save_model(student, run.checkpoints / "best.safetensors", **about, epoch=epoch + 1, top1=top1)
+            if run.writes:
+                save_model(student, run.checkpoints / "best.safetensors", **about, epoch=epoch + 1, top1=top1)
         run.log(row)
         tensorboard.write(row)
         checkpoint.save(state)
@@ -116,7 +120,7 @@ def fit(
 
 
 def train_epoch(
-    objective: Objective,
+    objective: nn.Module,
     teacher: Model | None,
     batches: Iterable[Batch],
     optimizer: torch.optim.Optimizer,
@@ -126,7 +130,8 @@ def train_epoch(
 ) -> dict[str, float]:
     """One pass over the training images. Returns the means of the loss and its terms, and top-1 in percent.
 
-    In a method's initialisation there is no top-1.
+    The objective is an :class:`Objective`, or what the engine made of it for several processes. In a method's
+    initialisation there is no top-1.
 
     Nothing in a step waits for the device; the means at the end do, once.
     """
@@ -147,8 +152,8 @@ def train_epoch(
             if step.logits is not None:
                 sums.add(hits(ranked(step.logits), batch.label))
         if progress is not None:
-            progress.images(count)
-    found = sums.means()
+            progress.images(count * engine.share.processes)
+    found = sums.means(engine)
     top1 = {"train_top1": 100 * found["top1"]} if "top1" in found else {}
     return {name: found[name] for name in found if name not in ("top1", "top5")} | top1
 

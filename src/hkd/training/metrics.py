@@ -26,13 +26,14 @@ class Sums:
         for name, value in sums.items():
             self._sums[name] = self._sums[name] + value.detach() if name in self._sums else value.detach()
 
-    def means(self) -> dict[str, float]:
-        """The means over all images added."""
+    def means(self, engine: Engine) -> dict[str, float]:
+        """The means over all images added, in all processes."""
         names = list(self._sums)
         if not names:
             return {}
-        values = torch.stack([self._sums[name].float() for name in names]).tolist()
-        return {name: value / self._count for name, value in zip(names, values, strict=True)}
+        count = torch.tensor(float(self._count), device=self._sums[names[0]].device)
+        *values, images = engine.sum(torch.stack([*(self._sums[name].float() for name in names), count])).tolist()
+        return {name: value / images for name, value in zip(names, values, strict=True)}
 
 
 def ranked(logits: Tensor) -> Tensor:
@@ -67,7 +68,7 @@ class Evaluation:
 
 @torch.no_grad()
 def evaluate_model(model: Model, loader: Loader, engine: Engine) -> Evaluation:
-    """Runs a network over a data set. Leaves it in evaluation mode."""
+    """Runs a network over a data set, each process over its part. Leaves it in evaluation mode."""
     model.eval()
     sums, predicted, label = Sums(), [], []
     for batch in loader.epoch(0):
@@ -78,12 +79,12 @@ def evaluate_model(model: Model, loader: Loader, engine: Engine) -> Evaluation:
         sums.add(hits(best, batch.label) | {"loss": loss}, len(batch.label))
         predicted.append(best[:, 0])
         label.append(batch.label)
-    means = sums.means()
+    means = sums.means(engine)
     return Evaluation(
         top1=100 * means["top1"],
         top5=100 * means["top5"],
         loss=means["loss"],
         images=len(loader.dataset),
-        predicted=torch.cat(predicted).cpu(),
-        label=torch.cat(label).cpu(),
+        predicted=engine.concatenate(torch.cat(predicted)),
+        label=engine.concatenate(torch.cat(label)),
     )

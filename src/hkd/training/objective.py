@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from hkd.methods.base import Initialisation, Method, Weights
 from hkd.methods.kd import kd_loss
-from hkd.models.base import Model
+from hkd.models.base import CifarModel, Model
 from hkd.types import Batch, ModelOutput
 
 LABELS_ALONE = Weights(ce=1.0, kd=0.0, method=0.0)
@@ -58,6 +58,11 @@ class Objective(nn.Module):
         """The method's stage before the training."""
         found = None if self.method is None else self.method.initialisation
         return found if found is not None and found.epochs else None
+
+    @property
+    def uses_all_parameters(self) -> bool:
+        """Whether every step does: not in a stage of its own, and who knows of networks from elsewhere."""
+        return self.initialisation is None and isinstance(self.student, CifarModel)
 
     @property
     def needs_teacher(self) -> bool:

@@ -17,10 +17,12 @@ class Progress:
         images: how many pass in the whole run.
         done: how many of them earlier starts have seen.
         epochs: of the whole run.
+        silent: whether another process tells.
     """
 
-    def __init__(self, title: str, images: int, done: int, epochs: int) -> None:
+    def __init__(self, title: str, images: int, done: int, epochs: int, silent: bool = False) -> None:
         self.title = title
+        self.silent = silent
         self.epochs = epochs
         self._bar = tqdm(
             total=images,
@@ -28,7 +30,7 @@ class Progress:
             desc=title,
             unit="img",
             unit_scale=True,
-            disable=not sys.stderr.isatty(),
+            disable=silent or not sys.stderr.isatty(),
             dynamic_ncols=True,
             leave=False,
         )
@@ -38,6 +40,8 @@ class Progress:
 
     def epoch(self, row: dict[str, Any], best: float, seconds_left: float) -> None:
         """Tells of a finished epoch."""
+        if self.silent:
+            return
         accuracy = (
             f"train {row['train_top1']:.1f}  test {row['test_top1']:.2f} (best {best:.2f})"
             if "test_top1" in row

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec
 
 import numpy as np
 import torch
@@ -17,6 +19,19 @@ from hkd.errors import RequestError
 
 # What may differ when a run is continued: where it computes, not what.
 FREE_TO_CHANGE = frozenset({"run", "device", "workers", "data_root", "compile", "tensorboard"})
+
+P = ParamSpec("P")
+
+
+def _in_the_writer(method: Callable[P, None]) -> Callable[P, None]:
+    """Makes a method do nothing in the processes that only read."""
+
+    @functools.wraps(method)
+    def checked(*args: P.args, **kwargs: P.kwargs) -> None:
+        if args[0].writes:  # type: ignore[attr-defined]
+            method(*args, **kwargs)
+
+    return checked
 
 
 class RunFolder:
@@ -32,10 +47,15 @@ class RunFolder:
     ``predictions.npz``         ``predicted`` and ``label`` of each test image, of the network of the last epoch
     ``summary.json``            the result; its being there is what finished means
     ==========================  =========================================================
+
+    Args:
+        path: of the folder.
+        writes: False in all but one of several processes, which then only read.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, writes: bool = True) -> None:
         self.path = Path(path)
+        self.writes = writes
         self.checkpoints = self.path / "checkpoints"
 
     @property
@@ -64,10 +84,12 @@ class RunFolder:
         file = self.path / "config.yaml"
         if self.path.exists() and not file.is_file() and (not self.path.is_dir() or any(self.path.iterdir())):
             raise RequestError(f"run: {self.path} exists and is no run folder; name another with --run")
-        if fresh and file.is_file():
+        if fresh and file.is_file() and self.writes:
             set_aside(self.path)
         if self.begun:
             self.check(config, defaults)
+            return
+        if not self.writes:
             return
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
@@ -94,6 +116,7 @@ class RunFolder:
                     "name another folder with --run, or start over with --fresh"
                 )
 
+    @_in_the_writer
     def save_checkpoint(self, state: dict[str, Any]) -> None:
         """Writes the state to continue from. A crash while writing leaves the one before."""
         partial = self.checkpoints / "last.partial"
@@ -114,6 +137,7 @@ class RunFolder:
         except Exception as error:  # a torn file may break its reader anywhere
             raise RequestError(f"run: {file} is corrupt; start over with --fresh") from error
 
+    @_in_the_writer
     def log(self, row: dict[str, Any]) -> None:
         """Appends a line to ``metrics.jsonl``."""
         with (self.path / "metrics.jsonl").open("a") as file:
@@ -130,11 +154,13 @@ class RunFolder:
                 break
         return found
 
+    @_in_the_writer
     def keep_rows(self, epochs: int) -> None:
         """Drops what was logged after the checkpoint that a run continues from."""
         kept = [row for row in self.rows() if row["epoch"] <= epochs]
         _write(self.path / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in kept))
 
+    @_in_the_writer
     def save_predictions(self, predicted: Tensor, label: Tensor) -> None:
         """Writes the classes (N,) that were predicted and that were right, of each test image in order."""
         partial = self.path / "predictions.partial.npz"
@@ -154,6 +180,7 @@ class RunFolder:
         except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
             raise RequestError(f"run: {file} is missing or corrupt; start the run over with --fresh") from error
 
+    @_in_the_writer
     def finish(self, summary: dict[str, Any]) -> None:
         """Writes the result."""
         _write(self.path / "summary.json", json.dumps(summary, indent=2) + "\n")

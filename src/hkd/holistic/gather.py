@@ -1,0 +1,49 @@
+"""What all processes of a training see together. In a single process each function returns what it gets."""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def processes() -> int:
+    """How many processes train together."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def gather(tensor: Tensor) -> Tensor:
+    r"""The tensors of all processes, one after another: (B, ...) of each of W gives (W B, ...), alike everywhere.
+
+    Gradients pass. A process receives the sum of what all processes want of its part, so that with the mean over
+    processes that data-parallel training takes, :math:`\frac{1}{W} \sum_r \nabla L_r`, they are those of one process
+    with the whole batch, whether :math:`L_r` is the loss of all its images or of those of process r.
+
+    Args:
+        tensor: (B, ...), of the same shape in every process.
+    """
+    if processes() == 1:
+        return tensor
+    gathered: Tensor = _Gather.apply(tensor)
+    return gathered
+
+
+def own(gathered: Tensor) -> Tensor:
+    """This process's part of what :func:`gather` returned: (W B, ...) gives (B, ...)."""
+    return gathered if processes() == 1 else gathered.chunk(processes())[dist.get_rank()]
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        parts = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for _ in range(processes())]
+        dist.all_gather(parts, tensor.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        total = gradient.contiguous()
+        if total is gradient:
+            total = gradient.clone()  # autograd may hold the same tensor elsewhere
+        dist.all_reduce(total)
+        return own(total)
