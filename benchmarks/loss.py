@@ -1,6 +1,6 @@
 """HolisticLoss beside the per-sample gather formulation, in one run.
 
-    python benchmarks/loss.py [--threads 2] [--batch 64] [--negatives 16384] [--samples 50000] [--json FILE]
+    python -m benchmarks loss [--threads 2] [--batch 64] [--negatives 16384] [--samples 50000] [--json FILE]
 
 The formulation that it is measured against is how the loss is written in earlier code: each anchor draws its own K bank
 rows on the host, (B, K, d) of both banks are gathered, and autograd differentiates a softmax over them. Both make the
@@ -12,19 +12,17 @@ held when the banks were there.
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
-import platform
 import resource
 import statistics
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from benchmarks.common import machine, seconds, write
 from hkd.holistic import HolisticLoss
 
 CLASSES, FEATURES, DIM = 100, 256, 128
@@ -83,12 +81,6 @@ def setting(kind: str, asked: argparse.Namespace) -> Callable[[], None]:
     return step
 
 
-def seconds(step: Callable[[], None]) -> float:
-    started = time.perf_counter()
-    step()
-    return time.perf_counter() - started
-
-
 def peak_memory(kind: str, asked: argparse.Namespace, answer: multiprocessing.Queue) -> None:
     """Bytes beyond the banks, measured in a process that does nothing else."""
     step = setting(kind, asked)
@@ -99,7 +91,7 @@ def peak_memory(kind: str, asked: argparse.Namespace, answer: multiprocessing.Qu
     answer.put(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before)
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--batch", type=int, default=64)
@@ -107,7 +99,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=50_000)
     parser.add_argument("--rounds", type=int, default=7, help="each times one gather step between ten of the others")
     parser.add_argument("--json", help="write the numbers to this file")
-    asked = parser.parse_args()
+    asked = parser.parse_args(argv)
 
     kinds = ("shared", "all", "per_sample", "gather")
     memory = {}
@@ -128,18 +120,11 @@ def main() -> None:
             times[kind] += [seconds(steps[kind]) for _ in range(10 if kind in ("shared", "all") else 1)]
     median = {kind: statistics.median(times[kind]) for kind in kinds}
 
-    print(f"B={asked.batch}, K={asked.negatives}, N={asked.samples}, d={DIM}, {asked.threads} threads, "
-          f"torch {torch.__version__}, {platform.processor() or platform.machine()}")  # fmt: skip
+    print(f"B={asked.batch}, K={asked.negatives}, N={asked.samples}, d={DIM}, {machine(asked.threads)}")
     print("forward + backward + draw + update; median; memory beyond the banks\n")
     print(f"{'negatives':<28} {'ms':>9} {'times faster':>13} {'peak MB':>9}")
     for kind in kinds:
         name = "per-sample gather (earlier)" if kind == "gather" else f"HolisticLoss {kind}"
         faster = median["gather"] / median[kind]
         print(f"{name:<28} {1e3 * median[kind]:>9.1f} {faster:>12.1f}x {memory[kind] / 1e6:>9.0f}")
-    if asked.json:
-        with open(asked.json, "w") as file:
-            json.dump({"settings": vars(asked), "seconds": times, "bytes": memory}, file, indent=2)
-
-
-if __name__ == "__main__":
-    main()
+    write(asked.json, {"settings": vars(asked), "seconds": times, "bytes": memory})

@@ -1,7 +1,7 @@
 """What a training step costs with each method, beside the step with classical distillation.
 
-    python benchmarks/step.py [--methods all | ce kd "crd(sampling=per_sample)" hkd+kd ...]
-                              [--teacher resnet32x4] [--student resnet8x4] [--batch 64] [--threads 2] [--json FILE]
+    python -m benchmarks step [--methods all | ce kd "crd(sampling=per_sample)" hkd+kd ...]
+                               [--teacher resnet32x4] [--student resnet8x4] [--batch 64] [--threads 2] [--json FILE]
 
 A step is the loop's: batch from the in-memory loader, teacher forward, student forward, loss, backward, SGD. The
 methods take turns within a round, in changing order, and the table gives the median over rounds of the ratio to the KD
@@ -13,18 +13,19 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import random
 import statistics
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 
 import hkd
+from benchmarks.common import machine, seconds, write
 from hkd.config import PLUS_KD, Entry
 from hkd.data import ArrayDataset, DatasetInfo, make_loader
 from hkd.methods import methods
+from hkd.models.fold import fold_batch_norms
 from hkd.training.engine import Engine
 from hkd.training.loop import train_epoch
 from hkd.training.objective import LABELS_ALONE, Objective
@@ -34,7 +35,13 @@ USUAL = ["ce", "kd", "hkd", "hkd+kd"]
 AS_PUBLISHED = "crd(sampling=per_sample)"
 
 
-def stepper(label: str, asked: argparse.Namespace, engine: Engine, data: ArrayDataset) -> Callable[[], None]:
+def noise() -> ArrayDataset:
+    """Images that say nothing and take as long as others."""
+    images = torch.randint(0, 256, (5000, 3, 32, 32), dtype=torch.uint8)
+    return ArrayDataset(images, torch.arange(5000) % CLASSES, DatasetInfo("noise", tuple(map(str, range(CLASSES)))))
+
+
+def stepper(label: str, asked: Any, engine: Engine, data: ArrayDataset) -> Callable[[], None]:
     entry = Entry.parse(label)
     name = "kd" if entry.method == "ce" else entry.method.removesuffix(PLUS_KD)
     weights = LABELS_ALONE if entry.method == "ce" else methods[name].weights
@@ -53,31 +60,23 @@ def stepper(label: str, asked: argparse.Namespace, engine: Engine, data: ArrayDa
     for network in (student, teacher):
         network.to(engine.device, memory_format=torch.channels_last)
     teacher.eval().requires_grad_(False)
+    fold_batch_norms(teacher, 32)
     objective = Objective(student, method, weights)
     optimizer = torch.optim.SGD(objective.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
-    objective, optimizer = engine.prepare(objective, optimizer)
+    prepared, optimizer = engine.prepare(objective, optimizer, objective.uses_all_parameters)
     initialising = not (weights.method or weights.kd) and entry.method != "ce"
     needed = teacher if initialising or objective.needs_teacher else None
-    loader = make_loader(data, asked.batch, engine.device, train=True)
+    loader = make_loader(data, asked.batch, engine.device, train=True, share=engine.share)
     batches = itertools.chain.from_iterable(map(loader.epoch, itertools.count()))
 
     def step() -> None:
         # A pass of the loop over one batch; its closing sums are read once a step here, in every method alike.
-        train_epoch(objective, needed, [next(batches)], optimizer, engine, initialising=initialising)
+        train_epoch(prepared, needed, [next(batches)], optimizer, engine, initialising=initialising)
 
     return step
 
 
-def seconds(step: Callable[[], None], device: torch.device, count: int) -> float:
-    started = time.perf_counter()
-    for _ in range(count):
-        step()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return (time.perf_counter() - started) / count
-
-
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--methods", nargs="+", default=USUAL, help="as in a comparison, or all")
     parser.add_argument("--teacher", default="resnet32x4")
@@ -89,35 +88,27 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", default="fp32")
     parser.add_argument("--json", help="write the numbers to this file")
-    asked = parser.parse_args()
+    asked = parser.parse_args(argv)
     torch.set_num_threads(asked.threads)
 
-    engine = Engine(asked.device, asked.precision)
-    images = torch.randint(0, 256, (5000, 3, 32, 32), dtype=torch.uint8)
-    data = ArrayDataset(images, torch.arange(5000) % CLASSES, DatasetInfo("noise", tuple(map(str, range(CLASSES)))))
+    engine, data = Engine(asked.device, asked.precision), noise()
     others = [name for name in hkd.list_methods() if name not in USUAL]
     labels = (
         [*USUAL, *others, AS_PUBLISHED] if asked.methods == ["all"] else list(dict.fromkeys(["kd", *asked.methods]))
     )
     steps = {label: stepper(label, asked, engine, data) for label in labels}
     for step in steps.values():
-        seconds(step, engine.device, 2)
+        seconds(step, 2, engine.device)
     times: dict[str, list[float]] = {label: [] for label in labels}
     for _ in range(asked.rounds):
         for label in random.sample(labels, len(labels)):
-            times[label].append(seconds(steps[label], engine.device, asked.steps))
+            times[label].append(seconds(steps[label], asked.steps, engine.device))
 
     print(f"{asked.teacher} -> {asked.student}, batch {asked.batch}, {engine.device}, {asked.precision}, "
-          f"{asked.threads} threads, torch {torch.__version__}, {asked.rounds} rounds\n")  # fmt: skip
+          f"{machine(asked.threads)}, {asked.rounds} rounds\n")  # fmt: skip
     print(f"{'step':<26} {'median ms':>10} {'over the KD step':>18} {'quartiles':>16}")
     for label, values in times.items():
         ratios = [own / base for own, base in zip(values, times["kd"], strict=True)]
         low, middle, high = statistics.quantiles(ratios, n=4)
         print(f"{label:<26} {1e3 * statistics.median(values):>10.1f} {middle:>17.3f}x {low:>8.3f}-{high:.3f}")
-    if asked.json:
-        with open(asked.json, "w") as file:
-            json.dump({"settings": vars(asked), "seconds": times}, file, indent=2)
-
-
-if __name__ == "__main__":
-    main()
+    write(asked.json, {"settings": vars(asked), "seconds": times})

@@ -18,11 +18,22 @@ from torch import nn
 
 import hkd
 from hkd.config import STUDENT, TEACHER, DistillConfig, EvaluateConfig, TrainConfig
-from hkd.data import STREAM_SIZE, Dataset, as_dataset, limit, list_datasets, load_dataset, make_loader, prepare
+from hkd.data import (
+    STREAM_SIZE,
+    ArrayDataset,
+    Dataset,
+    as_dataset,
+    limit,
+    list_datasets,
+    load_dataset,
+    make_loader,
+    prepare,
+)
 from hkd.errors import RequestError
 from hkd.methods import Method, Weights, create_method, methods
 from hkd.methods.kd import KD
 from hkd.models import Model, create_model, list_models, load_checkpoint, save_model, wrap_model
+from hkd.models.fold import fold_batch_norms
 from hkd.models.weights import existing, read_about
 from hkd.training.engine import Engine
 from hkd.training.loop import fit
@@ -325,6 +336,7 @@ def _tell_pairs(parts: _Parts) -> None:
 
 def _teacher(config: DistillConfig, own: nn.Module | None, data: Data) -> tuple[Model, bool]:
     """The teacher, and whether it is trained: somebody's own, from a checkpoint, or with a library's weights."""
+    own = copy.deepcopy(own)  # its batch norms are folded, and the caller's stay
     if config.teacher_checkpoint is None:
         model = _network("teacher", config.teacher or TEACHER, own, data, config.teacher_pretrained)
         # Other data, even of as many classes, is not what a library's classifier was trained on.
@@ -444,6 +456,7 @@ def _run(
     extra: dict[str, Any] = {}
     if teacher is not None:
         teacher.to(engine.device).to(memory_format=torch.channels_last).eval()
+        fold_batch_norms(teacher, data.image_size)
         extra["teacher_top1"] = evaluate_model(teacher, test, engine).top1
     about = {
         "classes": list(data.train.info.classes),
@@ -452,6 +465,8 @@ def _run(
         "image_size": data.image_size,
         "dataset": data.name,
     }
+    if engine.is_main:
+        _tell_memory(objective, teacher, data, engine)
     title = f"{Path(config.run).name} ({student.name})"
     summary = fit(objective, teacher, training, test, config, engine, run, about, title)
     found = evaluate_model(student, test, engine)
@@ -499,6 +514,20 @@ def _check_shares(config: TrainConfig, data: Data, engine: Engine) -> None:
     for split in (data.train, data.test):
         if processes > 1 and len(split) < 2 * processes:
             raise RequestError(f"dataset: {data.name} has a split of {len(split)} images for {processes} processes")
+
+
+def _tell_memory(objective: Objective, teacher: Model | None, data: Data, engine: Engine) -> None:
+    """Says what will lie on the device before a step is made, in each process."""
+    learnt = sum(p.nbytes for p in objective.parameters())
+    parts = {"weights, gradients and momentum": 3 * learnt}
+    if teacher is not None:
+        parts["teacher"] = sum(p.nbytes for p in teacher.parameters())
+    if objective.method is not None:
+        parts["memory banks and tables"] = sum(b.nbytes for b in objective.method.buffers())
+    images = data.train.images.nbytes if isinstance(data.train, ArrayDataset) else 0
+    told = [f"{name} {size / 1e6:,.0f} MB" for name, size in parts.items()]
+    told.append(f"training images {images / 1e6:,.0f} MB" if images else "training images streamed")
+    print(f"memory on {engine.device}: {', '.join(told)}; activations come on top", file=sys.stderr)
 
 
 def _workers(asked: int | None) -> int:

@@ -149,9 +149,9 @@ def test_tiny_imagenet_from_its_official_layout(tmp_path: Path, form: str) -> No
 
 
 def test_the_official_tiny_imagenet_sample() -> None:
-    sample = Path(__file__).parents[3] / "shared" / "data" / "tiny-imagenet-200-sample.zip"
+    sample = Path(__file__).parents[2] / "data" / "tiny-imagenet-200-sample.zip"
     if not sample.is_file():
-        pytest.skip("the TinyImageNet sample is not on this machine")
+        pytest.skip("the TinyImageNet sample does not lie in data/")
     train, val = hkd.load_dataset("tiny-imagenet", "train", sample), hkd.load_dataset("tiny-imagenet", "val", sample)
     assert (len(train), len(val), train.info.num_classes) == (3000, 1000, 200)
     assert train.labels.bincount().tolist() == [15] * 200

@@ -13,7 +13,7 @@ from hkd.holistic import HolisticLoss
 # What makes a host wait for its device: reading a value, or a result whose shape depends on one.
 WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "_unique2", "equal", "repeat_interleave.Tensor")
 # These return the bank itself or a view of it; they write or point, they do not compute a new one.
-IN_PLACE = ("index_copy_", "index_fill_", "detach", "alias")
+IN_PLACE = ("index_copy_", "index_fill_", "scatter_reduce_", "detach", "alias")
 
 
 class Watch(TorchDispatchMode):

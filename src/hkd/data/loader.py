@@ -4,6 +4,7 @@ import math
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -12,8 +13,9 @@ from hkd.data.base import Dataset
 from hkd.types import Batch, Share
 
 
-class Loader(ABC):
-    """Batches of normalised images on the device, epoch by epoch.
+@dataclass(frozen=True)
+class Batches:
+    """How the images of an epoch are cut into batches, and these shared between processes.
 
     The last batch of an epoch holds what is left. In training, a single image that would be left is skipped in that
     epoch: batch normalisation cannot learn from one. Which image it is changes with the order.
@@ -22,42 +24,57 @@ class Loader(ABC):
     an epoch what they cannot share so. The images of an evaluation are shared as a whole, one run of them to each.
 
     Attributes:
-        dataset: whose images come out.
-        batch_size: B, of all processes together.
-        train: whether images are shuffled and augmented.
+        count: N, images of the data set.
+        size: B, images in a batch of all processes together.
+        train: whether for training.
         share: which part is this process's.
     """
 
-    dataset: Dataset
-    batch_size: int
+    count: int
+    size: int
     train: bool
-    share: Share
+    share: Share = Share()
 
     @property
-    def images_per_epoch(self) -> int:
-        """Of all processes together."""
-        count, each = len(self.dataset), self.share.processes
-        if not self.train or count <= each:
-            return count
-        left = count % self.batch_size
+    def images(self) -> int:
+        """In an epoch, of all processes together."""
+        each = self.share.processes
+        if not self.train or self.count <= each:
+            return self.count
+        left = self.count % self.size
         shared = left - left % each
-        return count - left + (shared if shared >= 2 * each else 0)
+        return self.count - left + (shared if shared >= 2 * each else 0)
+
+    def __len__(self) -> int:
+        own = self.images if self.train else len(self.share.of(torch.arange(self.count)))
+        return math.ceil(own / self.size)
+
+    def own(self, order: Tensor) -> Iterator[Tensor]:
+        """This process's part of each batch, given all (N,) images in the order of an epoch."""
+        if self.train:
+            yield from map(self.share.of, torch.split(order[: self.images], self.size))
+        else:
+            yield from torch.split(self.share.of(order), self.size)
+
+
+class Loader(ABC):
+    """Batches of normalised images on the device, epoch by epoch.
+
+    Attributes:
+        dataset: whose images come out.
+        batches: how an epoch is cut.
+    """
+
+    dataset: Dataset
+    batches: Batches
 
     def __len__(self) -> int:
         """Batches in an epoch."""
-        own = self.images_per_epoch if self.train else len(self.share.of(torch.arange(len(self.dataset))))
-        return math.ceil(own / self.batch_size)
+        return len(self.batches)
 
     @abstractmethod
     def epoch(self, number: int) -> Iterator[Batch]:
         """The batches of one epoch. The same number gives the same batches in the same order."""
-
-    def own(self, order: Tensor) -> Iterator[Tensor]:
-        """This process's part of each batch of an epoch, given the (N,) images of the epoch in order."""
-        if self.train:
-            yield from map(self.share.of, torch.split(order[: self.images_per_epoch], self.batch_size))
-        else:
-            yield from torch.split(self.share.of(order), self.batch_size)
 
 
 def epoch_generator(seed: int, epoch: int, device: torch.device) -> torch.Generator:

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hkd.data.base import LARGEST_IN_MEMORY, ArrayDataset, Dataset, FileDataset
-from hkd.data.loader import Loader, epoch_generator
+from hkd.data.loader import Batches, Loader, epoch_generator
 from hkd.types import Batch, Share
 
 LARGEST_BYTES = 4 * 2**30
@@ -79,7 +79,7 @@ class MemoryLoader(Loader):
 
     Args:
         dataset: what to load.
-        batch_size: B; the last batch of an epoch holds what is left, see :class:`Loader`.
+        batch_size: B; the last batch of an epoch holds what is left, see :class:`Batches`.
         device: where images live and batches are made.
         train: augment and shuffle.
         flip: whether training may mirror images at all.
@@ -99,7 +99,7 @@ class MemoryLoader(Loader):
         share: Share = Share(),  # noqa: B008  (immutable)
     ) -> None:
         self.dataset = dataset
-        self.batch_size = batch_size
+        self.batches = Batches(len(dataset), batch_size, train, share)
         self.device = device
         self.train = train
         self.flip = flip and dataset.info.flip
@@ -126,7 +126,7 @@ class MemoryLoader(Loader):
             order = torch.randperm(count, generator=generator, device=self.device)
         else:
             order = torch.arange(count, device=self.device)
-        for index in self.own(order):
+        for index in self.batches.own(order):
             yield Batch(self._images(index, generator), self.labels[index], index)
 
     def _images(self, index: Tensor, generator: torch.Generator) -> Tensor:

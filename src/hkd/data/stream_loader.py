@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from hkd.data.base import FileDataset, fit, to_tensor
-from hkd.data.loader import Loader, epoch_generator
+from hkd.data.loader import Batches, Loader, epoch_generator
 from hkd.errors import RequestError
 from hkd.types import Batch, Share
 
@@ -27,7 +27,7 @@ class StreamLoader(Loader):
 
     Args:
         dataset: what to load.
-        batch_size: B; the last batch of an epoch holds what is left, see :class:`Loader`.
+        batch_size: B; the last batch of an epoch holds what is left, see :class:`Batches`.
         device: where batches go; they travel as uint8.
         image_size: side in pixels of what the network sees.
         train: augment and shuffle.
@@ -43,12 +43,9 @@ class StreamLoader(Loader):
         share: Share = Share(),  # noqa: B008  (immutable)
     ) -> None:  # fmt: skip
         self.dataset = dataset
-        self.batch_size = batch_size
+        self.batches = Batches(len(dataset), batch_size, train, share)
         self.device = device
-        self.train = train
-        self.seed = seed
-        self.share = share
-        self._order = _EpochOrder(self)
+        self._order = _EpochOrder(self.batches, seed if train else None)
         self._loader = DataLoader(
             _Views(dataset, image_size, flip and dataset.info.flip, seed if train else None),
             batch_sampler=self._order,
@@ -77,20 +74,20 @@ class StreamLoader(Loader):
 class _EpochOrder:
     """(epoch, index) of the images of each batch: workers outlive an epoch and have to be told which it is."""
 
-    def __init__(self, loader: StreamLoader) -> None:
-        self.loader = loader
+    def __init__(self, batches: Batches, seed: int | None) -> None:
+        self.batches = batches
+        self.seed = seed
         self.epoch = 0
 
     def __len__(self) -> int:
-        return len(self.loader)
+        return len(self.batches)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        count = len(self.loader.dataset)
-        order = torch.arange(count)
-        if self.loader.train:
-            generator = epoch_generator(self.loader.seed, self.epoch, torch.device("cpu"))
-            order = torch.randperm(count, generator=generator)
-        for batch in self.loader.own(order):
+        order = torch.arange(self.batches.count)
+        if self.seed is not None:
+            generator = epoch_generator(self.seed, self.epoch, torch.device("cpu"))
+            order = torch.randperm(self.batches.count, generator=generator)
+        for batch in self.batches.own(order):
             yield [(self.epoch, index) for index in batch.tolist()]
 
 

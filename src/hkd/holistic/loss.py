@@ -232,8 +232,10 @@ class HolisticLoss(nn.Module):
             rows = self._draw(index) if rows is None else torch.as_tensor(rows, device=bank_s.device)
             negatives_s, negatives_t = (bank_s, bank_t) if self.negatives == "same" else (bank_t, bank_s)
             memory_s, memory_t = at_least_float32(bank_s[index]), at_least_float32(bank_t[index])
-            terms_s = self._branch_terms(student, memory_t, teacher.holistic, negatives_s, index, rows)
-            terms_t = self._branch_terms(teacher, memory_s, student.holistic, negatives_t, index, rows)
+            classes = self.sampler.class_of(index)[:, None]
+            same = classes == self.sampler.class_of(rows) if rows is not None and rows.ndim == 1 else None
+            terms_s = self._branch_terms(student, memory_t, teacher.holistic, negatives_s, classes, rows, same)
+            terms_t = self._branch_terms(teacher, memory_s, student.holistic, negatives_t, classes, rows, same)
         terms = HolisticTerms(terms_s[0], terms_t[0], terms_s[1], terms_t[1])
         return terms, student.individual, teacher.individual
 
@@ -243,14 +245,15 @@ class HolisticLoss(nn.Module):
         memory: Tensor,
         other_holistic: Tensor,
         bank: Tensor,
-        index: Tensor,
+        classes: Tensor,
         rows: Tensor | None,
+        same: Tensor | None,
     ) -> Tensor:
         """(2,): one branch's individual and holistic term, both over the same negatives and so in one product."""
         smoothed = self.smoothing * memory + (1 - self.smoothing) * other_holistic.detach()
         anchor = torch.cat([branch.individual, branch.holistic])
         positive = torch.cat([memory, F.normalize(smoothed, dim=1)])
-        blocks = self._blocks(bank, index, rows, block_rows(anchor))
+        blocks = self._blocks(bank, classes, rows, same, block_rows(anchor))
         return contrast(anchor, positive, blocks, self.temperature).view(2, -1).mean(dim=1)
 
     def _draw(self, index: Tensor) -> Tensor | None:
@@ -259,17 +262,25 @@ class HolisticLoss(nn.Module):
             return None
         return self.sampler.shared() if self.sampling == "shared" else own(self.sampler.per_sample(gather(index)))
 
-    def _blocks(self, bank: Tensor, index: Tensor, rows: Tensor | None, width: int) -> Iterator[Block]:
-        """The bank rows that serve as negatives, block by block, and which of them share an anchor's class."""
-        if rows is not None and rows.ndim == 2:
-            for block in torch.split(rows, max(1, width // bank.shape[1]), dim=1):
-                yield at_least_float32(bank[block]).repeat(2, 1, 1), None
-            return
-        classes = self.sampler.class_of(index)[:, None]
+    def _blocks(
+        self, bank: Tensor, classes: Tensor, rows: Tensor | None, same: Tensor | None, width: int
+    ) -> Iterator[Block]:
+        """The bank rows that serve as negatives, block by block, and which of them share an anchor's class.
+
+        Args:
+            bank: (N, d).
+            classes: (B, 1) of the anchors.
+            rows: (K,) for all anchors, (B, K) for each, or None for all rows of the bank.
+            same: (B, K), which of the (K,) rows are of an anchor's class.
+            width: rows in a block.
+        """
         if rows is None:
             for start in range(0, len(bank), width):
                 block = torch.arange(start, min(start + width, len(bank)), device=bank.device)
                 yield at_least_float32(bank[start : start + width]), classes == self.sampler.class_of(block)
+        elif same is None:
+            for block in torch.split(rows, max(1, width // bank.shape[1]), dim=1):
+                yield at_least_float32(bank[block]).repeat(2, 1, 1), None
         else:
-            for block in torch.split(rows, width):
-                yield at_least_float32(bank.index_select(0, block)), classes == self.sampler.class_of(block)
+            for block, mask in zip(torch.split(rows, width), torch.split(same, width, dim=1), strict=True):
+                yield at_least_float32(bank.index_select(0, block)), mask

@@ -111,6 +111,7 @@ class NegativeSampler(nn.Module):
     _by_class: Tensor
     _class_start: Tensor
     _class_size: Tensor
+    _first: Tensor
 
     def __init__(self, num_samples: int, num_negatives: int, labels: Tensor | None = None, seed: int = 0) -> None:
         super().__init__()
@@ -142,7 +143,14 @@ class NegativeSampler(nn.Module):
         self._negatives = (num_samples - int(size.max()), num_samples - int(size.min()))  # fewest, most of any anchor
         if self._negatives[0] < 1:
             raise ValueError("labels: every training image has the same class, so no image is a negative of another")
+        if self._order_is_dear:
+            self.register_buffer("_first", torch.zeros(num_samples, dtype=torch.int32), persistent=False)
         self._generator = torch.Generator()
+
+    @property
+    def _order_is_dear(self) -> bool:
+        """Whether a random order of the whole bank costs more than a small multiple of K."""
+        return self.num_samples > 8 * self.num_negatives
 
     def get_extra_state(self) -> Tensor:
         return torch.tensor(self.draws)
@@ -157,10 +165,14 @@ class NegativeSampler(nn.Module):
     def shared(self) -> Tensor:
         """One draw for the whole batch: (K,) distinct rows, uniform over the bank, of any class."""
         generator, device = self._keyed_generator(), self._by_class.device
-        if self.num_samples <= 8 * self.num_negatives:  # a random order of the bank still costs a small multiple of K
+        if not self._order_is_dear:
             return torch.randperm(self.num_samples, generator=generator, device=device)[: self.num_negatives]
-        population = torch.full((1,), self.num_samples, device=device)
-        return _distinct(population, (self.num_samples, self.num_samples), self.num_negatives, generator)[0]
+        length = int(_stream_length(self.num_samples, self.num_negatives))
+        stream = torch.randint(self.num_samples, (length,), generator=generator, device=device)
+        place = torch.arange(length, dtype=torch.int32, device=device)
+        # Where each row stands first in the stream; what earlier draws left is written over.
+        first = self._first.index_fill_(0, stream, length).scatter_reduce_(0, stream, place, "amin")
+        return _kept(stream[None], (first[stream] == place)[None], self.num_negatives)[0]
 
     def per_sample(self, index: Tensor) -> Tensor:
         """A draw of its own for each anchor: (B, K) distinct rows of other classes than row ``index[b]``.
@@ -182,13 +194,22 @@ class NegativeSampler(nn.Module):
         return self._generator.manual_seed(key)
 
 
+def _stream_length(population: int, count: int) -> float:
+    """How many independent integers below a population hold so many distinct ones, but for one time in 1e20.
+
+    Keeping c distinct values of n takes n ln(n / (n - c)) integers on average, and ten standard deviations more are
+    taken. Infinite where all are wanted.
+    """
+    expected = population * math.log(population / (population - count)) if count < population else math.inf
+    return expected + 10 * math.sqrt(max(expected - count, 0.0)) + 32
+
+
 def _distinct(population: Tensor, bounds: tuple[int, int], count: int, generator: torch.Generator) -> Tensor:
     """Draws without replacement, for several populations at once and without looking at a value.
 
     An endless stream of independent integers, of which each new value is kept, is a uniform draw without replacement.
-    Keeping c distinct values of n takes n ln(n / (n - c)) integers on average; ten standard deviations more make a
-    shortfall rarer than one in 1e20. Where the stream would be longer than the population (more than 63 % of it is
-    wanted), a random order of the population costs less.
+    Where the stream would be longer than the population (more than 63 % of it is wanted), a random order of the
+    population costs less.
 
     Args:
         population: (R,) sizes to draw below.
@@ -200,8 +221,7 @@ def _distinct(population: Tensor, bounds: tuple[int, int], count: int, generator
     """
     rows, device = len(population), population.device
     smallest, largest = bounds
-    expected = smallest * math.log(smallest / (smallest - count)) if count < smallest else math.inf
-    length = expected + 10 * math.sqrt(max(expected - count, 0.0)) + 32
+    length = _stream_length(smallest, count)
     if length > smallest:
         key = torch.rand(rows, largest, generator=generator, device=device)
         outside = torch.arange(largest, device=device) >= population[:, None]
@@ -211,7 +231,11 @@ def _distinct(population: Tensor, bounds: tuple[int, int], count: int, generator
     value, order = stream.sort(dim=1, stable=True)
     new = torch.ones_like(value, dtype=torch.bool)
     new[:, 1:] = value[:, 1:] != value[:, :-1]
-    new = torch.empty_like(new).scatter_(1, order, new)
+    return _kept(stream, torch.empty_like(new).scatter_(1, order, new), count)
+
+
+def _kept(stream: Tensor, new: Tensor, count: int) -> Tensor:
+    """The first values of each row of a stream that are new: (R, L) and (R, L) boolean give (R, count)."""
     # Each new value goes to its place; repetitions and the spare end go to one last column, which is cut off.
     place = torch.where(new, new.cumsum(dim=1) - 1, count).clamp_(max=count)
-    return stream.new_zeros(rows, count + 1).scatter_(1, place, stream)[:, :count]
+    return stream.new_zeros(len(stream), count + 1).scatter_(1, place, stream)[:, :count]
