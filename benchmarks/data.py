@@ -3,7 +3,7 @@
     python -m benchmarks data [--images 20000] [--batch 64] [--json FILE]
 
 In memory, on one core: both crop at random after padding by 4, mirror and normalise the same 32x32 images; the
-pipeline does it image by image (PIL, RandomCrop, RandomHorizontalFlip, ToTensor, Normalize, DataLoader without workers).
+pipeline does it image by image (PIL, RandomCrop, RandomHorizontalFlip, ToTensor, Normalize, no workers).
 Streaming, with two worker processes: JPEG files of 500x375, as ImageNet's usually are, through RandomResizedCrop to 224
 and a mirror, from file to normalised batch; the pipeline is torchvision's ImageFolder, usual transforms.
 

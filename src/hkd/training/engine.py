@@ -47,7 +47,7 @@ class Engine:
         self._wrapping = DistributedDataParallelKwargs(broadcast_buffers=False)
         self._accelerator = Accelerator(
             mixed_precision=MIXED[precision],
-            cpu=wanted is not None and wanted.type == "cpu",
+            cpu=(wanted.type if wanted is not None else _best()) == "cpu",
             # Banks are updated alike everywhere, and running statistics are averaged once an epoch.
             kwargs_handlers=[self._wrapping],
         )
@@ -91,6 +91,14 @@ class Engine:
         """The sum over all processes, (n,) -> (n,)."""
         total: Tensor = self._accelerator.reduce(values, "sum")
         return total
+
+    def largest(self, value: int) -> int:
+        """The largest of the processes' values."""
+        if self.share.processes == 1:
+            return value
+        mine = torch.zeros(self.share.processes, dtype=torch.int64, device=self.device)
+        mine[self.share.rank] = value
+        return int(self.sum(mine).max())
 
     def concatenate(self, values: Tensor) -> Tensor:
         """The values of all processes one after another, on the CPU; their lengths may differ."""
