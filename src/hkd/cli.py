@@ -28,7 +28,7 @@ from hkd.config import (
     TrainConfig,
     TransferConfig,
 )
-from hkd.errors import RequestError, TrainingError, unknown
+from hkd.errors import RequestError, Stopped, TrainingError, unknown
 from hkd.recipes import find_recipe, list_recipes
 
 DONE, FAILED, WRONG_REQUEST, INTERRUPTED = 0, 1, 2, 130
@@ -44,6 +44,7 @@ HELP_GROUPS = {
     "how": "probe holdout epochs batch_size scale_with_processes lr lr_of lr_decay milestones momentum weight_decay "
     "teacher_lr",
     "where": "device precision compile workers jobs",
+    "when something goes wrong": "save_minutes skip_bad_steps bad_images",
 }
 """The fields of all configurations in the order in which help shows them."""
 
@@ -75,27 +76,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if argv[0] == "--version":
         print(f"hkd {hkd.__version__}")
         return DONE
+    debug = "--debug" in argv
+    argv = [a for a in argv if a != "--debug"]
     try:
         if argv[0] not in COMMANDS:
             raise unknown("command", argv[0], COMMANDS)
         if PROCESSES > 1 and argv[0] not in IN_SEVERAL_PROCESSES:
             raise RequestError(f"processes: {argv[0]} uses one process, and {PROCESSES} were started")
         return COMMANDS[argv[0]](argv[1:])
-    except RequestError as error:
-        _complain(f"hkd: {error}")
-        return WRONG_REQUEST
-    except TrainingError as error:
-        _complain(f"hkd: failed: {error}")
-        return FAILED
-    except KeyboardInterrupt:
-        what_next = "; the same command continues from the last finished epoch"
-        _complain(f"\nhkd: interrupted{what_next if argv[0] in ('train', 'distill', 'compare') else ''}")
-        return INTERRUPTED
+    except (Exception, KeyboardInterrupt) as error:
+        if debug:
+            raise
+        status, told = _what_went_wrong(error)
+        if TALKS:
+            print(told, file=sys.stderr)
+        return status
 
 
-def _complain(text: str) -> None:
-    if TALKS:
-        print(text, file=sys.stderr)
+def _what_went_wrong(error: BaseException) -> tuple[int, str]:
+    """The exit status, and the line that tells of it."""
+    match error:
+        case RequestError():
+            return WRONG_REQUEST, f"hkd: {error}"
+        case TrainingError():
+            return FAILED, f"hkd: failed: {error}"
+        case Stopped():
+            return error.status, f"hkd: {error}"
+        case KeyboardInterrupt():
+            return INTERRUPTED, "\nhkd: interrupted; a run goes on from its last checkpoint with the same command"
+    return FAILED, f"hkd: failed: {type(error).__name__}: {' '.join(str(error).split())}; --debug shows where"
 
 
 def train_command(argv: list[str]) -> int:
@@ -311,6 +320,7 @@ def _overview() -> str:
         *(f"  {name:<10} {command.__doc__}" for name, command in COMMANDS.items()),
         "",
         "`hkd COMMAND --help` tells the options of a command, `hkd --version` the version.",
+        "--debug shows where an unexpected error arose.",
     ]
     return "\n".join(lines)
 

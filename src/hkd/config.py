@@ -57,12 +57,21 @@ class TrainConfig:
     compile: bool = option(False, "compile the networks with torch.compile")
     workers: int | None = option(None, "processes or threads that decode images; one a core, at most 8, if not given")
     tensorboard: bool = option(True, "write TensorBoard curves into the run folder")
+    save_minutes: float = option(
+        10.0, "save within an epoch, too, when so many minutes have passed since the last time"
+    )
+    skip_bad_steps: int = option(0, "leave out so many steps whose loss is no number, instead of stopping at the first")
+    bad_images: Literal["stop", "skip"] = option("stop", "what an unreadable image does: stop the run, or be left out")
 
     def check(self) -> None:
         """Raises :class:`RequestError` for the first field that is out of its range."""
         _at_least(self, 1, "epochs", "image_size", "limit_train")
         _at_least(self, 2, "batch_size", "limit_classes")
-        _at_least(self, 0, "seed", "workers", "weight_decay")
+        _at_least(self, 0, "seed", "workers", "weight_decay", "skip_bad_steps")
+        if not self.save_minutes > 0:
+            raise RequestError(f"save_minutes: expected a number above 0; got {self.save_minutes}")
+        if self.bad_images not in ("stop", "skip"):
+            raise RequestError(f"bad_images: expected one of stop, skip; got {self.bad_images!r}")
         if self.seed >= 2**32:
             raise RequestError(f"seed: expected a number below 2**32; got {self.seed}")
         if not 0 < self.train_fraction <= 1:

@@ -19,6 +19,14 @@ class TrainingError(RuntimeError):
     """A run that was asked for rightly and failed. The command line prints it as one line and exits with status 1."""
 
 
+class Stopped(KeyboardInterrupt):
+    """A run that was asked to stop (Ctrl-C, SIGTERM) and has saved where it is. Exit status 130, or 143."""
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
+
+
 def unknown(field: str, value: str, accepted: Iterable[str]) -> RequestError:
     """The error for a name that is not in a list, with the names that come near it."""
     names = list(accepted)

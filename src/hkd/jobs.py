@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import hashlib
 import os
 import platform
 import sys
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,7 +31,7 @@ from hkd.data import (
     make_loader,
     prepare,
 )
-from hkd.errors import RequestError
+from hkd.errors import RequestError, TrainingError
 from hkd.methods import Method, Weights, create_method, methods
 from hkd.methods.kd import KD
 from hkd.models import Model, create_model, list_models, load_checkpoint, save_model, wrap_model
@@ -85,8 +87,9 @@ def train(
     _check_shares(config, data, engine)
     network = _trained_network(config, model, data)
     data = data.normalised_for(network)
-    run = _open(config, _resolved_training(config, network, data), engine, fresh)
-    return _run(config, run, "model.safetensors", network, None, Objective(network), data, engine)
+    run = RunFolder(config.run, writes=engine.is_main)
+    with _opened(run, config, _resolved_training(config, network, data), engine, fresh):
+        return _run(config, run, "model.safetensors", network, None, Objective(network), data, engine)
 
 
 def distill(
@@ -124,14 +127,15 @@ def distill(
     parts = _parts(config, student, teacher, data)
     network, teacher_model = parts.student, parts.teacher
     data = data.normalised_for(teacher_model if teacher_model.normalisation else network)
-    run = _open(config, _resolved_distillation(config, parts, data), engine, fresh)
-    if not parts.teacher_is_trained and run.summary is None:
-        _train_teacher(config, teacher_model, data)
-        engine = Engine(config.device, config.precision, config.seed)
-    if run.summary is None and engine.is_main:
-        _tell_pairs(parts)
-    objective = Objective(network, parts.method, parts.weights, config.kd_temperature)
-    return _run(config, run, "student.safetensors", network, teacher_model, objective, data, engine)
+    run = RunFolder(config.run, writes=engine.is_main)
+    with _opened(run, config, _resolved_distillation(config, parts, data), engine, fresh):
+        if not parts.teacher_is_trained and run.summary is None:
+            _train_teacher(config, teacher_model, data)
+            engine = Engine(config.device, config.precision, config.seed)
+        if run.summary is None and engine.is_main:
+            _tell_pairs(parts)
+        objective = Objective(network, parts.method, parts.weights, config.kd_temperature)
+        return _run(config, run, "student.safetensors", network, teacher_model, objective, data, engine)
 
 
 def check_request(config: TrainConfig, data: Data) -> bool:
@@ -275,8 +279,9 @@ def _both_splits(config: TrainConfig, train: Any, test: Any) -> Data:
     if train.info.classes != test.info.classes:
         raise RequestError(f"dataset: {name} has {train.info.num_classes} classes to train on, others to test on")
     cache, workers = Path(config.run).parent / "cache", _workers(config.workers)
-    train = prepare(limit(train, config.limit_classes, config.limit_train, config.train_fraction), cache, workers)
-    test = prepare(limit(test, config.limit_classes, None), cache, workers)
+    train = limit(train, config.limit_classes, config.limit_train, config.train_fraction)
+    test = limit(test, config.limit_classes, None)
+    train, test = (prepare(part, cache, workers, config.bad_images) for part in (train, test))
     return Data(name, train, test)
 
 
@@ -450,11 +455,14 @@ def _run(
         seed=config.seed,
         workers=workers,
         share=engine.share,
+        bad_images=config.bad_images,
     )
     # The loaders' batches are channels-last; weights in the same order spare the convolutions a change.
     student.to(engine.device).to(memory_format=torch.channels_last)
     extra: dict[str, Any] = {}
+    origin = {"dataset": data.train.fingerprint}
     if teacher is not None:
+        origin["teacher"] = _digest(teacher)
         teacher.to(engine.device).to(memory_format=torch.channels_last).eval()
         fold_batch_norms(teacher, data.image_size)
         extra["teacher_top1"] = evaluate_model(teacher, test, engine).top1
@@ -468,7 +476,7 @@ def _run(
     if engine.is_main:
         _tell_memory(objective, teacher, data, engine)
     title = f"{Path(config.run).name} ({student.name})"
-    summary = fit(objective, teacher, training, test, config, engine, run, about, title)
+    summary = fit(objective, teacher, training, test, config, engine, run, about, title, origin)
     found = evaluate_model(student, test, engine)
     run.save_predictions(found.predicted, found.label)
     if run.writes:
@@ -490,12 +498,32 @@ def _run(
     return Result(run.path, student.eval(), summary, file)
 
 
-def _open(config: TrainConfig, resolved: dict[str, Any], engine: Engine, fresh: bool) -> RunFolder:
-    """The run folder, in which one process writes and which the others find as it has prepared it."""
-    run = RunFolder(config.run, writes=engine.is_main)
+@contextmanager
+def _opened(
+    run: RunFolder, config: TrainConfig, resolved: dict[str, Any], engine: Engine, fresh: bool
+) -> Iterator[None]:
+    """Around work in a run folder, in which one process writes and which the others find as it has prepared it.
+
+    Errors of the machine come out as :class:`TrainingError`, in words.
+    """
     with engine.first_of_all():
         run.open(resolved, _defaults(config), fresh=fresh)
-    return run
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+            raise TrainingError(
+                f"out of memory with {config.batch_size} images a step on {engine.device}; lower --batch-size, use "
+                "--precision bf16, or a method with smaller banks (--holistic.bank-dtype bfloat16)"
+            ) from error
+        raise
+    except OSError as error:
+        raise TrainingError(
+            f"cannot read or write {error.filename or run.path} ({error.strerror or error}); the same command goes on "
+            "from the last checkpoint"
+        ) from error
+    finally:
+        run.close()
 
 
 def _for_all_processes(config: TrainConfig, engine: Engine) -> tuple[int, float]:
@@ -514,6 +542,15 @@ def _check_shares(config: TrainConfig, data: Data, engine: Engine) -> None:
     for split in (data.train, data.test):
         if processes > 1 and len(split) < 2 * processes:
             raise RequestError(f"dataset: {data.name} has a split of {len(split)} images for {processes} processes")
+
+
+def _digest(model: Model) -> str:
+    """Tells one network's weights from another's."""
+    digest = hashlib.sha256()
+    for name, value in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _tell_memory(objective: Objective, teacher: Model | None, data: Data, engine: Engine) -> None:

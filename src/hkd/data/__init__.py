@@ -56,9 +56,9 @@ def list_datasets() -> list[str]:
     return [*sorted(datasets), "folder:PATH"]
 
 
-def prepare(dataset: Dataset, cache: Path | None = None, workers: int = 1) -> Dataset:
-    """Decodes a small data set into memory; a large one stays in its files."""
-    return in_memory(dataset, cache, workers) if fits_in_memory(dataset) else dataset
+def prepare(dataset: Dataset, cache: Path | None = None, workers: int = 1, bad_images: str = "stop") -> Dataset:
+    """Decodes a small data set into memory; a large one stays in its files. See :func:`in_memory`."""
+    return in_memory(dataset, cache, workers, bad_images) if fits_in_memory(dataset) else dataset
 
 
 def make_loader(
@@ -71,6 +71,7 @@ def make_loader(
     seed: int = 0,
     workers: int = 0,
     share: Share = Share(),  # noqa: B008  (immutable)
+    bad_images: str = "stop",
 ) -> Loader:
     """The loader that suits a prepared data set; see :class:`MemoryLoader` and :class:`StreamLoader`."""
     if isinstance(dataset, ArrayDataset):
@@ -78,5 +79,6 @@ def make_loader(
     assert isinstance(dataset, FileDataset)
     size = dataset.info.image_size or STREAM_SIZE
     return StreamLoader(
-        dataset, batch_size, device, image_size=size, train=train, flip=flip, seed=seed, workers=workers, share=share
-    )
+        dataset, batch_size, device, image_size=size, train=train, flip=flip, seed=seed, workers=workers, share=share,
+        bad_images=bad_images,
+    )  # fmt: skip

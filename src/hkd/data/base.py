@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -64,6 +65,11 @@ class Dataset(ABC):
         """The image as uint8 (3, H, W), its label, its index."""
         return self.image(index), int(self.labels[index]), index
 
+    @property
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """Changes with the images and labels, and not with where they lie."""
+
     @abstractmethod
     def image(self, index: int) -> Tensor:
         """One image, uint8 (3, H, W)."""
@@ -97,6 +103,12 @@ class ArrayDataset(Dataset):
         self.labels = labels.long()
         self.info = replace(info, image_size=images.shape[2])
 
+    @property
+    def fingerprint(self) -> str:
+        digest = hashlib.sha256(self.images.contiguous().numpy().data)
+        digest.update(self.labels.contiguous().numpy().data)
+        return digest.hexdigest()
+
     def image(self, index: int) -> Tensor:
         return self.images[index]
 
@@ -121,6 +133,12 @@ class FileDataset(Dataset):
         self.names = list(names)
         self.labels = labels.long()
         self.info = info
+
+    @property
+    def fingerprint(self) -> str:
+        rows = zip(self.names, self.labels.tolist(), strict=True)
+        text = "".join(f"{name}\0{label}\0{self.files.size(name)}\n" for name, label in rows)
+        return hashlib.sha256(text.encode()).hexdigest()
 
     def decode(self, index: int) -> Image.Image:
         """One image as it is in its file, in RGB.

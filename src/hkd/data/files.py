@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 import zipfile
 import zlib
 from abc import ABC, abstractmethod
@@ -12,6 +13,9 @@ from pathlib import Path, PurePosixPath
 from hkd.errors import RequestError
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff"})
+
+LARGEST_FILE = 256 * 2**20
+"""Bytes; what claims to be a larger image is made to fill the memory."""
 
 
 class Files(ABC):
@@ -29,6 +33,10 @@ class Files(ABC):
 
     @abstractmethod
     def read(self, name: str) -> bytes: ...
+
+    @abstractmethod
+    def size(self, name: str) -> int:
+        """Of a file in bytes."""
 
     def images(self, folder: str) -> list[str]:
         """The names of all images below a folder."""
@@ -53,13 +61,20 @@ class Folder(Files):
             inside = [Path(directory, file) for file in files]
             self.names += [file.relative_to(path).as_posix() for file in inside if file.exists()]  # no dangling links
         self.names.sort()
+        self._sizes = {}
         for name in self.names:
-            stat = (path / name).stat()
-            digest.update(f"{name}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+            found = (path / name).stat()
+            self._sizes[name] = found.st_size
+            digest.update(f"{name}\0{found.st_size}\0{found.st_mtime_ns}\n".encode())
         self.fingerprint = digest.hexdigest()
 
     def read(self, name: str) -> bytes:
+        if self._sizes.get(name, 0) > LARGEST_FILE:
+            raise RequestError(f"dataset: {name} in {self.path} is larger than {LARGEST_FILE // 2**20} MiB")
         return (self.path / name).read_bytes()
+
+    def size(self, name: str) -> int:
+        return self._sizes[name]
 
 
 class Archive(Files):
@@ -72,12 +87,17 @@ class Archive(Files):
                 entries = [entry for entry in archive.infolist() if not entry.is_dir()]
         except (zipfile.BadZipFile, OSError) as error:
             raise RequestError(f"dataset: {path} is not a readable zip archive ({error})") from error
+        for entry in entries:
+            _refuse_hostile(path, entry)
         tops = {entry.filename.split("/", 1)[0] for entry in entries if not entry.filename.startswith("__MACOSX/")}
         self._prefix = f"{tops.pop()}/" if len(tops) == 1 else ""
         inside = [e.filename for e in entries if e.filename.startswith(self._prefix)]
         self.names = sorted(name.removeprefix(self._prefix) for name in inside)
-        stat = path.stat()
-        self.fingerprint = hashlib.sha256(f"{path.resolve()}\0{stat.st_size}\0{stat.st_mtime_ns}".encode()).hexdigest()
+        self._sizes = {e.filename.removeprefix(self._prefix): e.file_size for e in entries}
+        found = path.stat()
+        self.fingerprint = hashlib.sha256(
+            f"{path.resolve()}\0{found.st_size}\0{found.st_mtime_ns}".encode()
+        ).hexdigest()
         self._opened: tuple[int, zipfile.ZipFile] | None = None
 
     def read(self, name: str) -> bytes:
@@ -88,8 +108,24 @@ class Archive(Files):
         except (zipfile.BadZipFile, zlib.error, KeyError) as error:
             raise RequestError(f"dataset: cannot read {name} in {self.path} ({error})") from error
 
+    def size(self, name: str) -> int:
+        return self._sizes[name]
+
     def __getstate__(self) -> dict[str, object]:
         return self.__dict__ | {"_opened": None}
+
+
+def _refuse_hostile(path: Path, entry: zipfile.ZipInfo) -> None:
+    """Entries that no data set needs: with a way out of the archive, links, and files that would fill the memory."""
+    name = entry.filename.replace("\\", "/")
+    if name.startswith("/") or ".." in name.split("/") or name[1:2] == ":":
+        raise RequestError(f"dataset: {path} has an entry outside itself, {entry.filename!r}, and is not read")
+    if stat.S_ISLNK(entry.external_attr >> 16):
+        raise RequestError(f"dataset: {path} has a link, {entry.filename!r}, and is not read")
+    if entry.file_size > LARGEST_FILE:
+        raise RequestError(
+            f"dataset: {path} has a file of {entry.file_size / 1e9:,.1f} GB, {entry.filename!r}, and is not read"
+        )
 
 
 def open_files(path: Path) -> Files:

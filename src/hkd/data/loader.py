@@ -73,8 +73,8 @@ class Loader(ABC):
         return len(self.batches)
 
     @abstractmethod
-    def epoch(self, number: int) -> Iterator[Batch]:
-        """The batches of one epoch. The same number gives the same batches in the same order."""
+    def epoch(self, number: int, done: int = 0) -> Iterator[Batch]:
+        """The batches of one epoch, but for the first ``done``. The same number gives the same in the same order."""
 
 
 def epoch_generator(seed: int, epoch: int, device: torch.device) -> torch.Generator:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,6 +17,7 @@ from torch.nn import functional as F
 
 from hkd.data.base import LARGEST_IN_MEMORY, ArrayDataset, Dataset, FileDataset
 from hkd.data.loader import Batches, Loader, epoch_generator
+from hkd.errors import RequestError
 from hkd.types import Batch, Share
 
 LARGEST_BYTES = 4 * 2**30
@@ -29,12 +31,16 @@ def fits_in_memory(dataset: Dataset) -> bool:
     return size is not None and size <= LARGEST_IN_MEMORY and 3 * size * size * len(dataset) <= LARGEST_BYTES
 
 
-def in_memory(dataset: Dataset, cache: Path | None = None, workers: int = 1) -> ArrayDataset:
+def in_memory(dataset: Dataset, cache: Path | None = None, workers: int = 1, bad_images: str = "stop") -> ArrayDataset:
     """Decodes a data set whose images have one size.
 
     Args:
         cache: folder where the decoded images are kept, so that the next start reads one file; None to keep nothing.
         workers: threads that decode.
+        bad_images: "skip" to leave out what cannot be read.
+
+    Raises:
+        RequestError: images cannot be read: says how many, and names some.
     """
     if isinstance(dataset, ArrayDataset):
         return dataset
@@ -43,19 +49,33 @@ def in_memory(dataset: Dataset, cache: Path | None = None, workers: int = 1) -> 
     if path is not None and path.is_file():
         try:
             images = safetensors.torch.load_file(str(path))["images"]
-            return ArrayDataset(images, dataset.labels, dataset.info)
+            return ArrayDataset(images, dataset.labels, dataset.info)  # only whole data sets are kept
         except safetensors.SafetensorError:
             pass  # a cache cut short is made again
     size = dataset.info.image_size
     assert size is not None
     images = torch.empty(len(dataset), 3, size, size, dtype=torch.uint8)
+    bad: list[int] = []
 
     def decode(index: int) -> None:
-        images[index] = dataset.image(index)
+        try:
+            images[index] = dataset.image(index)
+        except RequestError:
+            bad.append(index)
 
     with ThreadPoolExecutor(max(1, workers)) as pool:
         for _ in pool.map(decode, range(len(dataset)), chunksize=64):
             pass
+    if bad:
+        bad.sort()
+        names = ", ".join(dataset.names[n] for n in bad[:5]) + (", ..." if len(bad) > 5 else "")
+        told = f"{len(bad)} of {len(dataset)} images in {dataset.files.path} cannot be read: {names}"
+        if bad_images != "skip" or len(bad) == len(dataset):
+            raise RequestError(f"dataset: {told}; mend or remove them, or leave them out with --bad-images skip")
+        print(f"warning: left out, {told}", file=sys.stderr)
+        kept = torch.ones(len(dataset), dtype=torch.bool)
+        kept[bad] = False
+        return ArrayDataset(images[kept], dataset.labels[kept], dataset.info)
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(f".{os.getpid()}")  # another run may be writing the same
@@ -119,30 +139,39 @@ class MemoryLoader(Loader):
         self._scale = (1 / (255 * std)).repeat(self.size)
         self._shift = (-mean / std).repeat(self.size)
 
-    def epoch(self, number: int) -> Iterator[Batch]:
+    def epoch(self, number: int, done: int = 0) -> Iterator[Batch]:
         generator = epoch_generator(self.seed, number, self.device)
         count = len(self.dataset)
         if self.train:
             order = torch.randperm(count, generator=generator, device=self.device)
         else:
             order = torch.arange(count, device=self.device)
-        for index in self.batches.own(order):
-            yield Batch(self._images(index, generator), self.labels[index], index)
+        for place, index in enumerate(self.batches.own(order)):
+            fate = self._fate(len(index), generator) if self.train else None
+            if place >= done:
+                yield Batch(self._images(index, fate), self.labels[index], index)
 
-    def _images(self, index: Tensor, generator: torch.Generator) -> Tensor:
+    def _fate(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Offsets from top and left, and who is mirrored: (B,), (B,) and (B, 1, 1, 1)."""
+        # Drawn for the images of all processes, so that an image meets the same fate however they are shared.
+        everyone = count * self.share.processes
+        offsets = 2 * self.padding + 1
+        top, left = torch.randint(offsets, (2, everyone), generator=generator, device=self.device)
+        if not self.flip:
+            return self.share.of(top), self.share.of(left), None
+        mirror = torch.rand(everyone, 1, 1, 1, generator=generator, device=self.device) < 0.5
+        return self.share.of(top), self.share.of(left), self.share.of(mirror)
+
+    def _images(self, index: Tensor, fate: tuple[Tensor, Tensor, Tensor | None] | None) -> Tensor:
         """(B, 3, H, W) in channels-last order, cropped, mirrored and normalised."""
         count = len(index)
-        if self.train:
-            # Drawn for the images of all processes, so that an image meets the same fate however they are shared.
-            everyone = count * self.share.processes
-            offsets = 2 * self.padding + 1
-            top, left = torch.randint(offsets, (2, everyone), generator=generator, device=self.device)
-            pixels = self._windows[index, self.share.of(top), self.share.of(left)]
-            if self.flip:
-                mirror = torch.rand(everyone, 1, 1, 1, generator=generator, device=self.device) < 0.5
-                pixels = torch.where(self.share.of(mirror), pixels.flip(2), pixels)
-        else:
+        if fate is None:
             pixels = self._windows[index, 0, 0]
+        else:
+            top, left, mirror = fate
+            pixels = self._windows[index, top, left]
+            if mirror is not None:
+                pixels = torch.where(mirror, pixels.flip(2), pixels)
         rows = pixels.view(count, self.size, self.size * 3).float()
         normalised = torch.addcmul(self._shift, rows, self._scale)
         return normalised.view(count, self.size, self.size, 3).permute(0, 3, 1, 2)

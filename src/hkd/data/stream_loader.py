@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import random
+import sys
 from collections.abc import Iterator
+from itertools import islice
 
 import torch
 from PIL import Image
@@ -14,7 +16,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from hkd.data.base import FileDataset, fit, to_tensor
 from hkd.data.loader import Batches, Loader, epoch_generator
-from hkd.errors import RequestError
+from hkd.errors import RequestError, TrainingError
 from hkd.types import Batch, Share
 
 
@@ -35,19 +37,20 @@ class StreamLoader(Loader):
         seed: of order and augmentation.
         workers: processes that decode; 0 decodes in this one.
         share: which part of every batch is this process's.
+        bad_images: "skip" to show the next readable image in the place of one that is not.
     """
 
     def __init__(
         self, dataset: FileDataset, batch_size: int, device: torch.device, *, image_size: int, train: bool,
         flip: bool = True, seed: int = 0, workers: int = 0,
-        share: Share = Share(),  # noqa: B008  (immutable)
+        share: Share = Share(), bad_images: str = "stop",  # noqa: B008  (immutable)
     ) -> None:  # fmt: skip
         self.dataset = dataset
         self.batches = Batches(len(dataset), batch_size, train, share)
         self.device = device
         self._order = _EpochOrder(self.batches, seed if train else None)
         self._loader = DataLoader(
-            _Views(dataset, image_size, flip and dataset.info.flip, seed if train else None),
+            _Views(dataset, image_size, flip and dataset.info.flip, seed if train else None, bad_images == "skip"),
             batch_sampler=self._order,
             num_workers=workers,
             persistent_workers=workers > 0,
@@ -56,8 +59,8 @@ class StreamLoader(Loader):
         mean, std = (torch.tensor(v, device=device).view(3, 1, 1) for v in (dataset.info.mean, dataset.info.std))
         self._scale, self._shift = 1 / (255 * std), -mean / std
 
-    def epoch(self, number: int) -> Iterator[Batch]:
-        self._order.epoch = number
+    def epoch(self, number: int, done: int = 0) -> Iterator[Batch]:
+        self._order.epoch, self._order.done = number, done
         for image, label, index in self._loaded():
             pixels = image.to(self.device, non_blocking=True).contiguous(memory_format=torch.channels_last)
             normalised = torch.addcmul(self._shift, pixels.float(), self._scale)
@@ -69,6 +72,14 @@ class StreamLoader(Loader):
         except RequestError as error:  # from a worker it comes wrapped in that process's traceback
             last = str(error).strip().splitlines()[-1]
             raise RequestError(last.removeprefix("hkd.errors.RequestError: ")) from None
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            reason = " ".join(str(error).split()).split(". ")[0]
+            raise TrainingError(
+                f"a process that decodes images died ({reason}); the same command goes on from the last checkpoint; "
+                "if memory ran out, lower --workers or --batch-size"
+            ) from error
 
 
 class _EpochOrder:
@@ -78,6 +89,7 @@ class _EpochOrder:
         self.batches = batches
         self.seed = seed
         self.epoch = 0
+        self.done = 0
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -87,22 +99,38 @@ class _EpochOrder:
         if self.seed is not None:
             generator = epoch_generator(self.seed, self.epoch, torch.device("cpu"))
             order = torch.randperm(self.batches.count, generator=generator)
-        for batch in self.batches.own(order):
+        for batch in islice(self.batches.own(order), self.done, None):
             yield [(self.epoch, index) for index in batch.tolist()]
 
 
 class _Views(TorchDataset[tuple[Tensor, int, int]]):
     """What the network is shown of each image, uint8 (3, size, size)."""
 
-    def __init__(self, dataset: FileDataset, size: int, flip: bool, seed: int | None) -> None:
+    def __init__(self, dataset: FileDataset, size: int, flip: bool, seed: int | None, skip_bad: bool = False) -> None:
         self.dataset = dataset
         self.size = size
         self.flip = flip
         self.seed = seed
+        self.skip_bad = skip_bad
+        self._told: set[int] = set()
+
+    def _readable(self, index: int) -> tuple[Image.Image, int]:
+        """The image, or the next one that can be read, and which it is."""
+        for ahead in range(len(self.dataset)):
+            number = (index + ahead) % len(self.dataset)
+            try:
+                return self.dataset.decode(number), number
+            except RequestError as error:
+                if not self.skip_bad or ahead + 1 == len(self.dataset):
+                    raise
+                if number not in self._told:
+                    print(f"warning: left out, {error}", file=sys.stderr)
+                    self._told.add(number)
+        raise AssertionError("an empty data set has no indices")
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int, int]:
         epoch, index = key
-        image = self.dataset.decode(index)
+        image, index = self._readable(index)
         if self.seed is None:
             view = centre(image, self.size)
         else:

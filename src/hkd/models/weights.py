@@ -38,7 +38,10 @@ def save_model(model: Model, path: str | Path, **about: Any) -> None:
         name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
         for name, value in _module(model).state_dict().items()
     }
-    safetensors.torch.save_file(state, str(path), metadata={"hkd": json.dumps(about)})
+    path = Path(path)
+    partial = path.with_name(f"{path.name}.partial")  # a crash while writing leaves what was there
+    safetensors.torch.save_file(state, str(partial), metadata={"hkd": json.dumps(about)})
+    partial.replace(path)
 
 
 def load_model(path: str | Path) -> tuple[Model, dict[str, Any]]:

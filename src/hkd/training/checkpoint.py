@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from hkd.errors import RequestError
 from hkd.training.engine import Engine
@@ -16,13 +17,27 @@ from hkd.training.run_folder import RunFolder
 
 @dataclass
 class State:
-    """How far a run is. Epochs up to 0 are those of an initialisation stage."""
+    """How far a run is. Epochs up to 0 are those of an initialisation stage.
+
+    Attributes:
+        epoch: finished epochs.
+        step: finished steps of the next one.
+        sums: what was added up in those, see :class:`Sums`.
+        epoch_seconds: what they took.
+        rows: of ``metrics.jsonl``, one for each finished epoch.
+        skipped_steps: that were left out because their loss was no number.
+    """
 
     epoch: int = 0
+    step: int = 0
+    sums: dict[str, Tensor] = field(default_factory=dict)
+    epoch_seconds: float = 0.0
+    rows: list[dict[str, Any]] = field(default_factory=list)
     best_top1: float = -math.inf
     best_epoch: int = 0
     seconds: float = 0.0
     images: int = 0
+    skipped_steps: int = 0
 
 
 @dataclass(frozen=True)
@@ -34,7 +49,7 @@ class Checkpoint:
         objective: holds student and method.
         optimizer: as the engine prepared it.
         engine: holds the scaler of fp16.
-        train_images: N; a run cannot go on with other data.
+        origin: what a run cannot go on without, by the field that tells of it: digests of its images and its teacher.
         first_epoch: where a new run starts, 0 or before it.
     """
 
@@ -42,15 +57,16 @@ class Checkpoint:
     objective: Objective
     optimizer: torch.optim.Optimizer
     engine: Engine
-    train_images: int
+    origin: dict[str, str]
     first_epoch: int = 0
 
     def save(self, state: State) -> None:
+        """Writes everything, or warns that it could not; the run goes on and the next save tries again."""
         method, scaler = self.objective.method, self.engine.scaler
         self.run.save_checkpoint(
             {
                 "state": asdict(state),
-                "train_images": self.train_images,
+                "origin": self.origin,
                 "student": self.objective.student.state_dict(),
                 "method": method.state_dict() if method is not None else {},
                 "optimizer": self.optimizer.state_dict(),
@@ -58,23 +74,25 @@ class Checkpoint:
                 "random": self.engine.random_state(),
             }
         )
+        self.run.log(state.rows)
 
     def resume(self) -> State:
         """Puts everything back to where the run stopped; a new run starts at its first epoch.
 
         Raises:
-            RequestError: the checkpoint is corrupt, or the training set is not the one that the run began with.
+            RequestError: no checkpoint can be read, or the images or the teacher are not those that the run began with.
         """
         saved: dict[str, Any] | None = self.run.load_checkpoint()
         if saved is None:
-            self._keep_rows(self.first_epoch)
+            self.run.log([])
             self.engine.set_random_state(None)
             return State(epoch=self.first_epoch)
-        if saved["train_images"] != self.train_images:
-            raise RequestError(
-                f"dataset: the run in {self.run.path} began with {saved['train_images']} training images, "
-                f"and now there are {self.train_images}; start over with --fresh"
-            )
+        for name, digest in self.origin.items():
+            if saved["origin"].get(name, digest) != digest:
+                what = {"dataset": "the training images are", "teacher": "the teacher's weights are"}[name]
+                raise RequestError(
+                    f"{name}: {what} not those that the run in {self.run.path} began with; start over with --fresh"
+                )
         self.objective.student.load_state_dict(saved["student"])
         if self.objective.method is not None:
             self.objective.method.load_state_dict(saved["method"])
@@ -83,12 +101,5 @@ class Checkpoint:
             self.engine.scaler.load_state_dict(saved["scaler"])
         self.engine.set_random_state(saved["random"])
         state = State(**saved["state"])
-        self._keep_rows(state.epoch)
-        if len(self.run.rows()) != state.epoch - self.first_epoch:
-            raise RequestError(f"run: metrics.jsonl in {self.run.path} is incomplete; start over with --fresh")
+        self.run.log(state.rows)
         return state
-
-    def _keep_rows(self, epochs: int) -> None:
-        """In the process that writes; the others see it done."""
-        with self.engine.first_of_all():
-            self.run.keep_rows(epochs)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import closing
 from typing import Any
 
 import torch
@@ -12,15 +13,16 @@ from torch import nn
 
 from hkd.config import TrainConfig
 from hkd.data.loader import Loader
-from hkd.errors import TrainingError
+from hkd.errors import Stopped, TrainingError
 from hkd.models.base import Model
-from hkd.models.weights import save_model
 from hkd.training.checkpoint import Checkpoint
 from hkd.training.engine import Engine
+from hkd.training.guard import Guard, NotFiniteError
 from hkd.training.metrics import Sums, evaluate_model, hits, ranked
-from hkd.training.objective import Objective
+from hkd.training.objective import Objective, Step
 from hkd.training.progress import Curves, Progress
 from hkd.training.run_folder import RunFolder
+from hkd.training.stopping import Stopping, Wish
 from hkd.types import Batch
 
 
@@ -34,6 +36,7 @@ def fit(
     run: RunFolder,
     about: dict[str, Any],
     title: str,
+    origin: dict[str, str],
 ) -> dict[str, Any]:
     """Trains a student, from where its run folder left off, to the last epoch.
 
@@ -46,6 +49,7 @@ def fit(
         run: where to log, save, and continue from.
         about: written beside the student's weights.
         title: of the progress lines.
+        origin: see :class:`Checkpoint`.
 
     Returns:
         Accuracies of the last and the best epoch in percent, and what it took.
@@ -53,70 +57,146 @@ def fit(
     Raises:
         TrainingError: the loss is no longer a number.
         RequestError: the run folder cannot be continued from.
+        Stopped: Ctrl-C or SIGTERM; where it is has been saved.
     """
-    optimizer: torch.optim.Optimizer = torch.optim.SGD(
-        objective.parameters(), lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
-    )
-    student, images = objective.student, len(train.dataset)
-    prepared, optimizer = engine.prepare(objective, optimizer, objective.uses_all_parameters)
-    stage = objective.initialisation
-    first = -stage.epochs if stage is not None else 0
-    checkpoint = Checkpoint(run, objective, optimizer, engine, images, first)
-    state = checkpoint.resume()
-    if config.compile:
-        student.compile()
-        if teacher is not None:
-            teacher.compile()
-    tensorboard = Curves(run.path / "tensorboard" if config.tensorboard and engine.is_main else None, state.epoch)
-    done = (state.epoch - first) * images
-    progress = Progress(title, (config.epochs - first) * images, done, config.epochs, silent=not engine.is_main)
-    row = run.rows()[-1] if state.epoch > first else {}  # resuming has made sure of it
+    return _Training(objective, teacher, train, test, config, engine, run, about, title, origin).run()
 
-    for epoch in range(state.epoch, config.epochs):
-        started = time.perf_counter()
-        initialising = epoch < 0
-        if epoch == 0:  # the training does not inherit the momentum of an initialisation
-            optimizer.state.clear()
-        lr = stage.lr_at(epoch - first, config.lr) if stage is not None and initialising else config.lr_at(epoch)
-        for group in optimizer.param_groups:
+
+class _Training:
+    """The parts of a run between its start and its end; see :func:`fit`."""
+
+    def __init__(
+        self,
+        objective: Objective,
+        teacher: Model | None,
+        train: Loader,
+        test: Loader,
+        config: TrainConfig,
+        engine: Engine,
+        run: RunFolder,
+        about: dict[str, Any],
+        title: str,
+        origin: dict[str, str],
+    ) -> None:
+        self.objective, self.teacher, self.train, self.test = objective, teacher, train, test
+        self.config, self.engine, self.folder, self.about = config, engine, run, about
+        optimizer: torch.optim.Optimizer = torch.optim.SGD(
+            objective.parameters(), lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
+        )
+        self.prepared, self.optimizer = engine.prepare(objective, optimizer, objective.uses_all_parameters)
+        self.first = -objective.initialisation.epochs if objective.initialisation is not None else 0
+        self.checkpoint = Checkpoint(run, objective, self.optimizer, engine, origin, self.first)
+        self.state = self.checkpoint.resume()
+        if config.compile:
+            for network in (objective.student, teacher):
+                if network is not None:
+                    network.compile()
+        self.guard = Guard(engine, config.skip_bad_steps, self.state.skipped_steps)
+        self.stopping = Stopping(engine, config.save_minutes)
+        self.images = len(train.dataset)
+        done = (self.state.epoch - self.first) * self.images + self.state.step * config.batch_size
+        whole = (config.epochs - self.first) * self.images
+        self.progress = Progress(title, whole, done, config.epochs, silent=not engine.is_main)
+        curves = run.path / "tensorboard" if config.tensorboard and engine.is_main else None
+        self.curves = Curves(curves, self.state.epoch)
+
+    def run(self) -> dict[str, Any]:
+        """From where it is to the last epoch. Returns the result."""
+        with closing(self.progress), closing(self.curves), self.stopping:
+            for epoch in range(self.state.epoch, self.config.epochs):
+                self.epoch(epoch)
+                if epoch + 1 < self.config.epochs and self.engine.largest(int(self.stopping.signal is not None)):
+                    self.stop()
+        state, row = self.state, self.state.rows[-1]
+        return {
+            "top1_last": row["test_top1"],
+            "top1_best": state.best_top1,
+            "best_epoch": state.best_epoch,
+            "top5_last": row["test_top5"],
+            "epochs": state.epoch,
+            "seconds": state.seconds,
+            "images_per_second": state.images / state.seconds,
+            "skipped_steps": state.skipped_steps,
+        }
+
+    def epoch(self, epoch: int) -> None:
+        """Trains, evaluates, logs and saves one epoch, or what is left of it."""
+        state, started, initialising = self.state, time.perf_counter(), epoch < 0
+        if epoch == 0 and state.step == 0:  # the training does not inherit the momentum of an initialisation
+            self.optimizer.state.clear()
+        lr = self.lr_at(epoch)
+        for group in self.optimizer.param_groups:
             group["lr"] = lr
-        objective.begin_epoch(epoch)
-        seen = teacher if initialising or objective.needs_teacher else None
-        means = train_epoch(prepared, seen, train.epoch(epoch), optimizer, engine, progress, initialising)
-        engine.average_buffers(student)
-        seconds = time.perf_counter() - started
-        row = {"epoch": epoch + 1, "lr": lr, **means, "seconds": seconds, "images_per_second": images / seconds}
-        if not initialising:
-            found = evaluate_model(student, test, engine)
-            row |= {"test_top1": found.top1, "test_top5": found.top5, "test_loss": found.loss}
-        if broken := [name for name, value in row.items() if not math.isfinite(value)]:
-            progress.close()
-            raise TrainingError(_diverged(run, epoch, broken))
+        self.objective.begin_epoch(epoch)
+        self.guard.begin_epoch()
+        sums, taken = Sums(state.sums, self.engine), state.epoch_seconds
 
-        state.epoch = epoch + 1
-        state.seconds += time.perf_counter() - started
-        state.images += images
+        def after_step(step: int, made: Step) -> None:
+            self.guard.saw(step, made)
+            self.progress.images(self.config.batch_size)
+            if (wish := self.stopping.wish(step)) is not Wish.GO_ON:
+                self.guard.look()
+                state.step, state.sums = step, sums.state(self.engine)
+                state.epoch_seconds = taken + time.perf_counter() - started
+                self.save()
+                if wish is Wish.STOP:
+                    self.stop()
+
+        seen = self.teacher if initialising or self.objective.needs_teacher else None
+        batches = self.train.epoch(epoch, state.step)
+        try:
+            train_epoch(
+                self.prepared, seen, batches, self.optimizer, self.engine, initialising, sums, self.guard, after_step,
+                state.step,
+            )  # fmt: skip
+            self.guard.look()
+        except NotFiniteError as error:
+            raise TrainingError(self.diverged(epoch, str(error))) from None
+        self.engine.average_buffers(self.objective.student)
+        seconds = taken + time.perf_counter() - started
+        row = {"epoch": epoch + 1, "lr": lr, **epoch_means(sums, self.engine)}
+        row |= {"seconds": seconds, "images_per_second": self.images / seconds}
+        if not initialising:
+            found = evaluate_model(self.objective.student, self.test, self.engine)
+            row |= {"test_top1": found.top1, "test_top5": found.top5, "test_loss": found.loss}
+        if broken := [f"{name} {value}" for name, value in row.items() if not math.isfinite(value)]:
+            raise TrainingError(self.diverged(epoch, ", ".join(broken)))
+
+        state.epoch, state.step, state.sums, state.epoch_seconds = epoch + 1, 0, {}, 0.0
+        state.rows.append(row)
+        state.seconds += taken + time.perf_counter() - started
+        state.images += self.images
         if (top1 := row.get("test_top1", -math.inf)) > state.best_top1:
             state.best_top1, state.best_epoch = top1, epoch + 1
-            if run.writes:
-                save_model(student, run.checkpoints / "best.safetensors", **about, epoch=epoch + 1, top1=top1)
-        run.log(row)
-        tensorboard.write(row)
-        checkpoint.save(state)
-        left = state.seconds / (state.epoch - first) * (config.epochs - state.epoch)
-        progress.epoch(row, state.best_top1, left)
+            self.folder.save_best(self.objective.student, **self.about, epoch=epoch + 1, top1=top1)
+        self.save()
+        self.curves.write(row)
+        left = state.seconds / (state.epoch - self.first) * (self.config.epochs - state.epoch)
+        self.progress.epoch(row, state.best_top1, left)
 
-    progress.close()
-    tensorboard.close()
-    return {
-        "top1_last": row["test_top1"],
-        "top1_best": state.best_top1,
-        "best_epoch": state.best_epoch,
-        "top5_last": row["test_top5"],
-        "epochs": state.epoch,
-        "seconds": state.seconds,
-        "images_per_second": state.images / state.seconds,
-    }
+    def lr_at(self, epoch: int) -> float:
+        stage = self.objective.initialisation
+        if stage is not None and epoch < 0:
+            return stage.lr_at(epoch - self.first, self.config.lr)
+        return self.config.lr_at(epoch)
+
+    def save(self) -> None:
+        self.state.skipped_steps = self.guard.skipped
+        self.checkpoint.save(self.state)
+        self.stopping.has_saved()
+
+    def stop(self) -> None:
+        state = self.state
+        where = f"after step {state.step} of epoch {state.epoch + 1}" if state.step else f"after epoch {state.epoch}"
+        raise Stopped(f"stopped {where}; the same command goes on from there", self.stopping.status)
+
+    def diverged(self, epoch: int, told: str) -> str:
+        last = self.folder.last
+        kept = f"what was before is kept in {last}" if last.is_file() else "nothing was learnt before"
+        return (
+            f"the loss is no longer a number in epoch {epoch + 1}, {told}; {kept}; "
+            "start over with --fresh and a lower --lr, or leave such steps out with --skip-bad-steps"
+        )
 
 
 def train_epoch(
@@ -125,43 +205,52 @@ def train_epoch(
     batches: Iterable[Batch],
     optimizer: torch.optim.Optimizer,
     engine: Engine,
-    progress: Progress | None = None,
     initialising: bool = False,
-) -> dict[str, float]:
-    """One pass over the training images. Returns the means of the loss and its terms, and top-1 in percent.
+    sums: Sums | None = None,
+    guard: Guard | None = None,
+    after_step: Callable[[int, Step], None] | None = None,
+    done: int = 0,
+) -> Sums:
+    """One pass over the training images. Returns the sums of the loss, its terms and the hits.
 
-    The objective is an :class:`Objective`, or what the engine made of it for several processes. In a method's
-    initialisation there is no top-1.
+    Nothing in a step waits for the device.
 
-    Nothing in a step waits for the device; the means at the end do, once.
+    Args:
+        objective: an :class:`Objective`, or what the engine made of it for several processes.
+        initialising: whether the method's stage is trained, in which there are no hits.
+        sums: to add to, of steps done before.
+        guard: decides which steps are left out.
+        after_step: is told the number of each step and what it gave.
+        done: steps done before.
     """
     objective.train()
-    sums = Sums()
-    for batch in batches:
+    sums = Sums() if sums is None else sums
+    for number, batch in enumerate(batches, done + 1):
+        undo = guard.before_step(objective) if guard is not None else None
         with engine.autocast():
             with torch.no_grad():
                 seen = teacher(batch.image) if teacher is not None else None
-            step = objective(batch, seen, initialising)
-        engine.backward(step.total)
+            made: Step = objective(batch, seen, initialising)
+        if guard is not None and guard.leaves_out(made):
+            if undo is not None:
+                undo()
+            continue
+        engine.backward(made.total)
         optimizer.step()
         optimizer.zero_grad()
 
         count = len(batch.label)
         with torch.no_grad():
-            sums.add({name: count * value for name, value in {"loss": step.total, **step.terms}.items()}, count)
-            if step.logits is not None:
-                sums.add(hits(ranked(step.logits), batch.label))
-        if progress is not None:
-            progress.images(count * engine.share.processes)
+            sums.add({name: count * value for name, value in {"loss": made.total, **made.terms}.items()}, count)
+            if made.logits is not None:
+                sums.add(hits(ranked(made.logits), batch.label))
+        if after_step is not None:
+            after_step(number, made)
+    return sums
+
+
+def epoch_means(sums: Sums, engine: Engine) -> dict[str, float]:
+    """The means of the loss and its terms, and top-1 in percent."""
     found = sums.means(engine)
     top1 = {"train_top1": 100 * found["top1"]} if "top1" in found else {}
     return {name: found[name] for name in found if name not in ("top1", "top5")} | top1
-
-
-def _diverged(run: RunFolder, epoch: int, broken: list[str]) -> str:
-    begun = (run.checkpoints / "last.pt").is_file()
-    kept = f"epoch {epoch} is kept in {run.checkpoints / 'last.pt'}" if begun else "nothing was learnt before"
-    return (
-        f"the loss is no longer a number in epoch {epoch + 1} ({', '.join(broken)}); {kept}; "
-        "start over with --fresh and a lower --lr"
-    )

@@ -16,9 +16,18 @@ from hkd.training.engine import Engine
 class Sums:
     """Running sums on the device: adding does not wait for it, reading does, once."""
 
-    def __init__(self) -> None:
+    def __init__(self, state: dict[str, Tensor] | None = None, engine: Engine | None = None) -> None:
         self._sums: dict[str, Tensor] = {}
         self._count = 0
+        # What was saved is of all processes; one takes it, so that the sum over processes stays what it was.
+        if state and engine is not None and engine.is_main:
+            self._sums = {name: value.to(engine.device) for name, value in state.items() if name}
+            self._count = int(state[""])
+
+    def state(self, engine: Engine) -> dict[str, Tensor]:
+        """What was added so far in all processes, to be saved in the middle of an epoch."""
+        count = torch.tensor(float(self._count), device=engine.device)
+        return {name: engine.sum(value[None])[0].cpu() for name, value in (self._sums | {"": count}).items()}
 
     def add(self, sums: dict[str, Tensor], count: int = 0) -> None:
         """Adds scalars that are sums over ``count`` images, or more of the images that were counted before."""

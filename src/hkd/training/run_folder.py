@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
+import sys
 import zipfile
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ParamSpec
 
 import numpy as np
+import safetensors
 import torch
 import yaml
+from filelock import FileLock, Timeout
 from torch import Tensor
 
 from hkd.errors import RequestError
+from hkd.models.base import Model
+from hkd.models.weights import save_model
+
+LOCK = ".lock"
 
 # What may differ when a run is continued: where it computes, not what.
-FREE_TO_CHANGE = frozenset({"run", "device", "workers", "data_root", "compile", "tensorboard"})
+FREE_TO_CHANGE = frozenset(
+    {"run", "device", "workers", "data_root", "compile", "tensorboard", "save_minutes", "skip_bad_steps"}
+)
 
 P = ParamSpec("P")
 
@@ -41,6 +52,7 @@ class RunFolder:
     ``config.yaml``             what was asked for, as ``--config`` takes it
     ``metrics.jsonl``           a line an epoch; those up to epoch 0 are of a method's initialisation
     ``checkpoints/last.pt``     everything needed to continue
+    ``checkpoints/previous.pt`` the same of the save before, for the case that the last cannot be read
     ``checkpoints/best.safetensors``  the network of the best epoch
     ``tensorboard/``            curves
     ``student.safetensors``     the network of the last epoch (``model.safetensors`` for `hkd train`)
@@ -56,7 +68,18 @@ class RunFolder:
     def __init__(self, path: str | Path, writes: bool = True) -> None:
         self.path = Path(path)
         self.writes = writes
+        self._held: FileLock | None = None
         self.checkpoints = self.path / "checkpoints"
+
+    @property
+    def last(self) -> Path:
+        """The last checkpoint."""
+        return self.checkpoints / "last.pt"
+
+    @property
+    def previous(self) -> Path:
+        """The one before it."""
+        return self.checkpoints / "previous.pt"
 
     @property
     def summary(self) -> dict[str, Any] | None:
@@ -71,7 +94,7 @@ class RunFolder:
             raise RequestError(f"run: {file} is corrupt; start over with --fresh") from error
 
     def open(self, config: dict[str, Any], defaults: dict[str, Any], *, fresh: bool) -> None:
-        """Prepares the folder for a new or continued run.
+        """Prepares the folder for a new or continued run, and keeps other processes out until :meth:`close`.
 
         Args:
             config: what is asked for.
@@ -79,29 +102,58 @@ class RunFolder:
             fresh: keep what is there under another name, and start over.
 
         Raises:
-            RequestError: the folder holds a run that was asked for differently, or something that is no run.
+            RequestError: the folder holds a run that was asked for differently, or something that is no run, or another
+                process works in it.
         """
-        file = self.path / "config.yaml"
-        if self.path.exists() and not file.is_file() and (not self.path.is_dir() or any(self.path.iterdir())):
-            raise RequestError(f"run: {self.path} exists and is no run folder; name another with --run")
-        if fresh and file.is_file() and self.writes:
-            set_aside(self.path)
-        if self.begun:
-            self.check(config, defaults)
-            return
         if not self.writes:
+            if self.begun:
+                self.check(config, defaults)
             return
+        file = self.path / "config.yaml"
+        foreign = not self.path.is_dir() or any(found.name != LOCK for found in self.path.iterdir())
+        if self.path.exists() and not file.is_file() and foreign:
+            raise RequestError(f"run: {self.path} exists and is no run folder; name another with --run")
         try:
+            self._lock()
+            if fresh and file.is_file():
+                self.close()
+                set_aside(self.path)
+                self._lock()
+            if self.begun:
+                self.check(config, defaults)
+                return
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             _write(file, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
         except OSError as error:
             raise RequestError(f"run: cannot write to {self.path} ({error.strerror})") from error
+        except RequestError:
+            self.close()
+            raise
+
+    def _lock(self) -> None:
+        """The system lets go of it when the process ends, however it ends."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._held = FileLock(self.path / LOCK, timeout=0)
+        try:
+            self._held.acquire()
+        except Timeout:
+            self._held = None
+            raise RequestError(
+                f"run: another process is working in {self.path}; wait for it, or name another folder with --run"
+            ) from None
+
+    def close(self) -> None:
+        """Lets other processes in."""
+        if self._held is not None:
+            self._held.release()
+            (self.path / LOCK).unlink(missing_ok=True)
+            self._held = None
 
     @property
     def begun(self) -> bool:
         """Whether there is something to continue or to keep."""
-        trained = (self.checkpoints / "last.pt").is_file() or (self.path / "summary.json").is_file()
-        return trained and (self.path / "config.yaml").is_file()
+        kept = (self.last, self.previous, self.path / "summary.json")
+        return any(file.is_file() for file in kept) and (self.path / "config.yaml").is_file()
 
     def check(self, config: dict[str, Any], defaults: dict[str, Any]) -> None:
         """Raises :class:`RequestError` where the folder holds a run that was asked for differently."""
@@ -118,30 +170,66 @@ class RunFolder:
 
     @_in_the_writer
     def save_checkpoint(self, state: dict[str, Any]) -> None:
-        """Writes the state to continue from. A crash while writing leaves the one before."""
+        """Writes the state to continue from, and keeps the one before. Warns where it cannot; a crash loses neither."""
         partial = self.checkpoints / "last.partial"
-        with partial.open("wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(self.checkpoints / "last.pt")
+        with self._warning("the checkpoint"):
+            with partial.open("wb") as file:
+                torch.save(state, file)
+                file.flush()
+                os.fsync(file.fileno())
+            if not _is_whole(partial):
+                raise OSError(0, "what was written cannot be read back")
+            if self.last.is_file():
+                self.last.replace(self.previous)
+            partial.replace(self.last)
+            _sync_folder(self.checkpoints)
 
     def load_checkpoint(self) -> dict[str, Any] | None:
-        """The state to continue from, on the CPU, or None at the start of a run."""
-        file = self.checkpoints / "last.pt"
-        if not file.is_file():
-            return None
-        try:
-            state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+        """The state to continue from, on the CPU, or None at the start of a run.
+
+        Where the last checkpoint cannot be read, the one before it is taken, and said so.
+
+        Raises:
+            RequestError: there are checkpoints, and none can be read.
+        """
+        found = [file for file in (self.last, self.previous) if file.is_file()]
+        for number, file in enumerate(found):
+            try:
+                if not _is_whole(file):
+                    raise ValueError("broken")
+                state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+            except Exception:  # a torn file may break its reader anywhere
+                continue
+            if number and self.writes:
+                print(f"{self.last} is corrupt; going on from {file}", file=sys.stderr)
             return state
-        except Exception as error:  # a torn file may break its reader anywhere
-            raise RequestError(f"run: {file} is corrupt; start over with --fresh") from error
+        if found:
+            raise RequestError(f"run: {found[0]} is corrupt; start over with --fresh")
+        return None
 
     @_in_the_writer
-    def log(self, row: dict[str, Any]) -> None:
-        """Appends a line to ``metrics.jsonl``."""
-        with (self.path / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps(row, allow_nan=False) + "\n")
+    def save_best(self, student: Model, **about: Any) -> None:
+        """Writes the network of the best epoch. Warns where it cannot."""
+        with self._warning("the best network"):
+            save_model(student, self.checkpoints / "best.safetensors", **about)
+
+    @_in_the_writer
+    def log(self, rows: list[dict[str, Any]]) -> None:
+        """Writes ``metrics.jsonl``. Warns where it cannot; the rows are in the checkpoint, too."""
+        with self._warning("the metrics"):
+            _write(self.path / "metrics.jsonl", "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
+
+    @contextlib.contextmanager
+    def _warning(self, what: str) -> Iterator[None]:
+        """A full disk does not end a run: it goes on, and the next save tries again."""
+        try:
+            yield
+        except (OSError, RuntimeError, safetensors.SafetensorError) as error:
+            reason = " ".join(str(getattr(error, "strerror", None) or error).split())
+            print(f"warning: {what} could not be saved in {self.path} ({reason}); trying again later", file=sys.stderr)
+            for partial in (*self.path.glob("*.partial"), *self.checkpoints.glob("*.partial")):
+                with contextlib.suppress(OSError):
+                    partial.unlink()
 
     def rows(self) -> list[dict[str, Any]]:
         """The lines of ``metrics.jsonl``, without one that a crash cut short."""
@@ -153,12 +241,6 @@ class RunFolder:
             except json.JSONDecodeError:
                 break
         return found
-
-    @_in_the_writer
-    def keep_rows(self, epochs: int) -> None:
-        """Drops what was logged after the checkpoint that a run continues from."""
-        kept = [row for row in self.rows() if row["epoch"] <= epochs]
-        _write(self.path / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in kept))
 
     @_in_the_writer
     def save_predictions(self, predicted: Tensor, label: Tensor) -> None:
@@ -184,6 +266,25 @@ class RunFolder:
     def finish(self, summary: dict[str, Any]) -> None:
         """Writes the result."""
         _write(self.path / "summary.json", json.dumps(summary, indent=2) + "\n")
+
+
+def _is_whole(file: Path) -> bool:
+    """Whether every part of a checkpoint has its checksum."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            return archive.testzip() is None
+    except (zipfile.BadZipFile, zlib.error, OSError, EOFError):
+        return False
+
+
+def _sync_folder(folder: Path) -> None:
+    """Makes sure that renamed files are found under their new names after a power cut, where the system can."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def set_aside(path: Path) -> None:

@@ -1,0 +1,39 @@
+"""A small run that the tests of faults break, and what it must come to."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+
+import hkd
+
+
+def asked(run: Path, **changes: Any) -> hkd.DistillConfig:
+    """HKD+KD on digits, six epochs of four steps, saved every 30 ms; the teacher is somebody's file."""
+    fields: dict[str, Any] = {
+        "run": str(run), "student": "resnet8", "epochs": 6, "batch_size": 64, "limit_train": 25, "device": "cpu",
+        "tensorboard": False, "teacher_checkpoint": str(run.parent / "teacher.safetensors"),
+        "settings": {"num_negatives": 50}, "save_minutes": 0.0005,
+    }  # fmt: skip
+    return hkd.DistillConfig(**fields | changes)
+
+
+def teacher(folder: Path) -> None:
+    """Writes it; that it has learnt nothing does not matter here."""
+    folder.mkdir(parents=True, exist_ok=True)
+    hkd.save_model(hkd.create_model("resnet8", 10), folder / "teacher.safetensors")
+
+
+def outcome(run: Path) -> tuple[str, list[dict[str, Any]], dict[str, Any]]:
+    """What a finished run has come to, without the times: its weights, its metrics, its result."""
+    weights = safetensors.torch.load_file(run / "student.safetensors")
+    digest = hashlib.sha256(b"".join(name.encode() + weights[name].numpy().tobytes() for name in sorted(weights)))
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    summary = json.loads((run / "summary.json").read_text())
+    return digest.hexdigest(), [_timeless(row) for row in rows], _timeless(summary)
+
+
+def _timeless(numbers: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in numbers.items() if "second" not in name}

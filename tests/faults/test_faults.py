@@ -1,0 +1,267 @@
+"""What breaks while a run goes on, and what the run does about it."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import hkd
+from hkd.data import Dataset
+from hkd.methods import methods
+from hkd.methods.hkd import HKD
+from hkd.training import loop
+from hkd.training.run_folder import RunFolder
+from tests.data.test_datasets import class_folders, write_files
+from tests.faults.runs import asked, outcome, teacher
+
+ROOT = Path(__file__).parents[2]
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("whole")
+    teacher(folder)
+    hkd.distill(asked(folder / "run"))
+    return folder
+
+
+@pytest.fixture
+def place(whole: Path, tmp_path: Path) -> Path:
+    """A folder with the same teacher."""
+    (tmp_path / "teacher.safetensors").write_bytes((whole / "teacher.safetensors").read_bytes())
+    return tmp_path
+
+
+def interrupted(config: hkd.DistillConfig, monkeypatch: pytest.MonkeyPatch, epochs: int) -> None:
+    """Leaves a run after so many epochs."""
+    log = loop.Progress.epoch
+
+    def epoch(self: Any, row: dict[str, Any], *rest: Any) -> None:
+        log(self, row, *rest)
+        if row["epoch"] == epochs:
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.Progress, "epoch", epoch)
+        with pytest.raises(Killed):
+            hkd.distill(config)
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "missing"])
+def test_a_broken_checkpoint_falls_back_to_the_one_before(
+    whole: Path, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], damage: str
+) -> None:
+    config = asked(place / "run", save_minutes=10.0)
+    interrupted(config, monkeypatch, 3)
+    last = place / "run" / "checkpoints" / "last.pt"
+    content = bytearray(last.read_bytes())
+    content[len(content) // 2] ^= 1
+    {
+        "cut": lambda: last.write_bytes(content[:-1000]), "flipped": lambda: last.write_bytes(content),
+        "empty": lambda: last.write_bytes(b""), "missing": last.unlink,
+    }[damage]()  # fmt: skip
+    hkd.distill(config)
+    told = capsys.readouterr().err
+    assert ("last.pt is corrupt; going on from" in told) == (damage != "missing")
+    assert outcome(place / "run") == outcome(whole / "run")
+
+
+def test_a_full_disk_while_saving_is_warned_of_and_tried_again(
+    whole: Path, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """/dev/full answers every write with "no space left on device"."""
+    config = asked(place / "run", save_minutes=10.0)
+    save, calls = RunFolder.save_checkpoint, []
+
+    def on_a_full_disk_first(self: RunFolder, state: dict[str, Any]) -> None:
+        calls.append(state)
+        partial = self.checkpoints / "last.partial"
+        if len(calls) <= 2:
+            partial.symlink_to("/dev/full")
+        save(self, state)
+        assert not partial.exists()
+
+    monkeypatch.setattr(RunFolder, "save_checkpoint", on_a_full_disk_first)
+    hkd.distill(config)
+    told = capsys.readouterr().err
+    assert told.count("warning: the checkpoint could not be saved") == 2 and "No space left on device" in told
+    assert outcome(place / "run") == outcome(whole / "run")
+    assert (place / "run" / "checkpoints" / "last.pt").is_file()
+
+
+def test_a_full_disk_at_the_end_says_how_to_go_on(whole: Path, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = asked(place / "run")
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "finish", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        with pytest.raises(hkd.TrainingError, match=r"No space left on device\); the same command goes on"):
+            hkd.distill(config)
+    hkd.distill(config)
+    assert outcome(place / "run") == outcome(whole / "run")
+
+
+def test_another_teacher_is_noticed(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = asked(place / "run")
+    interrupted(config, monkeypatch, 2)
+    torch.manual_seed(1)
+    teacher(place)
+    with pytest.raises(hkd.RequestError, match="teacher: the teacher's weights are not those that the run in"):
+        hkd.distill(config)
+
+
+def test_a_second_process_on_a_run_folder_is_refused(place: Path) -> None:
+    folder = RunFolder(place / "run")
+    folder.open({}, {}, fresh=False)
+    code = "import sys; from hkd.cli import main; sys.exit(main(sys.argv[1:]))"
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
+    options = ["train", "--run", str(place / "run"), "--epochs", "1", "--limit-train", "4", "--device", "cpu"]
+    command = [sys.executable, "-c", code, *options, "--no-tensorboard"]
+    second = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert second.returncode == 2
+    assert second.stderr == (
+        f"hkd: run: another process is working in {place / 'run'}; wait for it, or name another folder with --run\n"
+    )
+    folder.close()
+    third = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert third.returncode == 0, third.stderr
+    assert not (place / "run" / ".lock").exists()
+
+
+class Spoilt(HKD):
+    """HKD whose terms are no number at some steps."""
+
+    spoilt: frozenset[int] = frozenset()
+
+    def forward(self, *arguments: Any) -> dict[str, torch.Tensor]:
+        terms = super().forward(*arguments)
+        self.calls = getattr(self, "calls", 0) + 1
+        return {name: term * (torch.nan if self.calls in self.spoilt else 1.0) for name, term in terms.items()}
+
+
+@pytest.fixture
+def spoilt(monkeypatch: pytest.MonkeyPatch) -> type[Spoilt]:
+    monkeypatch.setitem(methods._entries, "hkd", Spoilt)
+    return Spoilt
+
+
+def test_a_loss_that_is_no_number_names_the_step_and_its_terms(
+    place: Path, spoilt: type[Spoilt], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spoilt, "spoilt", frozenset({7}))
+    with pytest.raises(hkd.TrainingError) as error:
+        hkd.distill(asked(place / "run", save_minutes=10.0))
+    told = str(error.value)
+    assert "in epoch 2, step 3 (loss nan, ce " in told and "individual_student nan" in told
+    assert f"what was before is kept in {place / 'run' / 'checkpoints' / 'last.pt'}" in told
+    assert "--skip-bad-steps" in told
+    monkeypatch.setattr(spoilt, "spoilt", frozenset())
+    assert hkd.distill(asked(place / "run", save_minutes=10.0)).summary["epochs"] == 6
+
+
+def test_bad_steps_can_be_left_out_up_to_a_number(
+    place: Path, spoilt: type[Spoilt], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spoilt, "spoilt", frozenset({3, 9}))
+    result = hkd.distill(asked(place / "run", skip_bad_steps=2))
+    assert result.summary["skipped_steps"] == 2
+    assert all(value.isfinite().all() for value in result.model.state_dict().values())
+    monkeypatch.setattr(spoilt, "spoilt", frozenset({3, 9, 11}))
+    with pytest.raises(hkd.TrainingError, match="at 3 steps, the last with loss nan"):
+        hkd.distill(asked(place / "other", skip_bad_steps=2))
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError(),
+              RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")]
+)  # fmt: skip
+def test_out_of_memory_says_what_to_lower(place: Path, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    monkeypatch.setattr(loop, "train_epoch", lambda *_: (_ for _ in ()).throw(error))
+    with pytest.raises(hkd.TrainingError, match="out of memory with 64 images a step on cpu; lower --batch-size"):
+        hkd.distill(asked(place / "run"))
+
+
+BAD = {"train/cat/0.png": b"no image", "train/dog/1.png": b""}
+
+
+def photos(folder: Path) -> str:
+    return f"folder:{write_files(folder / 'photos', class_folders() | BAD)}"
+
+
+def test_unreadable_images_are_counted_and_named_at_the_start(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = hkd.TrainConfig(
+        run=str(tmp_path / "t"), dataset=photos(tmp_path), image_size=12, epochs=1, device="cpu", tensorboard=False
+    )
+    with pytest.raises(hkd.RequestError) as error:
+        hkd.train(config)
+    told = str(error.value)
+    assert "2 of 13 images in" in told or "2 of 12 images in" in told or "2 of 14 images in" in told
+    assert "train/cat/0.png" in told and "train/dog/1.png" in told and "--bad-images skip" in told
+    assert not (tmp_path / "t").exists()
+    left = hkd.TrainConfig(**{**config.__dict__, "bad_images": "skip"})
+    result = hkd.train(left)
+    assert "warning: left out, 2 of" in capsys.readouterr().err
+    assert result.summary["train_images"] in (10, 11, 12)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_unreadable_images_of_a_stream_are_replaced_where_asked(
+    tmp_path: Path, workers: int, capfd: pytest.CaptureFixture[str]
+) -> None:
+    fields: dict[str, Any] = {
+        "dataset": photos(tmp_path), "image_size": 100, "epochs": 1, "device": "cpu", "tensorboard": False,
+        "workers": workers,
+    }  # fmt: skip
+    with pytest.raises(hkd.RequestError, match=r"cannot read .*\.png"):
+        hkd.train(hkd.TrainConfig(run=str(tmp_path / "stops"), **fields))
+    result = hkd.train(hkd.TrainConfig(run=str(tmp_path / "skips"), bad_images="skip", **fields))
+    assert result.summary["epochs"] == 1
+    assert "warning: left out, dataset: cannot read" in capfd.readouterr().err
+
+
+def test_a_worker_that_dies_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = f"folder:{write_files(tmp_path / 'photos', class_folders())}"
+    parent = os.getpid()
+
+    def decode(self: Dataset, index: int) -> Any:
+        if os.getpid() != parent:
+            os._exit(9)
+        return original(self, index)
+
+    kind = type(hkd.load_dataset(data, "train", image_size=100))
+    original = kind.decode
+    monkeypatch.setattr(kind, "decode", decode)
+    config = hkd.TrainConfig(
+        run=str(tmp_path / "t"), dataset=data, image_size=100, epochs=1, device="cpu", workers=1, tensorboard=False
+    )
+    with pytest.raises(hkd.TrainingError, match="a process that decodes images died .* lower --workers"):
+        hkd.train(config)
+
+
+def test_the_checkpoints_folder_does_not_grow(whole: Path) -> None:
+    kept = {file.name for file in (whole / "run" / "checkpoints").iterdir()}
+    assert kept == {"last.pt", "previous.pt", "best.safetensors"}
+
+
+def test_an_unexpected_error_is_one_line_unless_asked(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from hkd import jobs
+    from hkd.cli import main
+
+    monkeypatch.setattr(jobs, "fit", lambda *_: json.loads("{"))
+    options = ["train", "--run", str(place / "t"), "--epochs", "1", "--limit-train", "4", "--device", "cpu"]
+    assert main(options) == 1
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert told.startswith("hkd: failed: JSONDecodeError: ") and told.endswith("; --debug shows where")
+    with pytest.raises(json.JSONDecodeError):
+        main([*options, "--debug"])

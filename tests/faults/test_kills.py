@@ -1,0 +1,105 @@
+"""A run that is killed at any moment, and started again, ends as if nothing had happened."""
+
+import contextlib
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import hkd
+from tests.faults.runs import asked, outcome, teacher
+
+ROOT = Path(__file__).parents[2]
+KILLS, LATEST = 30, 1.5  # seconds; a run takes about one
+# Imports once, then trains in a fork for each line that comes in: a start takes milliseconds, not seconds.
+NURSERY = """
+import os, sys
+import torch
+torch.set_num_threads(1)
+import hkd, hkd.jobs
+from pathlib import Path
+from tests.faults.runs import asked
+hkd.jobs.open_data(asked(Path("none")))
+print("ready", flush=True)
+for line in sys.stdin:
+    child = os.fork()
+    if child == 0:
+        hkd.distill(asked(Path(line.strip())))
+        os._exit(0)
+    print(child, flush=True)
+    print(os.waitpid(child, 0)[1], flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("whole")
+    teacher(folder)
+    hkd.distill(asked(folder / "run"))
+    return folder
+
+
+def test_thirty_kills(whole: Path, tmp_path: Path) -> None:
+    expected, choice = outcome(whole / "run"), random.Random(0)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "src")])}
+    nursery = subprocess.Popen(
+        [sys.executable, "-c", NURSERY], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+        text=True, env=environment,
+    )  # fmt: skip
+    assert nursery.stdin is not None and nursery.stdout is not None
+    assert nursery.stdout.readline() == "ready\n"
+    kills, number = 0, 0
+    while kills < KILLS:
+        number += 1
+        place = tmp_path / str(number)
+        place.mkdir()
+        (place / "teacher.safetensors").write_bytes((whole / "teacher.safetensors").read_bytes())
+        finished = False
+        while not finished:
+            nursery.stdin.write(f"{place / 'run'}\n")
+            nursery.stdin.flush()
+            child = int(nursery.stdout.readline())
+            if kills < KILLS:
+                time.sleep(choice.uniform(0.02, LATEST))
+                with contextlib.suppress(ProcessLookupError):  # it was quicker
+                    os.kill(child, signal.SIGKILL)
+            status = int(nursery.stdout.readline())
+            finished = os.WIFEXITED(status)
+            assert not finished or os.WEXITSTATUS(status) == 0
+            kills += not finished
+        assert outcome(place / "run") == expected, f"run {number}"
+    nursery.stdin.close()
+    nursery.wait()
+    assert kills == KILLS
+    assert number > 1, "some were killed near their end, others near their start"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(whole: Path, tmp_path: Path, number: int) -> None:
+    (tmp_path / "teacher.safetensors").write_bytes((whole / "teacher.safetensors").read_bytes())
+    code = "import os, signal, sys; from pathlib import Path; import torch; torch.set_num_threads(1)\n"
+    code += "import hkd.training.stopping as s; from hkd.cli import main\n"
+    code += "wish = s.Stopping.wish; seen = []\n"
+    code += "def after(self, step):\n"
+    code += "    seen.append(step)\n"
+    code += f"    if len(seen) == 7: os.kill(os.getpid(), {int(number)})\n"
+    code += "    return wish(self, step)\n"
+    code += "s.Stopping.wish = after; sys.exit(main(sys.argv[1:]))"
+    config = asked(tmp_path / "run")
+    options = ["--run", config.run, "--student", "resnet8", "--epochs", "6", "--limit-train", "25", "--device", "cpu"]
+    options += ["--no-tensorboard", "--teacher-checkpoint", str(config.teacher_checkpoint)]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "src")])}
+    done = subprocess.run(
+        [sys.executable, "-c", code, "distill", *options, "--holistic.num-negatives", "50"], env=environment,
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 128 + number, done.stderr
+    assert "hkd: stopped after step 3 of epoch 2; the same command goes on from there" in done.stderr
+    assert "Traceback" not in done.stderr
+    hkd.distill(config)
+    assert outcome(tmp_path / "run") == outcome(whole / "run")
