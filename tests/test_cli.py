@@ -288,6 +288,11 @@ WRONG = [
     ("evaluate {files}/vgg8.pth --dataset digits", "model: {files}/vgg8.pth does not say which network it holds"),
     ("evaluate {files}/vgg8.safetensors", "dataset: name the data set to test on"),
     ("evaluate {files}/hundred.safetensors --dataset digits", "does not fit resnet8: fc.weight is (100, 64)"),
+    ("distill --save-minutes 0", "save_minutes: expected a number above 0; got 0.0"),
+    ("distill --skip-bad-steps -1", "skip_bad_steps: expected 0 or more; got -1"),
+    ("distill --bad-images keep", "bad_images: expected one of 'stop', 'skip'; got keep"),
+    ("distill --holistic.bank-dtype float64", "holistic.bank_dtype: expected one of 'float32', 'bfloat16', 'float16'"),
+    ("distill --holistic.graph none", "holistic.graph: expected one of 'global', 'local'; got none"),
     ("list model", "list: unknown name 'model'; did you mean models"),
 ]
 

@@ -562,9 +562,13 @@ def _tell_memory(objective: Objective, teacher: Model | None, data: Data, engine
     if objective.method is not None:
         parts["memory banks and tables"] = sum(b.nbytes for b in objective.method.buffers())
     images = data.train.images.nbytes if isinstance(data.train, ArrayDataset) else 0
-    told = [f"{name} {size / 1e6:,.0f} MB" for name, size in parts.items()]
-    told.append(f"training images {images / 1e6:,.0f} MB" if images else "training images streamed")
+    told = [f"{name} {_megabytes(size)}" for name, size in parts.items()]
+    told.append(f"training images {_megabytes(images)}" if images else "training images streamed")
     print(f"memory on {engine.device}: {', '.join(told)}; activations come on top", file=sys.stderr)
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:,.0f} MB" if size >= 1e7 else f"{size / 1e6:.1f} MB"
 
 
 def _workers(asked: int | None) -> int:
