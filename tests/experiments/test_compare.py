@@ -14,11 +14,11 @@ import torch
 import yaml
 
 import hkd
-from hkd import jobs
 from hkd.config import Entry
 from hkd.experiments.published import ZHOU
 from hkd.experiments.results import Comparison, Pair, Row
 from hkd.experiments.tables import as_csv, markdown, overview
+from hkd.jobs import running
 from hkd.training.run_folder import RunFolder
 
 METHODS = ("ce", "kd", "at+kd", "hkd(num_negatives=50)+kd")
@@ -42,13 +42,13 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The folders of the runs that are trained from here on."""
-    fit, folders = jobs.fit, []
+    fit, folders = running.fit, []
 
     def watched(*arguments: Any) -> Any:
         folders.append("/".join(next(a for a in arguments if isinstance(a, RunFolder)).path.parts[-2:]))
         return fit(*arguments)
 
-    monkeypatch.setattr(jobs, "fit", watched)
+    monkeypatch.setattr(running, "fit", watched)
     return folders
 
 
@@ -92,7 +92,7 @@ def test_an_interrupted_comparison_continues(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finished: Path, trained: list[str]
 ) -> None:
     asked = config(tmp_path / "c", methods=METHODS[:3])
-    watched = jobs.fit
+    watched = running.fit
 
     def interrupted(*arguments: Any) -> Any:
         if len(trained) == 3:
@@ -100,7 +100,7 @@ def test_an_interrupted_comparison_continues(
         return watched(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(jobs, "fit", interrupted)
+        patch.setattr(running, "fit", interrupted)
         with pytest.raises(KeyboardInterrupt):
             hkd.compare(asked)
     assert trained == ["teachers/resnet14", "alone/resnet8-0", "resnet14-resnet8/kd-0"]
@@ -137,7 +137,7 @@ def test_fresh_starts_over_from_wherever_it_was(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(jobs, "fit", interrupted)
+        patch.setattr(running, "fit", interrupted)
         with pytest.raises(KeyboardInterrupt):
             hkd.compare(config(tmp_path / "c"))
     hkd.compare(config(tmp_path / "c", methods=("ce",), trials=1, epochs=1), fresh=True)

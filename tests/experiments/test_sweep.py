@@ -11,9 +11,9 @@ import pytest
 import yaml
 
 import hkd
-from hkd import jobs
 from hkd.config import parse_value
 from hkd.experiments import sweep as module
+from hkd.jobs import running
 
 
 def config(run: Path, **changes: Any) -> hkd.SweepConfig:
@@ -52,8 +52,8 @@ def test_what_a_sweep_leaves(finished: Path) -> None:
 def test_a_finished_sweep_trains_nothing_and_more_values_only_what_is_missing(
     finished: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fit, count = jobs.fit, []
-    monkeypatch.setattr(jobs, "fit", lambda *a: count.append(a) or fit(*a))
+    fit, count = running.fit, []
+    monkeypatch.setattr(running, "fit", lambda *a: count.append(a) or fit(*a))
     hkd.sweep(config(finished))
     assert not count
     hkd.sweep(config(finished, values=("2", "4", "6"), trials=1))
@@ -61,7 +61,7 @@ def test_a_finished_sweep_trains_nothing_and_more_values_only_what_is_missing(
 
 
 def test_an_interrupted_sweep_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finished: Path) -> None:
-    fit, count = jobs.fit, []
+    fit, count = running.fit, []
 
     def stop(*arguments: Any) -> Any:
         if len(count) == 2:
@@ -70,7 +70,7 @@ def test_an_interrupted_sweep_continues(tmp_path: Path, monkeypatch: pytest.Monk
         return fit(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(jobs, "fit", stop)
+        patch.setattr(running, "fit", stop)
         with pytest.raises(KeyboardInterrupt):
             hkd.sweep(config(tmp_path / "s"))
     found = hkd.sweep(config(tmp_path / "s"))

@@ -11,8 +11,8 @@ import yaml
 from torch import nn
 
 import hkd
-from hkd import jobs
 from hkd.holistic import HolisticLoss
+from hkd.jobs import running
 from hkd.training import loop
 from hkd.training.run_folder import RunFolder
 from tests.data.test_datasets import class_folders, encoded, picture, write_files
@@ -238,13 +238,13 @@ def test_the_training_inherits_no_momentum_and_keeps_what_the_stage_fixed(
 
 
 def test_a_method_knows_the_teacher_that_is_trained_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fit, seen = jobs.fit, []
+    fit, seen = running.fit, []
 
     def watch(objective: Any, teacher: Any, *rest: Any) -> Any:
         seen.append((objective, teacher))
         return fit(objective, teacher, *rest)
 
-    monkeypatch.setattr(jobs, "fit", watch)
+    monkeypatch.setattr(running, "fit", watch)
     result = hkd.distill(config(tmp_path / "d", method="sskd", epochs=1, settings={"init_epochs": 1}))
     objective, teacher = seen[-1]
     assert objective.method.networks == (objective.student, teacher)
@@ -443,7 +443,7 @@ def test_reduced_precision_trains_and_continues(tmp_path: Path, monkeypatch: pyt
 
 def test_all_parts_are_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     captured: list[torch.nn.Module] = []
-    monkeypatch.setattr(jobs, "fit", lambda *a: captured.append(a[0]) or before(a[0]) or loop.fit(*a))
+    monkeypatch.setattr(running, "fit", lambda *a: captured.append(a[0]) or before(a[0]) or loop.fit(*a))
     start: dict[str, torch.Tensor] = {}
 
     def before(objective: torch.nn.Module) -> None:
