@@ -67,7 +67,7 @@ EPILOG = {"distill": "A method's own settings: `hkd distill --method hkd --help`
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a command. Returns 0 when done, 1 when it failed, 2 when the request was wrong."""
+    """Runs a command. Returns 0 when done, 1 when it failed, 2 when the request was wrong, 130 or 143 when stopped."""
     argv = [_dashed(a) for a in (sys.argv[1:] if arguments is None else arguments)]
     argv = argv[1:] if argv[:1] == ["--"] else argv  # launchers need it before options of the same name as their own
     if not argv or argv[0] in ("-h", "--help"):
@@ -88,8 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if debug:
             raise
         status, told = _what_went_wrong(error)
-        if TALKS:
-            print(told, file=sys.stderr)
+        print(told if TALKS else f"process {os.environ['RANK']}: {told}", file=sys.stderr)
         return status
 
 

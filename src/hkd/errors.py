@@ -19,6 +19,10 @@ class TrainingError(RuntimeError):
     """A run that was asked for rightly and failed. The command line prints it as one line and exits with status 1."""
 
 
+class DivergedError(TrainingError):
+    """A run whose loss is no longer a number: what it was asked to learn cannot be learnt so."""
+
+
 class Stopped(KeyboardInterrupt):
     """A run that was asked to stop (Ctrl-C, SIGTERM) and has saved where it is. Exit status 130, or 143."""
 

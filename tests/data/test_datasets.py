@@ -308,7 +308,7 @@ def without(files: dict[str, bytes], prefix: str) -> dict[str, bytes]:
         (without(class_folders(), "val"), "needs the folders train/ and val/"),
         (without(class_folders(), "val/eel"), "'eel' is in one of them"),
         (without(without(class_folders(), "train/eel"), "train/dog"), "at least two class folders"),
-        (class_folders() | {"train/cat/0.png": b"no image"}, "cannot read .*train/cat/0.png"),
+        (class_folders() | {"train/cat/0.png": b"no image"}, "1 of 12 images in .* cannot be read: train/cat/0.png"),
         (without(class_folders(), "train/cat") | {"train/cat/readme.txt": b""}, "'cat' has no images"),
     ],
 )

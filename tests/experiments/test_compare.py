@@ -177,7 +177,8 @@ def test_a_corrupt_run_says_which_folder_to_delete(tmp_path: Path, finished: Pat
     shutil.copytree(finished, tmp_path / "c")
     run = tmp_path / "c" / "alone" / "resnet8-1"
     (run / "summary.json").unlink()
-    (run / "checkpoints" / "last.pt").write_bytes(b"torn")
+    for name in ("last.pt", "previous.pt"):
+        (run / "checkpoints" / name).write_bytes(b"torn")
     teacher = str(finished / "teachers" / "resnet14")
     asked = config(tmp_path / "c", methods=("ce",), teacher_checkpoints={"resnet14": teacher})
     with pytest.raises(hkd.RequestError, match=rf"last.pt is corrupt; delete {run} to train it again"):

@@ -3,6 +3,7 @@
 import io
 import os
 import pickle
+import resource
 import stat
 import zipfile
 from pathlib import Path
@@ -84,12 +85,25 @@ def test_an_entry_that_lies_about_its_size_is_cut(tmp_path: Path) -> None:
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, data in class_folders().items():
             archive.writestr(name, data)
-        archive.writestr("train/cat/liar.png", bytes(2**30))
+        with archive.open("train/cat/liar.png", "w") as file:
+            for _ in range(64):
+                file.write(bytes(2**24))
         archive.getinfo("train/cat/liar.png").file_size = 100
     files = Archive(path)
     assert files.size("train/cat/liar.png") == 100
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(hkd.RequestError, match="cannot read train/cat/liar.png"):
         files.read("train/cat/liar.png")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 * 1024, "kB"
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_compressions_without_a_limit_are_refused(tmp_path: Path, method: int) -> None:
+    path = zipped(tmp_path / "photos.zip", class_folders())
+    with zipfile.ZipFile(path, "a", method) as archive:
+        archive.writestr("train/cat/odd.png", bytes(1000))
+    with pytest.raises(hkd.RequestError, match="has an unusual compression"):
+        hkd.load_dataset(f"folder:{path}")
 
 
 def test_a_picture_of_too_many_pixels_is_refused(tmp_path: Path) -> None:

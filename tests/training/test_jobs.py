@@ -395,9 +395,7 @@ def test_a_training_set_that_changed_between_starts_is_told(
         with pytest.raises(Killed):
             hkd.train(asked)
     write_files(photos, {"train/cat/new.png": encoded(picture((12, 12), 5))})
-    with pytest.raises(
-        hkd.RequestError, match="dataset: the training images are not those that the run in .* began with"
-    ):
+    with pytest.raises(hkd.RequestError, match="dataset: the training images are not what the run in .* began with"):
         hkd.train(asked)
 
 

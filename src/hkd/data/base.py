@@ -68,7 +68,7 @@ class Dataset(ABC):
     @property
     @abstractmethod
     def fingerprint(self) -> str:
-        """Changes with the images and labels, and not with where they lie."""
+        """Changes with the images in memory, or the names and sizes of files, and labels; not with where they lie."""
 
     @abstractmethod
     def image(self, index: int) -> Tensor:

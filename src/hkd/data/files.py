@@ -104,8 +104,9 @@ class Archive(Files):
         if self._opened is None or self._opened[0] != os.getpid():
             self._opened = (os.getpid(), zipfile.ZipFile(self.path))  # a forked worker needs a file position of its own
         try:
-            return self._opened[1].read(self._prefix + name)
-        except (zipfile.BadZipFile, zlib.error, KeyError) as error:
+            with self._opened[1].open(self._prefix + name) as file:
+                return file.read(self._sizes[name] + 1)  # unpacks no more than the archive declares
+        except (zipfile.BadZipFile, zlib.error, KeyError, EOFError) as error:
             raise RequestError(f"dataset: cannot read {name} in {self.path} ({error})") from error
 
     def size(self, name: str) -> int:
@@ -122,6 +123,8 @@ def _refuse_hostile(path: Path, entry: zipfile.ZipInfo) -> None:
         raise RequestError(f"dataset: {path} has an entry outside itself, {entry.filename!r}, and is not read")
     if stat.S_ISLNK(entry.external_attr >> 16):
         raise RequestError(f"dataset: {path} has a link, {entry.filename!r}, and is not read")
+    if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise RequestError(f"dataset: {path} has an unusual compression, {entry.filename!r}, and is not read")
     if entry.file_size > LARGEST_FILE:
         raise RequestError(
             f"dataset: {path} has a file of {entry.file_size / 1e9:,.1f} GB, {entry.filename!r}, and is not read"

@@ -1,5 +1,6 @@
 """Anybody's images: a folder or a zip archive with train/ and val/, and in each a folder a class."""
 
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
 import torch
@@ -57,7 +58,12 @@ def folder(path: Path, split: str, image_size: int | None, name: str = "folder")
 def _common_size(dataset: FileDataset, looks: int = 16) -> int | None:
     """The side of the images, if a handful of them spread over the data set are squares of one size."""
     step = max(1, len(dataset) // looks)
-    sizes = {dataset.decode(index).size for index in range(0, len(dataset), step)}
+    sizes = set()
+    for index in range(0, len(dataset), step):
+        with suppress(RequestError):  # what cannot be read is told of when all are
+            sizes.add(dataset.decode(index).size)
+    if not sizes:
+        dataset.decode(0)  # says why
     width, height = sizes.pop()
     return width if not sizes and width == height <= LARGEST_IN_MEMORY else None
 

@@ -79,8 +79,11 @@ def in_memory(dataset: Dataset, cache: Path | None = None, workers: int = 1, bad
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(f".{os.getpid()}")  # another run may be writing the same
-        safetensors.torch.save_file({"images": images}, str(partial))
-        partial.replace(path)
+        try:
+            safetensors.torch.save_file({"images": images}, str(partial))
+            partial.replace(path)
+        except (OSError, safetensors.SafetensorError):  # it saves the next start time, no more
+            partial.unlink(missing_ok=True)
     return ArrayDataset(images, dataset.labels, dataset.info)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import random
 import sys
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from hkd.data.base import FileDataset, fit, to_tensor
 from hkd.data.loader import Batches, Loader, epoch_generator
-from hkd.errors import RequestError, TrainingError
+from hkd.errors import RequestError
 from hkd.types import Batch, Share
 
 
@@ -55,6 +56,7 @@ class StreamLoader(Loader):
             num_workers=workers,
             persistent_workers=workers > 0,
             pin_memory=device.type == "cuda",
+            worker_init_fn=_apart,
         )
         mean, std = (torch.tensor(v, device=device).view(3, 1, 1) for v in (dataset.info.mean, dataset.info.std))
         self._scale, self._shift = 1 / (255 * std), -mean / std
@@ -71,15 +73,13 @@ class StreamLoader(Loader):
             yield from self._loader
         except RequestError as error:  # from a worker it comes wrapped in that process's traceback
             last = str(error).strip().splitlines()[-1]
-            raise RequestError(last.removeprefix("hkd.errors.RequestError: ")) from None
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
-                raise
-            reason = " ".join(str(error).split()).split(". ")[0]
-            raise TrainingError(
-                f"a process that decodes images died ({reason}); the same command goes on from the last checkpoint; "
-                "if memory ran out, lower --workers or --batch-size"
-            ) from error
+            told = last.removeprefix("hkd.errors.RequestError: ")
+            raise RequestError(f"{told}; mend or remove it, or go on without it with --bad-images skip") from None
+
+
+def _apart(worker: int) -> None:
+    """A signal to the group of a run's processes is for the one that saves; workers are ended by it."""
+    os.setsid()
 
 
 class _EpochOrder:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from hkd.config import CompareConfig, DistillConfig, Entry, TrainConfig
-from hkd.errors import IncompatibleError, RequestError, TrainingError
+from hkd.errors import DivergedError, IncompatibleError, RequestError, TrainingError
 from hkd.experiments.results import Comparison, Pair, Row
 from hkd.experiments.runs import file_name
 from hkd.experiments.tables import pair_table, write
@@ -36,7 +36,8 @@ class Piece:
         """Trains, or continues.
 
         Raises:
-            TrainingError: the run diverged; its folder must go before it can be tried again.
+            DivergedError: its folder must go before it can be tried again.
+            TrainingError: the machine failed it.
             RequestError: the folder is corrupt.
         """
         print(self.told, file=sys.stderr, flush=True)
@@ -100,7 +101,7 @@ def _train_missing(plan: _Plan, pieces: list[Piece], folder: Path) -> None:
         print(f"\n[{number}/{len(pieces)}]", end=" ", file=sys.stderr)
         try:
             piece.do(plan.data)
-        except TrainingError as error:
+        except DivergedError as error:
             print(f"hkd: {piece.told}: {error}", file=sys.stderr, flush=True)
             plan.failed.append(piece.config.run)
         trained += 1

@@ -45,7 +45,7 @@ def extract(found: Trained, data: Dataset, engine: Engine, cache: Path, batch_si
         engine: where to compute.
         cache: folder of what is kept; the name of a file tells weights and images apart by their content.
     """
-    data = prepare(_as_learnt(data, found))
+    data = prepare(_as_learnt(data, found), bad_images=found.asked.get("bad_images", "stop"))
     file = cache / f"features-{_digest(found, data)}.npz"
     try:
         with np.load(file, allow_pickle=False) as kept:

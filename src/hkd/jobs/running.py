@@ -67,7 +67,15 @@ def carry_out(
     workers = worker_count(config.workers)
     batch_size, lr = for_all_processes(config, engine)
     config = dataclasses.replace(config, batch_size=batch_size, lr=lr)
-    test = make_loader(data.test, max(256, batch_size), engine.device, train=False, workers=workers, share=engine.share)
+    test = make_loader(
+        data.test,
+        max(256, batch_size),
+        engine.device,
+        train=False,
+        workers=workers,
+        share=engine.share,
+        bad_images=config.bad_images,
+    )
     training = make_loader(
         data.train,
         batch_size,
@@ -82,7 +90,7 @@ def carry_out(
     # The loaders' batches are channels-last; weights in the same order spare the convolutions a change.
     student.to(engine.device).to(memory_format=torch.channels_last)
     extra: dict[str, Any] = {}
-    origin = {"dataset": data.train.fingerprint}
+    origin = {"dataset": data.train.fingerprint, "batch_size": str(config.batch_size)}
     if teacher is not None:
         origin["teacher"] = _digest(teacher)
         teacher.to(engine.device).to(memory_format=torch.channels_last).eval()
@@ -130,13 +138,23 @@ def opened(
     """
     with engine.first_of_all():
         run.open(resolved, defaults(config), fresh=fresh)
+    if not engine.alike(int(run.summary is not None)):
+        raise RequestError(
+            f"run: some processes find {run.path} finished, others do not; it has to be on a shared disk"
+        )
     try:
         yield
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
             raise TrainingError(
-                f"out of memory with {config.batch_size} images a step on {engine.device}; lower --batch-size, use "
-                "--precision bf16, or a method with smaller banks (--holistic.bank-dtype bfloat16)"
+                f"out of memory with {config.batch_size} images a step on {engine.device}; lower --batch-size, or use "
+                "--precision bf16; HKD and CRD keep smaller banks with --holistic.bank-dtype, --crd.bank-dtype bfloat16"
+            ) from error
+        if "DataLoader worker" in str(error):  # torch notices it wherever the run is
+            reason = " ".join(str(error).split()).split(". ")[0]
+            raise TrainingError(
+                f"a process that decodes images died ({reason}); the same command goes on from the last checkpoint; "
+                "if memory ran out, lower --workers or --batch-size"
             ) from error
         raise
     except OSError as error:

@@ -146,6 +146,11 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     model = create_model(found.name, data.info.num_classes)
     load_checkpoint(model, found.weights)
     workers = worker_count(config.workers)
-    data = prepare(data, None, workers)
-    loader = make_loader(data, config.batch_size, engine.device, train=False, workers=workers, share=engine.share)
+    bad_images = found.asked.get("bad_images", "stop")
+    data = prepare(data, None, workers, bad_images)
+    if len(data) < engine.share.processes:
+        raise RequestError(f"dataset: {len(data)} images cannot be shared by {engine.share.processes} processes")
+    loader = make_loader(
+        data, config.batch_size, engine.device, train=False, workers=workers, share=engine.share, bad_images=bad_images
+    )
     return evaluate_model(model.to(engine.device), loader, engine)

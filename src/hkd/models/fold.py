@@ -37,7 +37,7 @@ def fold_batch_norms(model: Model, image_size: int) -> int:
     with evaluating(model), torch.no_grad():
         pairs = _pairs(model, image)
         before = model(image)
-        kept = {name: copy.copy(model.get_submodule(name)) for pair in pairs for name in pair}
+        kept = {name: model.get_submodule(name) for pair in pairs for name in pair}
         for convolution, norm in pairs:
             _fold(model, convolution, norm)
         if _same(before, model(image)):

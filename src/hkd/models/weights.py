@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import pickle
 import re
 from collections.abc import Mapping
@@ -31,6 +33,9 @@ def save_model(model: Model, path: str | Path, **about: Any) -> None:
         model: whose ``name`` and ``info`` go into the file.
         path: of the .safetensors file.
         about: more to write beside them, such as the class names and the normalisation; anything JSON can say.
+
+    Raises:
+        OSError: the file cannot be written.
     """
     about = {"model": model.name, "num_classes": model.info.num_classes, **about}
     # A copy of each tensor in plain order: files keep neither channels-last strides nor shared memory.
@@ -40,7 +45,12 @@ def save_model(model: Model, path: str | Path, **about: Any) -> None:
     }
     path = Path(path)
     partial = path.with_name(f"{path.name}.partial")  # a crash while writing leaves what was there
-    safetensors.torch.save_file(state, str(partial), metadata={"hkd": json.dumps(about)})
+    try:
+        safetensors.torch.save_file(state, str(partial), metadata={"hkd": json.dumps(about)})
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+    except safetensors.SafetensorError as error:  # how that library tells of a full disk
+        raise OSError(errno.EIO, f"could not be written: {error}", str(path)) from error
     partial.replace(path)
 
 

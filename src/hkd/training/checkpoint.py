@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -13,6 +14,13 @@ from hkd.errors import RequestError
 from hkd.training.engine import Engine
 from hkd.training.objective import Objective
 from hkd.training.run_folder import RunFolder
+
+CHANGED = {
+    "dataset": "the training images are",
+    "teacher": "the teacher's weights are",
+    "batch_size": "the images a step, of all processes together, are",
+}
+"""What a run cannot go on without, in words."""
 
 
 @dataclass
@@ -60,10 +68,10 @@ class Checkpoint:
     origin: dict[str, str]
     first_epoch: int = 0
 
-    def save(self, state: State) -> None:
-        """Writes everything, or warns that it could not; the run goes on and the next save tries again."""
+    def save(self, state: State) -> bool:
+        """Writes everything. Returns whether it could; if not, it has warned."""
         method, scaler = self.objective.method, self.engine.scaler
-        self.run.save_checkpoint(
+        saved = self.run.save_checkpoint(
             {
                 "state": asdict(state),
                 "origin": self.origin,
@@ -75,13 +83,25 @@ class Checkpoint:
             }
         )
         self.run.log(state.rows)
+        return saved
 
     def resume(self) -> State:
         """Puts everything back to where the run stopped; a new run starts at its first epoch.
 
         Raises:
-            RequestError: no checkpoint can be read, or the images or the teacher are not those that the run began with.
+            RequestError: no checkpoint can be read, the images or the teacher are not those that the run began with, or
+                several processes do not find the same.
         """
+        state = self._resume()
+        place = [*self.objective.student.state_dict().values()][0]
+        key = hashlib.sha256(f"{state.epoch} {state.step} {place.double().sum().item()!r}".encode()).digest()
+        if not self.engine.alike(int.from_bytes(key[:6], "big")):
+            raise RequestError(
+                f"run: the processes find different checkpoints; {self.run.path} has to be on a shared disk"
+            )
+        return state
+
+    def _resume(self) -> State:
         saved: dict[str, Any] | None = self.run.load_checkpoint()
         if saved is None:
             self.run.log([])
@@ -89,9 +109,8 @@ class Checkpoint:
             return State(epoch=self.first_epoch)
         for name, digest in self.origin.items():
             if saved["origin"].get(name, digest) != digest:
-                what = {"dataset": "the training images are", "teacher": "the teacher's weights are"}[name]
                 raise RequestError(
-                    f"{name}: {what} not those that the run in {self.run.path} began with; start over with --fresh"
+                    f"{name}: {CHANGED[name]} not what the run in {self.run.path} began with; start over with --fresh"
                 )
         self.objective.student.load_state_dict(saved["student"])
         if self.objective.method is not None:

@@ -42,8 +42,8 @@ class Engine:
             raise RequestError(f"precision: fp16 needs a GPU, this run is on {wanted or _best()}; use bf16 or fp32")
         # Accelerate keeps one state a process; a second run in the same process may ask for other things.
         AcceleratorState._reset_state(reset_partial_state=True)
-        if wanted is not None:
-            os.environ["ACCELERATE_TORCH_DEVICE"] = str(wanted)
+        if wanted is not None and (":" in str(wanted) or wanted.type == "mps"):
+            os.environ["ACCELERATE_TORCH_DEVICE"] = str(wanted)  # else each process takes the device of its rank
         self._wrapping = DistributedDataParallelKwargs(broadcast_buffers=False)
         self._accelerator = Accelerator(
             mixed_precision=MIXED[precision],
@@ -96,9 +96,13 @@ class Engine:
         """The largest of the processes' values."""
         if self.share.processes == 1:
             return value
-        mine = torch.zeros(self.share.processes, dtype=torch.int64, device=self.device)
-        mine[self.share.rank] = value
-        return int(self.sum(mine).max())
+        everyone = torch.zeros(self.share.processes, dtype=torch.int64, device=self.device)
+        everyone[self.share.rank] = value
+        return int(self.sum(everyone).max())
+
+    def alike(self, value: int) -> bool:
+        """Whether all processes have the same value."""
+        return self.largest(value) == -self.largest(-value)
 
     def concatenate(self, values: Tensor) -> Tensor:
         """The values of all processes one after another, on the CPU; their lengths may differ."""

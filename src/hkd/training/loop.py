@@ -13,7 +13,7 @@ from torch import nn
 
 from hkd.config import TrainConfig
 from hkd.data.loader import Loader
-from hkd.errors import Stopped, TrainingError
+from hkd.errors import DivergedError, Stopped
 from hkd.models.base import Model
 from hkd.training.checkpoint import Checkpoint
 from hkd.training.engine import Engine
@@ -55,7 +55,7 @@ def fit(
         Accuracies of the last and the best epoch in percent, and what it took.
 
     Raises:
-        TrainingError: the loss is no longer a number.
+        DivergedError: the loss is no longer a number.
         RequestError: the run folder cannot be continued from.
         Stopped: Ctrl-C or SIGTERM; where it is has been saved.
     """
@@ -105,8 +105,6 @@ class _Training:
         with closing(self.progress), closing(self.curves), self.stopping:
             for epoch in range(self.state.epoch, self.config.epochs):
                 self.epoch(epoch)
-                if epoch + 1 < self.config.epochs and self.engine.largest(int(self.stopping.signal is not None)):
-                    self.stop()
         state, row = self.state, self.state.rows[-1]
         return {
             "top1_last": row["test_top1"],
@@ -120,7 +118,7 @@ class _Training:
         }
 
     def epoch(self, epoch: int) -> None:
-        """Trains, evaluates, logs and saves one epoch, or what is left of it."""
+        """One epoch, or what is left of it."""
         state, started, initialising = self.state, time.perf_counter(), epoch < 0
         if epoch == 0 and state.step == 0:  # the training does not inherit the momentum of an initialisation
             self.optimizer.state.clear()
@@ -138,9 +136,9 @@ class _Training:
                 self.guard.look()
                 state.step, state.sums = step, sums.state(self.engine)
                 state.epoch_seconds = taken + time.perf_counter() - started
-                self.save()
+                saved = self.save()
                 if wish is Wish.STOP:
-                    self.stop()
+                    self.stop(saved)
 
         seen = self.teacher if initialising or self.objective.needs_teacher else None
         batches = self.train.epoch(epoch, state.step)
@@ -150,29 +148,43 @@ class _Training:
                 state.step,
             )  # fmt: skip
             self.guard.look()
+            means = epoch_means(sums, self.engine)
+            if not means:
+                raise NotFiniteError("in every step")
         except NotFiniteError as error:
-            raise TrainingError(self.diverged(epoch, str(error))) from None
+            raise DivergedError(self.diverged(epoch, str(error))) from None
+        self.finish_epoch(epoch, {"epoch": epoch + 1, "lr": lr, **means}, started - taken)
+
+    def finish_epoch(self, epoch: int, row: dict[str, Any], started: float) -> None:
+        """Evaluates, logs and saves.
+
+        Args:
+            row: what the training of the epoch gave.
+            started: when it would have started, had it never been stopped.
+        """
+        state = self.state
         self.engine.average_buffers(self.objective.student)
-        seconds = taken + time.perf_counter() - started
-        row = {"epoch": epoch + 1, "lr": lr, **epoch_means(sums, self.engine)}
+        seconds = time.perf_counter() - started
         row |= {"seconds": seconds, "images_per_second": self.images / seconds}
-        if not initialising:
+        if epoch >= 0:
             found = evaluate_model(self.objective.student, self.test, self.engine)
             row |= {"test_top1": found.top1, "test_top5": found.top5, "test_loss": found.loss}
         if broken := [f"{name} {value}" for name, value in row.items() if not math.isfinite(value)]:
-            raise TrainingError(self.diverged(epoch, ", ".join(broken)))
+            raise DivergedError(self.diverged(epoch, ", ".join(broken)))
 
         state.epoch, state.step, state.sums, state.epoch_seconds = epoch + 1, 0, {}, 0.0
         state.rows.append(row)
-        state.seconds += taken + time.perf_counter() - started
+        state.seconds += time.perf_counter() - started
         state.images += self.images
         if (top1 := row.get("test_top1", -math.inf)) > state.best_top1:
             state.best_top1, state.best_epoch = top1, epoch + 1
             self.folder.save_best(self.objective.student, **self.about, epoch=epoch + 1, top1=top1)
-        self.save()
+        saved = self.save()
         self.curves.write(row)
         left = state.seconds / (state.epoch - self.first) * (self.config.epochs - state.epoch)
         self.progress.epoch(row, state.best_top1, left)
+        if epoch + 1 < self.config.epochs and self.engine.largest(int(self.stopping.signal is not None)):
+            self.stop(saved)
 
     def lr_at(self, epoch: int) -> float:
         stage = self.objective.initialisation
@@ -180,15 +192,17 @@ class _Training:
             return stage.lr_at(epoch - self.first, self.config.lr)
         return self.config.lr_at(epoch)
 
-    def save(self) -> None:
+    def save(self) -> bool:
+        """Returns whether it could."""
         self.state.skipped_steps = self.guard.skipped
-        self.checkpoint.save(self.state)
         self.stopping.has_saved()
+        return self.checkpoint.save(self.state)
 
-    def stop(self) -> None:
+    def stop(self, saved: bool = True) -> None:
         state = self.state
         where = f"after step {state.step} of epoch {state.epoch + 1}" if state.step else f"after epoch {state.epoch}"
-        raise Stopped(f"stopped {where}; the same command goes on from there", self.stopping.status)
+        then = "from there" if saved else "from the last checkpoint, since this could not be saved"
+        raise Stopped(f"stopped {where}; the same command goes on {then}", self.stopping.status)
 
     def diverged(self, epoch: int, told: str) -> str:
         last = self.folder.last
@@ -213,7 +227,7 @@ def train_epoch(
 ) -> Sums:
     """One pass over the training images. Returns the sums of the loss, its terms and the hits.
 
-    Nothing in a step waits for the device.
+    In one process nothing in a step waits for the device; several agree on stopping every 20 steps.
 
     Args:
         objective: an :class:`Objective`, or what the engine made of it for several processes.

@@ -12,6 +12,9 @@ from hkd.data.loader import Loader
 from hkd.models.base import Model
 from hkd.training.engine import Engine
 
+COUNT = "images"
+"""Under which name saved sums tell how many images they are of."""
+
 
 class Sums:
     """Running sums on the device: adding does not wait for it, reading does, once."""
@@ -20,14 +23,19 @@ class Sums:
         self._sums: dict[str, Tensor] = {}
         self._count = 0
         # What was saved is of all processes; one takes it, so that the sum over processes stays what it was.
-        if state and engine is not None and engine.is_main:
-            self._sums = {name: value.to(engine.device) for name, value in state.items() if name}
-            self._count = int(state[""])
+        if state and engine is not None:
+            mine = float(engine.is_main)
+            self._sums = {name: mine * value.to(engine.device) for name, value in state.items() if name != COUNT}
+            self._count = int(mine * state[COUNT])
 
     def state(self, engine: Engine) -> dict[str, Tensor]:
         """What was added so far in all processes, to be saved in the middle of an epoch."""
+        return dict(zip([*self._sums, COUNT], self._totals(engine).cpu(), strict=True))
+
+    def _totals(self, engine: Engine) -> Tensor:
+        """The sums over all processes, and last how many images they are of."""
         count = torch.tensor(float(self._count), device=engine.device)
-        return {name: engine.sum(value[None])[0].cpu() for name, value in (self._sums | {"": count}).items()}
+        return engine.sum(torch.stack([*(value.float() for value in self._sums.values()), count]))
 
     def add(self, sums: dict[str, Tensor], count: int = 0) -> None:
         """Adds scalars that are sums over ``count`` images, or more of the images that were counted before."""
@@ -37,12 +45,8 @@ class Sums:
 
     def means(self, engine: Engine) -> dict[str, float]:
         """The means over all images added, in all processes."""
-        names = list(self._sums)
-        if not names:
-            return {}
-        count = torch.tensor(float(self._count), device=self._sums[names[0]].device)
-        *values, images = engine.sum(torch.stack([*(self._sums[name].float() for name in names), count])).tolist()
-        return {name: value / images for name, value in zip(names, values, strict=True)}
+        *values, images = self._totals(engine).tolist()
+        return {name: value / images for name, value in zip(self._sums, values, strict=True)} if images else {}
 
 
 def ranked(logits: Tensor) -> Tensor:

@@ -29,7 +29,7 @@ class Objective(nn.Module):
 
     .. math:: \gamma\, \mathrm{CE}(l_s, y) + \alpha\, T^2\, \mathrm{KL} + \beta \sum \text{method's terms}
 
-    One module, so that several processes would wrap student and method as one. What has weight 0 is not computed,
+    One module, so that several processes wrap student and method as one. What has weight 0 is not computed,
     but for the cross-entropy, which is always worth logging.
 
     Args:
@@ -61,8 +61,9 @@ class Objective(nn.Module):
 
     @property
     def uses_all_parameters(self) -> bool:
-        """Whether every step does: not in a stage of its own, and who knows of networks from elsewhere."""
-        return self.initialisation is None and isinstance(self.student, CifarModel)
+        """Whether every step does: not in a stage of its own, nor with weight 0; and who knows of foreign networks."""
+        idle = self.initialisation is not None or (self.method is not None and not self.weights.method)
+        return not idle and isinstance(self.student, CifarModel)
 
     @property
     def needs_teacher(self) -> bool:

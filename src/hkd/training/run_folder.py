@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
 import os
 import sys
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ParamSpec
+from typing import Any
 
 import numpy as np
-import safetensors
 import torch
 import yaml
 from filelock import FileLock, Timeout
@@ -30,19 +28,6 @@ LOCK = ".lock"
 FREE_TO_CHANGE = frozenset(
     {"run", "device", "workers", "data_root", "compile", "tensorboard", "save_minutes", "skip_bad_steps"}
 )
-
-P = ParamSpec("P")
-
-
-def _in_the_writer(method: Callable[P, None]) -> Callable[P, None]:
-    """Makes a method do nothing in the processes that only read."""
-
-    @functools.wraps(method)
-    def checked(*args: P.args, **kwargs: P.kwargs) -> None:
-        if args[0].writes:  # type: ignore[attr-defined]
-            method(*args, **kwargs)
-
-    return checked
 
 
 class RunFolder:
@@ -105,19 +90,19 @@ class RunFolder:
             RequestError: the folder holds a run that was asked for differently, or something that is no run, or another
                 process works in it.
         """
-        if not self.writes:
-            if self.begun:
-                self.check(config, defaults)
+        finished = self.summary is not None and not fresh  # it is read, for which nobody has to wait
+        if finished or not self.writes:
+            self.check(config, defaults)
             return
         file = self.path / "config.yaml"
-        foreign = not self.path.is_dir() or any(found.name != LOCK for found in self.path.iterdir())
-        if self.path.exists() and not file.is_file() and foreign:
+        if self.path.exists() and not file.is_file() and not self._is_a_beginning:
             raise RequestError(f"run: {self.path} exists and is no run folder; name another with --run")
         try:
             self._lock()
             if fresh and file.is_file():
-                self.close()
-                set_aside(self.path)
+                kept = set_aside(self.path)  # the lock moves with the folder
+                (kept / LOCK).unlink(missing_ok=True)
+                self._release()
                 self._lock()
             if self.begun:
                 self.check(config, defaults)
@@ -125,10 +110,19 @@ class RunFolder:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             _write(file, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
         except OSError as error:
+            self.close()
             raise RequestError(f"run: cannot write to {self.path} ({error.strerror})") from error
-        except RequestError:
+        except BaseException:
             self.close()
             raise
+
+    @property
+    def _is_a_beginning(self) -> bool:
+        """Whether the folder holds no more than what a start leaves that was cut short."""
+        if not self.path.is_dir() or (self.checkpoints.is_dir() and any(self.checkpoints.iterdir())):
+            return False
+        ours = (LOCK, self.checkpoints.name)
+        return all(found.name in ours or found.suffix == ".partial" for found in self.path.iterdir())
 
     def _lock(self) -> None:
         """The system lets go of it when the process ends, however it ends."""
@@ -145,8 +139,14 @@ class RunFolder:
     def close(self) -> None:
         """Lets other processes in."""
         if self._held is not None:
+            # Before it is let go: whoever waits for this file finds it gone and makes a new one.
+            with contextlib.suppress(OSError):
+                (self.path / LOCK).unlink(missing_ok=True)
+            self._release()
+
+    def _release(self) -> None:
+        if self._held is not None:
             self._held.release()
-            (self.path / LOCK).unlink(missing_ok=True)
             self._held = None
 
     @property
@@ -168,11 +168,16 @@ class RunFolder:
                     "name another folder with --run, or start over with --fresh"
                 )
 
-    @_in_the_writer
-    def save_checkpoint(self, state: dict[str, Any]) -> None:
-        """Writes the state to continue from, and keeps the one before. Warns where it cannot; a crash loses neither."""
-        partial = self.checkpoints / "last.partial"
-        with self._warning("the checkpoint"):
+    def save_checkpoint(self, state: dict[str, Any]) -> bool:
+        """Writes the state to continue from, and keeps the one before; a crash loses neither.
+
+        Returns:
+            Whether it could; if not, it has warned. True in the processes that only read.
+        """
+        if not self.writes:
+            return True
+        partial, saved = self.checkpoints / "last.partial", False
+        with self._warning("the checkpoint", "the run goes on and tries again after the next epoch"):
             with partial.open("wb") as file:
                 torch.save(state, file)
                 file.flush()
@@ -183,6 +188,8 @@ class RunFolder:
                 self.last.replace(self.previous)
             partial.replace(self.last)
             _sync_folder(self.checkpoints)
+            saved = True
+        return saved  # noqa: RET504  (a warning was given on the way)
 
     def load_checkpoint(self) -> dict[str, Any] | None:
         """The state to continue from, on the CPU, or None at the start of a run.
@@ -207,26 +214,28 @@ class RunFolder:
             raise RequestError(f"run: {found[0]} is corrupt; start over with --fresh")
         return None
 
-    @_in_the_writer
     def save_best(self, student: Model, **about: Any) -> None:
         """Writes the network of the best epoch. Warns where it cannot."""
-        with self._warning("the best network"):
+        if not self.writes:
+            return
+        with self._warning("the best network", "the run goes on without it"):
             save_model(student, self.checkpoints / "best.safetensors", **about)
 
-    @_in_the_writer
     def log(self, rows: list[dict[str, Any]]) -> None:
         """Writes ``metrics.jsonl``. Warns where it cannot; the rows are in the checkpoint, too."""
-        with self._warning("the metrics"):
+        if not self.writes:
+            return
+        with self._warning("the metrics", "they are written again after the next epoch"):
             _write(self.path / "metrics.jsonl", "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
 
     @contextlib.contextmanager
-    def _warning(self, what: str) -> Iterator[None]:
-        """A full disk does not end a run: it goes on, and the next save tries again."""
+    def _warning(self, what: str, then: str) -> Iterator[None]:
+        """A full disk does not end a run."""
         try:
             yield
-        except (OSError, RuntimeError, safetensors.SafetensorError) as error:
+        except (OSError, RuntimeError) as error:
             reason = " ".join(str(getattr(error, "strerror", None) or error).split())
-            print(f"warning: {what} could not be saved in {self.path} ({reason}); trying again later", file=sys.stderr)
+            print(f"warning: {what} could not be saved in {self.path} ({reason}); {then}", file=sys.stderr)
             for partial in (*self.path.glob("*.partial"), *self.checkpoints.glob("*.partial")):
                 with contextlib.suppress(OSError):
                     partial.unlink()
@@ -242,9 +251,10 @@ class RunFolder:
                 break
         return found
 
-    @_in_the_writer
     def save_predictions(self, predicted: Tensor, label: Tensor) -> None:
         """Writes the classes (N,) that were predicted and that were right, of each test image in order."""
+        if not self.writes:
+            return
         partial = self.path / "predictions.partial.npz"
         np.savez_compressed(partial, predicted=predicted.numpy(), label=label.numpy())
         partial.replace(self.path / "predictions.npz")
@@ -262,10 +272,10 @@ class RunFolder:
         except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
             raise RequestError(f"run: {file} is missing or corrupt; start the run over with --fresh") from error
 
-    @_in_the_writer
     def finish(self, summary: dict[str, Any]) -> None:
         """Writes the result."""
-        _write(self.path / "summary.json", json.dumps(summary, indent=2) + "\n")
+        if self.writes:
+            _write(self.path / "summary.json", json.dumps(summary, indent=2) + "\n")
 
 
 def _is_whole(file: Path) -> bool:
@@ -287,16 +297,20 @@ def _sync_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
-def set_aside(path: Path) -> None:
-    """Starting over keeps what was there, under another name."""
+def set_aside(path: Path) -> Path:
+    """Starting over keeps what was there, under another name, which is returned."""
     path, number = path.resolve(), 1
     while (aside := path.with_name(f"{path.name}.{number}")).exists():
         number += 1
     path.rename(aside)
+    return aside
 
 
 def _write(path: Path, text: str) -> None:
     """Writes a file as a whole or not at all."""
     partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(text)
+    with partial.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
     partial.replace(path)
