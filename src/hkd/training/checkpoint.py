@@ -93,7 +93,7 @@ class Checkpoint:
                 several processes do not find the same.
         """
         state = self._resume()
-        place = [*self.objective.student.state_dict().values()][0]
+        place = next(iter(self.objective.student.state_dict().values()))
         key = hashlib.sha256(f"{state.epoch} {state.step} {place.double().sum().item()!r}".encode()).digest()
         if not self.engine.alike(int.from_bytes(key[:6], "big")):
             raise RequestError(
