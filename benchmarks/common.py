@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import platform
+import random
 import time
 from collections.abc import Callable, Hashable, Mapping
 from pathlib import Path
@@ -24,16 +26,29 @@ def seconds(step: Callable[[], Any], count: int = 1, device: torch.device | None
     return (time.perf_counter() - started) / count
 
 
-def in_turns(steps: Mapping[K, Callable[[], Any]], rounds: int, warm: int = 2, count: int = 1) -> dict[K, list[float]]:
-    """Seconds of each step in each round; within a round all have their turn, so that a busy machine slows all."""
+def in_turns(
+    steps: Mapping[K, Callable[[], Any]], rounds: int, count: int = 1, device: torch.device | None = None
+) -> dict[K, list[float]]:
+    """Seconds of each step in each round; within a round all have their turn, in changing order, so that a busy machine
+    slows all alike."""
     for step in steps.values():
-        for _ in range(warm):
-            step()
+        seconds(step, 2, device)
     times: dict[K, list[float]] = {name: [] for name in steps}
     for _ in range(rounds):
-        for name, step in steps.items():
-            times[name].append(seconds(step, count))
+        for name in random.sample(list(steps), len(steps)):
+            times[name].append(seconds(steps[name], count, device))
     return times
+
+
+def network_options(parser: argparse.ArgumentParser, rounds: int) -> None:
+    """The options of what measures steps of two networks."""
+    parser.add_argument("--teacher", default="resnet32x4")
+    parser.add_argument("--student", default="resnet8x4")
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=rounds)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--precision", default="fp32")
+    parser.add_argument("--json", help="write the numbers to this file")
 
 
 def machine(threads: int) -> str:

@@ -16,22 +16,16 @@ import torch
 from torch.nn import functional as F
 
 import hkd
-from benchmarks.common import in_turns, machine, write
+from benchmarks.common import in_turns, machine, network_options, write
 from benchmarks.step import CLASSES, noise, stepper
 from hkd.models.fold import fold_batch_norms
-from hkd.training.engine import Engine
+from hkd.runtime.engine import Engine
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--teacher", default="resnet32x4")
-    parser.add_argument("--student", default="resnet8x4")
-    parser.add_argument("--batch", type=int, default=64)
+    network_options(parser, rounds=31)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=31)
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--precision", default="fp32")
-    parser.add_argument("--json", help="write the numbers to this file")
     asked = parser.parse_args(argv)
     torch.set_num_threads(asked.threads)
     engine, data = Engine(asked.device, asked.precision), noise()
@@ -56,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     steps = {"teacher forward, bare": teacher_forward, "student forward and backward, bare": student_both}
     steps |= {f"{label} step": stepper(label, asked, engine, data) for label in ("kd", "hkd+kd")}
-    times = in_turns(steps, asked.rounds)
+    times = in_turns(steps, asked.rounds, device=engine.device)
     bare = [sum(pair) for pair in zip(times["teacher forward, bare"], times["student forward and backward, bare"],
                                       strict=True)]  # fmt: skip
     print(f"{asked.teacher} -> {asked.student}, batch {asked.batch}, {engine.device}, {asked.precision}, "

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
-from benchmarks.common import machine, seconds, write
+from benchmarks.common import machine, network_options, seconds, write
 
 LABELS = ("kd", "hkd+kd")
 
@@ -29,17 +29,17 @@ def measure(asked: SimpleNamespace, file: str) -> None:
     import torch
 
     from benchmarks.step import noise, stepper
-    from hkd.training.engine import Engine
+    from hkd.runtime.engine import Engine
 
     torch.set_num_threads(1)
-    engine, data = Engine(asked.device), noise()
+    engine, data = Engine(asked.device, asked.precision), noise()
     steps = {label: stepper(label, asked, engine, data) for label in LABELS}
     for step in steps.values():
-        seconds(step, 2)
+        seconds(step, 2, engine.device)
     times: dict[str, list[float]] = {label: [] for label in LABELS}
     for _, label in itertools.product(range(asked.rounds), LABELS):
         engine.wait()
-        times[label].append(seconds(steps[label]))
+        times[label].append(seconds(steps[label], 1, engine.device))
     if engine.is_main:
         Path(file).write_text(json.dumps(times))
 
@@ -47,15 +47,10 @@ def measure(asked: SimpleNamespace, file: str) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--processes", default="1,2")
-    parser.add_argument("--teacher", default="resnet32x4")
-    parser.add_argument("--student", default="resnet8x4")
-    parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--rounds", type=int, default=7)
+    network_options(parser, rounds=7)
     parser.add_argument(
         "--repeats", type=int, default=2, help="how often each number of processes is started, in turns"
     )
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--json", help="write the numbers to this file")
     asked = parser.parse_args(argv)
     counts = [int(n) for n in asked.processes.split(",")]
     times: dict[int, dict[str, list[float]]] = {n: {label: [] for label in LABELS} for n in counts}
@@ -68,8 +63,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             for label, taken in json.loads(Path(f"{folder}/times").read_text()).items():
                 times[count][label] += taken
 
-    print(f"{asked.teacher} -> {asked.student}, batch {asked.batch} of all processes together, {asked.device}, "
-          f"{machine(1)} for each process\n")  # fmt: skip
+    where = f"{asked.device}, {asked.precision}, {machine(1)} for each process"
+    print(f"{asked.teacher} -> {asked.student}, batch {asked.batch} of all processes together, {where}\n")
     print(f"{'method':<10} {'processes':>10} {'images/s':>10} {'times faster':>13}")
     for label in LABELS:
         base = statistics.median(times[counts[0]][label])

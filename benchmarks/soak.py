@@ -19,7 +19,7 @@ from typing import Any
 
 import hkd
 from benchmarks.common import write
-from hkd.training import loop
+from hkd import trainer as loop
 
 
 def now(run: Path, started: float, epoch: int) -> dict[str, Any]:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import random
 import statistics
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -21,14 +20,14 @@ from typing import Any
 import torch
 
 import hkd
-from benchmarks.common import machine, seconds, write
+from benchmarks.common import in_turns, machine, network_options, write
 from hkd.config import PLUS_KD, Entry
 from hkd.data import ArrayDataset, DatasetInfo, make_loader
+from hkd.distiller import LABELS_ALONE, Objective
 from hkd.methods import methods
 from hkd.models.fold import fold_batch_norms
-from hkd.training.engine import Engine
-from hkd.training.loop import train_epoch
-from hkd.training.objective import LABELS_ALONE, Objective
+from hkd.runtime.engine import Engine
+from hkd.trainer import train_epoch
 
 SAMPLES, CLASSES = 50_000, 100
 USUAL = ["ce", "kd", "hkd", "hkd+kd"]
@@ -70,7 +69,7 @@ def stepper(label: str, asked: Any, engine: Engine, data: ArrayDataset) -> Calla
     batches = itertools.chain.from_iterable(map(loader.epoch, itertools.count()))
 
     def step() -> None:
-        # A pass of the loop over one batch; its closing sums are read once a step here, in every method alike.
+        # a pass of the loop over one batch
         train_epoch(prepared, needed, [next(batches)], optimizer, engine, initialising=initialising)
 
     return step
@@ -79,15 +78,9 @@ def stepper(label: str, asked: Any, engine: Engine, data: ArrayDataset) -> Calla
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--methods", nargs="+", default=USUAL, help="as in a comparison, or all")
-    parser.add_argument("--teacher", default="resnet32x4")
-    parser.add_argument("--student", default="resnet8x4")
-    parser.add_argument("--batch", type=int, default=64)
+    network_options(parser, rounds=15)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--steps", type=int, default=1, help="steps of each method in a round")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--precision", default="fp32")
-    parser.add_argument("--json", help="write the numbers to this file")
     asked = parser.parse_args(argv)
     torch.set_num_threads(asked.threads)
 
@@ -97,12 +90,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         [*USUAL, *others, AS_PUBLISHED] if asked.methods == ["all"] else list(dict.fromkeys(["kd", *asked.methods]))
     )
     steps = {label: stepper(label, asked, engine, data) for label in labels}
-    for step in steps.values():
-        seconds(step, 2, engine.device)
-    times: dict[str, list[float]] = {label: [] for label in labels}
-    for _ in range(asked.rounds):
-        for label in random.sample(labels, len(labels)):
-            times[label].append(seconds(steps[label], asked.steps, engine.device))
+    times = in_turns(steps, asked.rounds, asked.steps, engine.device)
 
     print(f"{asked.teacher} -> {asked.student}, batch {asked.batch}, {engine.device}, {asked.precision}, "
           f"{machine(asked.threads)}, {asked.rounds} rounds\n")  # fmt: skip

@@ -62,7 +62,7 @@ def test_the_holistic_loss_depends_on_torch_alone() -> None:
 
 def test_one_file_imports_the_distribution_library() -> None:
     importers = [module_of(file) for file in SOURCES if any(i.split(".")[0] == "accelerate" for i in imports(file))]
-    assert importers == ["hkd.training.engine"]
+    assert importers == ["hkd.runtime.engine"]
 
 
 def test_the_loop_knows_no_method_model_or_data_set() -> None:

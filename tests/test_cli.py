@@ -14,9 +14,9 @@ import yaml
 import hkd
 from hkd.cli import HELP_GROUPS, main
 from hkd.config import Entry
-from hkd.experiments.published import RELEASED, ZHOU, published
 from hkd.methods.hkd import HolisticConfig
 from hkd.recipes import find_recipe, list_recipes
+from hkd.report.published import RELEASED, ZHOU, published
 
 HKD = [sys.executable, "-m", "hkd.cli"]
 

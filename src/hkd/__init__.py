@@ -15,6 +15,8 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from hkd import holistic as holistic
+    from hkd.analysis.topology import topology as topology
+    from hkd.analysis.transfer import transfer as transfer
     from hkd.config import CompareConfig as CompareConfig
     from hkd.config import DistillConfig as DistillConfig
     from hkd.config import EvaluateConfig as EvaluateConfig
@@ -27,13 +29,9 @@ if TYPE_CHECKING:
     from hkd.data import as_dataset as as_dataset
     from hkd.data import list_datasets as list_datasets
     from hkd.data import load_dataset as load_dataset
-    from hkd.deploy import export as export
     from hkd.errors import RequestError as RequestError
     from hkd.errors import TrainingError as TrainingError
-    from hkd.experiments.compare import compare as compare
-    from hkd.experiments.sweep import sweep as sweep
-    from hkd.experiments.topology import topology as topology
-    from hkd.experiments.transfer import transfer as transfer
+    from hkd.export import export as export
     from hkd.holistic import HolisticLoss as HolisticLoss
     from hkd.jobs import Result as Result
     from hkd.jobs import distill as distill
@@ -48,6 +46,8 @@ if TYPE_CHECKING:
     from hkd.models import save_model as save_model
     from hkd.models import wrap_model as wrap_model
     from hkd.report.page import write_report as write_report
+    from hkd.studies.compare import compare as compare
+    from hkd.studies.sweep import sweep as sweep
     from hkd.types import Batch as Batch
     from hkd.types import ModelOutput as ModelOutput
 
@@ -65,11 +65,11 @@ _HOME = {
     ),
     "hkd.data": ("as_dataset", "list_datasets", "load_dataset"),
     "hkd.errors": ("RequestError", "TrainingError"),
-    "hkd.experiments.compare": ("compare",),
-    "hkd.experiments.sweep": ("sweep",),
-    "hkd.experiments.topology": ("topology",),
-    "hkd.experiments.transfer": ("transfer",),
-    "hkd.deploy": ("export",),
+    "hkd.studies.compare": ("compare",),
+    "hkd.studies.sweep": ("sweep",),
+    "hkd.analysis.topology": ("topology",),
+    "hkd.analysis.transfer": ("transfer",),
+    "hkd.export": ("export",),
     "hkd.holistic": ("HolisticLoss",),
     "hkd.jobs": ("Result", "distill", "evaluate", "train"),
     "hkd.methods": ("create_method", "list_methods"),

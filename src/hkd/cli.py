@@ -158,7 +158,7 @@ def compare_command(argv: list[str]) -> int:
     asked = _parse(parser, argv)
     config = CompareConfig(**_values(asked, CompareConfig))
     config.check()
-    from hkd.experiments.compare import compare
+    from hkd.studies.compare import compare
 
     found = compare(config, fresh=asked.fresh)
     tables = Path(config.run) / "comparison.md"
@@ -190,7 +190,7 @@ def transfer_command(argv: list[str]) -> int:
         _positional("checkpoints", argv),
         "hkd transfer CHECKPOINT... [options]",
     )
-    from hkd.experiments.transfer import transfer
+    from hkd.analysis.transfer import transfer
 
     transfer(config)
     tables = Path(config.run) / "transfer.md"
@@ -204,7 +204,7 @@ def topology_command(argv: list[str]) -> int:
     config = _config(
         "topology", topology_command, TopologyConfig, _positional("checkpoints", argv), "hkd topology RUN... [options]"
     )
-    from hkd.experiments.topology import topology
+    from hkd.analysis.topology import topology
 
     topology(config)
     print((Path(config.run) / "topology.md").read_text())
@@ -215,7 +215,7 @@ def topology_command(argv: list[str]) -> int:
 def sweep_command(argv: list[str]) -> int:
     """how results depend on one field: several values, methods and trials, with a plot"""
     config = _config("sweep", sweep_command, SweepConfig, argv)
-    from hkd.experiments.sweep import sweep
+    from hkd.studies.sweep import sweep
 
     sweep(config)
     print((Path(config.run) / "sweep.md").read_text())
@@ -261,7 +261,7 @@ def export_command(argv: list[str]) -> int:
     if argv and not argv[0].startswith("-"):
         argv = ["--checkpoint", *argv]
     config = _config("export", export_command, ExportConfig, argv, "hkd export CHECKPOINT [options]")
-    from hkd.deploy import export
+    from hkd.export import export
 
     found = export(config)
     for check in found.checks:

@@ -13,11 +13,11 @@ import safetensors.torch
 import torch
 
 import hkd
+from hkd import trainer as loop
 from hkd.data import Dataset
 from hkd.methods import methods
 from hkd.methods.hkd import HKD
-from hkd.training import loop
-from hkd.training.run_folder import RunFolder
+from hkd.runtime.run_folder import RunFolder
 from tests.data.test_datasets import class_folders, write_files
 from tests.faults.runs import asked, outcome, teacher
 
@@ -26,14 +26,6 @@ ROOT = Path(__file__).parents[2]
 
 class Killed(BaseException):
     pass
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("whole")
-    teacher(folder)
-    hkd.distill(asked(folder / "run"))
-    return folder
 
 
 @pytest.fixture
@@ -297,7 +289,7 @@ def test_an_unexpected_error_is_one_line_unless_asked(
     from hkd.cli import main
     from hkd.jobs import running
 
-    monkeypatch.setattr(running, "fit", lambda *_: json.loads("{"))
+    monkeypatch.setattr(running, "Training", lambda *_: json.loads("{"))
     options = ["train", "--run", str(place / "t"), "--epochs", "1", "--limit-train", "4", "--device", "cpu"]
     assert main(options) == 1
     told = capsys.readouterr().err.splitlines()[-1]

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import hkd
-from tests.faults.runs import asked, outcome, teacher
+from tests.faults.runs import asked, outcome
 
 ROOT = Path(__file__).parents[2]
 KILLS = 30
@@ -45,14 +45,6 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("whole")
-    teacher(folder)
-    hkd.distill(asked(folder / "run"))
-    return folder
 
 
 def test_thirty_kills(whole: Path, tmp_path: Path) -> None:
@@ -95,7 +87,7 @@ def test_thirty_kills(whole: Path, tmp_path: Path) -> None:
 def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(whole: Path, tmp_path: Path, number: int) -> None:
     (tmp_path / "teacher.safetensors").write_bytes((whole / "teacher.safetensors").read_bytes())
     code = "import os, signal, sys; from pathlib import Path; import torch; torch.set_num_threads(1)\n"
-    code += "import hkd.training.stopping as s; from hkd.cli import main\n"
+    code += "import hkd.runtime.stopping as s; from hkd.cli import main\n"
     code += "wish = s.Stopping.wish; seen = []\n"
     code += "def after(self, step):\n"
     code += "    seen.append(step)\n"

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hkd.holistic import GraphEncoder, MemoryBank, NegativeSampler, info_nce, knn_graph, normalised_adjacency
-from hkd.holistic import contrast as contrast_module
+from hkd.numerics import contrast as contrast_module
 from tests.reference import holistic as reference
 
 

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 
 import hkd
+from hkd.distiller import Objective
 from hkd.errors import IncompatibleError
 from hkd.methods import Method, Setup, Weights, methods
 from hkd.methods.base import NoConfig
-from hkd.training.objective import Objective
 from hkd.types import Batch, ModelOutput
 
 N, C = 40, 4

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hkd.holistic.precision import at_least_float32, full_precision
+from hkd.numerics.precision import at_least_float32, full_precision
 
 
 def knn_graph(logits: Tensor, k: int) -> Tensor:

@@ -7,12 +7,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hkd.holistic.contrast import Block, block_rows, contrast
 from hkd.holistic.encoder import GraphEncoder
-from hkd.holistic.gather import gather, own
 from hkd.holistic.graph import knn_graph, normalised_adjacency
-from hkd.holistic.memory import BankStart, BankType, MemoryBank, NegativeSampler
-from hkd.holistic.precision import at_least_float32, full_precision
+from hkd.numerics.contrast import Block, block_rows, contrast
+from hkd.numerics.gather import gather, own
+from hkd.numerics.memory import BankStart, BankType, MemoryBank, NegativeSampler
+from hkd.numerics.precision import at_least_float32, full_precision
 
 NegativeBank = Literal["same", "opposite"]
 Sampling = Literal["shared", "all", "per_sample"]

@@ -4,10 +4,10 @@
 carries it out, and ``work`` has the jobs themselves.
 """
 
-from hkd.jobs.data import Data, open_data
+from hkd.data.open import Data, open_data
 from hkd.jobs.running import Result
-from hkd.jobs.trained import Trained, find_trained, open_test
 from hkd.jobs.work import check_continuation, check_request, distill, evaluate, train
+from hkd.trained import Trained, find_trained, open_test
 
 __all__ = [
     "Data", "Result", "Trained", "check_continuation", "check_request", "distill", "evaluate", "find_trained",

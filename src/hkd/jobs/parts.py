@@ -12,13 +12,13 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from hkd.config import STUDENT, TEACHER, DistillConfig, TrainConfig
+from hkd.data.open import Data
 from hkd.errors import RequestError
-from hkd.jobs.data import Data
-from hkd.jobs.trained import first_difference, weights_file
 from hkd.methods import Method, Weights, create_method, methods
 from hkd.methods.kd import KD
 from hkd.models import Model, create_model, load_checkpoint, wrap_model
 from hkd.models.weights import read_about
+from hkd.trained import first_difference, weights_file
 
 
 def build_network(field: str, name: str, own: nn.Module | None, data: Data, pretrained: bool) -> Model:

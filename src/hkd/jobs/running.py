@@ -17,16 +17,16 @@ import torch
 import hkd
 from hkd.config import TrainConfig
 from hkd.data import ArrayDataset, make_loader
+from hkd.data.open import Data, worker_count
+from hkd.distiller import Objective
 from hkd.errors import RequestError, TrainingError
-from hkd.jobs.data import Data, worker_count
 from hkd.jobs.parts import defaults
+from hkd.metrics import evaluate_model
 from hkd.models import Model, load_checkpoint, save_model
 from hkd.models.fold import fold_batch_norms
-from hkd.training.engine import Engine
-from hkd.training.loop import fit
-from hkd.training.metrics import evaluate_model
-from hkd.training.objective import Objective
-from hkd.training.run_folder import RunFolder
+from hkd.runtime.engine import Engine
+from hkd.runtime.run_folder import RunFolder
+from hkd.trainer import Training
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def carry_out(
     if engine.is_main:
         _tell_memory(objective, teacher, data, engine)
     title = f"{Path(config.run).name} ({student.name})"
-    summary = fit(objective, teacher, training, test, config, engine, run, about, title, origin)
+    summary = Training(objective, teacher, training, test, config, engine, run, about, title, origin).run()
     found = evaluate_model(student, test, engine)
     run.save_predictions(found.predicted, found.label)
     if run.writes:

@@ -10,8 +10,9 @@ from torch import nn
 
 from hkd.config import DistillConfig, EvaluateConfig, TrainConfig
 from hkd.data import make_loader, prepare
+from hkd.data.open import Data, open_data, worker_count
+from hkd.distiller import Objective
 from hkd.errors import RequestError
-from hkd.jobs.data import Data, open_data, worker_count
 from hkd.jobs.parts import (
     build_parts,
     defaults,
@@ -21,12 +22,11 @@ from hkd.jobs.parts import (
     trained_network,
 )
 from hkd.jobs.running import Result, carry_out, check_shares, opened
-from hkd.jobs.trained import find_trained, open_test
+from hkd.metrics import Evaluation, evaluate_model
 from hkd.models import Model, create_model, load_checkpoint
-from hkd.training.engine import Engine
-from hkd.training.metrics import Evaluation, evaluate_model
-from hkd.training.objective import Objective
-from hkd.training.run_folder import RunFolder
+from hkd.runtime.engine import Engine
+from hkd.runtime.run_folder import RunFolder
+from hkd.trained import find_trained, open_test
 
 
 def train(

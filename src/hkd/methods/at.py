@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from hkd.holistic.precision import at_least_float32
 from hkd.methods.base import Method, NoConfig, Setup, Weights, methods
 from hkd.methods.stages import pair_stages, paired_maps, summed, unit
+from hkd.numerics.precision import at_least_float32
 from hkd.types import Batch, ModelOutput
 
 

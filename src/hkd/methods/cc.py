@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hkd.config import option
-from hkd.holistic.gather import gather
-from hkd.holistic.precision import full_precision
 from hkd.methods.base import Method, Setup, Weights, methods
+from hkd.numerics.gather import gather
+from hkd.numerics.precision import full_precision
 from hkd.types import Batch, ModelOutput
 
 

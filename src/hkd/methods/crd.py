@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hkd.config import option
-from hkd.holistic.gather import gather, own
-from hkd.holistic.memory import BankType, MemoryBank, NegativeSampler
-from hkd.holistic.precision import at_least_float32, full_precision
 from hkd.methods.base import Method, Setup, Weights, methods
+from hkd.numerics.gather import gather, own
+from hkd.numerics.memory import BankType, MemoryBank, NegativeSampler
+from hkd.numerics.precision import at_least_float32, full_precision
 from hkd.types import Batch, ModelOutput
 
 

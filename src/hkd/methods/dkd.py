@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hkd.config import option
-from hkd.holistic.precision import at_least_float32
 from hkd.methods.base import Method, Setup, methods
+from hkd.numerics.precision import at_least_float32
 from hkd.types import Batch, ModelOutput
 
 

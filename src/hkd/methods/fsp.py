@@ -9,9 +9,9 @@ from torch import Tensor
 
 from hkd.config import option
 from hkd.errors import IncompatibleError
-from hkd.holistic.precision import at_least_float32, full_precision
 from hkd.methods.base import Initialisation, Method, Setup, Weights, methods
 from hkd.methods.stages import channels, pair_stages, summed, to_same_size
+from hkd.numerics.precision import at_least_float32, full_precision
 from hkd.types import Batch, ModelOutput
 
 

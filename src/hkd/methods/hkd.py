@@ -7,8 +7,8 @@ from torch import Tensor
 from hkd.config import option
 from hkd.holistic import HolisticLoss
 from hkd.holistic.loss import GraphOf, NegativeBank, Sampling
-from hkd.holistic.memory import BankStart, BankType
 from hkd.methods.base import Method, Setup, Weights, methods
+from hkd.numerics.memory import BankStart, BankType
 from hkd.types import Batch, ModelOutput
 
 

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hkd.config import option
-from hkd.holistic.precision import at_least_float32
 from hkd.methods.base import Method, Setup, Weights, methods
 from hkd.methods.stages import channels, pair_stages, summed
+from hkd.numerics.precision import at_least_float32
 from hkd.types import Batch, ModelOutput
 
 if TYPE_CHECKING:

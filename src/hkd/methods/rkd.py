@@ -9,9 +9,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hkd.config import option
-from hkd.holistic.gather import gather
-from hkd.holistic.precision import at_least_float32, full_precision
 from hkd.methods.base import Method, Setup, methods
+from hkd.numerics.gather import gather
+from hkd.numerics.precision import at_least_float32, full_precision
 from hkd.types import Batch, ModelOutput
 
 

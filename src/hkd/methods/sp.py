@@ -5,10 +5,10 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional as F
 
-from hkd.holistic.gather import gather
-from hkd.holistic.precision import at_least_float32, full_precision
 from hkd.methods.base import Method, NoConfig, Setup, Weights, methods
 from hkd.methods.stages import pair_stages
+from hkd.numerics.gather import gather
+from hkd.numerics.precision import at_least_float32, full_precision
 from hkd.types import Batch, ModelOutput
 
 

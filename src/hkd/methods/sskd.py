@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hkd.config import option
-from hkd.holistic.precision import at_least_float32, full_precision
 from hkd.methods.base import Initialisation, Method, Setup, Weights, methods
+from hkd.numerics.precision import at_least_float32, full_precision
 from hkd.types import Batch, ModelOutput
 
 

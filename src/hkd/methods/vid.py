@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hkd.holistic.precision import full_precision
 from hkd.methods.base import Method, NoConfig, Setup, methods
 from hkd.methods.stages import channels, pair_stages, paired_maps, summed
+from hkd.numerics.precision import full_precision
 from hkd.types import Batch, ModelOutput
 
 INITIAL_VARIANCE, SMALLEST_VARIANCE = 5.0, 1e-5

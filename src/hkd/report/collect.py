@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 
 from hkd.config import Entry
 from hkd.errors import RequestError
-from hkd.experiments.results import Comparison, Pair, Row
-from hkd.experiments.runs import label_of, method_label
 from hkd.jobs import find_trained
-from hkd.training.run_folder import RunFolder
+from hkd.report.labels import label_of, method_label
+from hkd.report.results import Comparison, Pair, Row
+from hkd.runtime.run_folder import RunFolder
 
 Numbers = dict[str, Any]
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from hkd.experiments.sweep import accuracies
 from hkd.report.collect import Numbers, Run
 from hkd.report.cost import Cost
+from hkd.studies.sweep import accuracies
 
 COLOURS = ("#3b82c4", "#e07b39", "#4c9f70", "#c0504d", "#8e6bbf", "#a0785a", "#d173b3", "#7f7f7f", "#b5b147", "#3fb3b3")
 MUTED = "#8a8a8a"

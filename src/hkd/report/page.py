@@ -16,12 +16,9 @@ from PIL import Image
 from plotly.offline import get_plotlyjs
 
 import hkd
+from hkd.analysis.topology import NUMBERS
 from hkd.config import EvaluateConfig, ReportConfig
 from hkd.errors import RequestError
-from hkd.experiments.results import Comparison
-from hkd.experiments.runs import with_teachers
-from hkd.experiments.tables import spread
-from hkd.experiments.topology import NUMBERS
 from hkd.jobs import find_trained, open_test
 from hkd.report import figures
 from hkd.report.collect import (
@@ -36,6 +33,9 @@ from hkd.report.collect import (
     grouped,
 )
 from hkd.report.cost import cost_of
+from hkd.report.labels import with_teachers
+from hkd.report.results import Comparison
+from hkd.report.tables import spread
 
 SAMPLES = 12
 

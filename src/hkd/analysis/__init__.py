@@ -1,0 +1,1 @@
+"""Numbers from trained networks: intervals, features, geometry, topology, transfer."""

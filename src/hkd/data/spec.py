@@ -1,0 +1,40 @@
+"""What a run learns from: which data set, which of its images, in which normalisation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from hkd.options import option, recorded
+
+REVISION = 1
+"""Of the loaders: raised whenever the same specification shows a network other images."""
+
+Channels = tuple[float, float, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSpec:
+    """The images of a run. See :func:`hkd.data.open_data`."""
+
+    dataset: str = option("digits", "digits, cifar100, stl10, tiny-imagenet, imagenet or folder:PATH", key=False)
+    data_root: str = option("data", "where data sets are stored and downloaded to", key=False)
+    image_size: int | None = option(None, "resize images to squares of this side in pixels", ge=1, le=4096)
+    limit_classes: int | None = option(None, "use the first N classes only", ge=2, key=False)
+    limit_train: int | None = option(None, "use the first N training images of each class", ge=1, key=False)
+    train_fraction: float = option(
+        1.0, "use this fraction of the training images, the first of each class", gt=0, le=1, key=False
+    )
+    holdout: float = option(
+        0.0, "evaluate on this fraction of the training images; the test split stays closed", ge=0, lt=1, neutral=0.0
+    )
+    holdout_seed: int = option(0, "of which images are held out, the same for all runs", ge=0, lt=2**32, neutral=0)
+    mean: Channels | None = option(None, "channel means R,G,B of images in [0, 1] [the data set's]", neutral=None)
+    std: Channels | None = option(None, "channel deviations R,G,B [the data set's]", gt=0, neutral=None)
+    flip: bool = option(True, "flip training images at random, where the data set allows it (digits do not)")
+    bad_images: Literal["stop", "skip"] = option("stop", "an unreadable image stops the run, or is skipped", key=False)
+
+    digest: str = recorded("", "data_digest")
+    """Of the training and evaluation images that remain; this, not the name, says which data a run has seen."""
+    revision: int = recorded(REVISION, "data_revision")
+    """Of the loaders that showed them; 0 for runs of version 0.1."""

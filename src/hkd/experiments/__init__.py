@@ -1,1 +1,0 @@
-"""Experiments over many runs. Each reads and writes run folders."""

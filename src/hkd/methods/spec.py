@@ -1,0 +1,25 @@
+"""How a student learns from its teacher."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from hkd.options import option, recorded
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodSpec:
+    """The objective: ce CE + kd KD + weight (the sum of the method's terms). None is the method's published weight.
+
+    ``settings`` is an instance of the method's own ``Config`` (None for its defaults, or for a method without).
+    """
+
+    name: str = option("hkd", "how to learn from the teacher: see `hkd list methods`; NAME+kd adds KD", flat="method")
+    weight: float | None = option(None, "β, of the method's terms [the method's: hkd 3]", ge=0, flat="method_weight")
+    kd_weight: float | None = option(None, "α, of the KD term [1 with +kd, else the method's: 0; kd, sskd .9]", ge=0)
+    ce_weight: float | None = option(None, "γ, of the cross-entropy [the method's: 1; kd, sskd .1]", ge=0)
+    kd_temperature: float = option(4.0, "T of the KD term", gt=0)
+    settings: Any = None
+    revision: int = recorded(1, "method_revision")
+    """Of the method's code; 0 for runs of version 0.1."""

@@ -1,0 +1,47 @@
+"""Which networks take part in a run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hkd.options import option, recorded
+
+STUDENT, TEACHER = "resnet8", "resnet20"
+"""The networks where none is named."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudentSpec:
+    """The network that is trained. Its architecture has a digest only where it is no name but somebody's module."""
+
+    name: str | None = option(
+        None, "zoo name, timm:NAME, torchvision:NAME or package.module:callable [resnet8]", flat="student"
+    )
+    pretrained: bool = option(
+        False, "start from the library's weights (timm:, torchvision:)", flat="student_pretrained"
+    )
+    digest: str = recorded("", "student_digest")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherSpec:
+    """The frozen network that it learns from.
+
+    ``digest`` says which weights teach: ``run KEY SEED`` for a trained run, ``weights SHA256`` for a file or a module,
+    empty for a teacher that the run trains itself, with its own data, schedule and seed.
+    """
+
+    name: str | None = option(None, "as --student [what the checkpoint says it is, or resnet20]", flat="teacher")
+    pretrained: bool = option(
+        False, "start the teacher from the library's weights (timm:, torchvision:)", flat="teacher_pretrained"
+    )
+    checkpoint: str | None = option(
+        None,
+        "a trained teacher: a run folder or a file of weights [trained first]",
+        key=False,
+        flat="teacher_checkpoint",
+    )
+    lr: float | None = option(
+        None, "learning rate of a teacher that is trained first [--lr]", gt=0, neutral=None, flat="teacher_lr"
+    )
+    digest: str = recorded("", "teacher_digest")

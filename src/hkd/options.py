@@ -1,0 +1,191 @@
+"""Options: a field of a dataclass with the sentence, the range and the role in a run's key that belong to it.
+
+Imports nothing heavy, so that the command line answers at once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import MISSING, Field, field, fields
+from functools import cache
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from hkd.errors import RequestError
+
+LONGEST_SHOWN = 80
+"""Characters of a value that an error message repeats."""
+
+
+def option(  # the word argparse uses
+    default: Any,
+    help: str,
+    *,
+    ge: float | None = None,
+    gt: float | None = None,
+    le: float | None = None,
+    lt: float | None = None,
+    key: bool = True,
+    neutral: Any = MISSING,
+    flat: str | None = None,
+) -> Any:
+    """A field with the sentence that explains it on the command line.
+
+    Args:
+        default: its value; a dict stands for a fresh one each time.
+        help: the sentence.
+        ge, gt, le, lt: its range; numbers are finite in any case.
+        key: whether it decides what is learnt, and so takes part in :meth:`hkd.RunSpec.key`.
+        neutral: the value that does what was done before the field was there, and so is left out of the key.
+        flat: its name on the command line and on disk, where that is not the field's.
+    """
+    metadata = {
+        "help": help,
+        "range": {name: bound for name, bound in (("ge", ge), ("gt", gt), ("le", le), ("lt", lt)) if bound is not None},
+        "key": key,
+        "neutral": neutral,
+        "flat": flat,
+    }
+    if isinstance(default, dict):
+        return field(default_factory=lambda: dict(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def recorded(default: Any, flat: str) -> Any:
+    """A field that is found out, not asked for: it stands in ``config.yaml`` and in the key, and is no option."""
+    return field(default=default, metadata={"recorded": True, "key": True, "neutral": MISSING, "flat": flat})
+
+
+def options(config: type) -> list[Field[Any]]:
+    """The fields of a dataclass that can be asked for."""
+    return [entry for entry in fields(config) if "help" in entry.metadata]
+
+
+def default_of(entry: Field[Any]) -> Any:
+    """The value that a field has if nobody asks for another."""
+    return entry.default if entry.default_factory is MISSING else entry.default_factory()
+
+
+@cache
+def hints_of(config: type) -> dict[str, Any]:
+    """The types of a dataclass's fields."""
+    return get_type_hints(config)
+
+
+def check_fields(config: Any, prefix: str = "") -> None:
+    """Raises :class:`RequestError` for the first field of a dataclass that has the wrong type or is out of its range."""
+    hints = hints_of(type(config))
+    for entry in fields(config):
+        name = prefix + (entry.metadata.get("flat") or entry.name)
+        value = getattr(config, entry.name)
+        coerce(name, value, hints[entry.name])
+        check_range(name, value, entry.metadata.get("range", {}))
+
+
+def coerced(config: type, values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The values for a dataclass, each in the type that its field declares: a list from YAML becomes a tuple."""
+    hints = hints_of(config)
+    return {name: coerce(prefix + name, value, hints[name]) for name, value in values.items()}
+
+
+def coerce(name: str, value: Any, hint: Any) -> Any:
+    """A value in the type that a field declares.
+
+    A whole number serves as a float and a list as a tuple; nothing else is converted.
+
+    Raises:
+        RequestError: it is of another type.
+    """
+    origin, arguments = get_origin(hint), get_args(hint)
+    if hint is Any or (isinstance(hint, type) and type(value) is hint):
+        return value
+    if origin in (Union, UnionType):
+        for one in arguments:
+            try:
+                return coerce(name, value, one)
+            except RequestError:
+                continue
+    elif origin is Literal:
+        if value in arguments and type(value) in {type(argument) for argument in arguments}:
+            return value
+    elif origin is tuple and isinstance(value, list | tuple):
+        if arguments[-1] is Ellipsis:
+            return tuple(coerce(name, item, arguments[0]) for item in value)
+        if len(value) == len(arguments):
+            return tuple(coerce(name, item, one) for item, one in zip(value, arguments, strict=True))
+    elif origin is dict and isinstance(value, Mapping):
+        return {coerce(name, k, arguments[0]): coerce(f"{name}.{k}", v, arguments[1]) for k, v in value.items()}
+    elif hint is float and isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**1000:
+        return float(value)
+    elif hint in (None, NoneType) and value is None:
+        return None
+    elif isinstance(hint, type) and isinstance(value, hint) and not isinstance(value, bool):
+        return value
+    raise RequestError(f"{name}: expected {accepted(hint)}; got {shown(value)}")
+
+
+def accepted(hint: Any) -> str:
+    """A type in the words of an error message."""
+    words = {int: "int", float: "float", str: "str", bool: "bool", NoneType: "nothing", None: "nothing"}
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        return f"one of {', '.join(map(str, arguments))}"
+    if origin in (Union, UnionType):
+        return " or ".join(accepted(one) for one in arguments)
+    if origin is tuple and arguments[-1] is not Ellipsis:
+        return f"a list of {len(arguments)}: {', '.join(accepted(one) for one in arguments)}"
+    if origin in (tuple, list):
+        return f"a list of {accepted(arguments[0])}"
+    if origin is dict:
+        return f"a mapping of {accepted(arguments[0])} to {accepted(arguments[1])}"
+    return words.get(hint, getattr(hint, "__name__", str(hint)))
+
+
+def check_range(name: str, value: Any, bounds: Mapping[str, float]) -> None:
+    """Raises :class:`RequestError` for a number that is not finite or out of its range; looks into tuples and dicts."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            check_range(f"{name}.{key}", item, bounds)
+    elif isinstance(value, tuple | list):
+        for item in value:
+            check_range(name, item, bounds)
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        holds = {
+            "ge": lambda bound: value >= bound,
+            "gt": lambda bound: value > bound,
+            "le": lambda bound: value <= bound,
+            "lt": lambda bound: value < bound,
+        }
+        if not math.isfinite(value) or not all(holds[kind](bound) for kind, bound in bounds.items()):
+            raise RequestError(f"{name}: expected {range_words(bounds)}; got {shown(value)}")
+
+
+def range_words(bounds: Mapping[str, float]) -> str:
+    """A range in the words of an error message."""
+    low = next((kind for kind in ("ge", "gt") if kind in bounds), None)
+    high = next((kind for kind in ("le", "lt") if kind in bounds), None)
+    if low and high:
+        left, right = ("[" if low == "ge" else "("), ("]" if high == "le" else ")")
+        return f"a number in {left}{bounds[low]:g}, {bounds[high]:g}{right}"
+    if low:
+        return f"{bounds[low]:g} or more" if low == "ge" else f"a number above {bounds[low]:g}"
+    if high:
+        return f"{bounds[high]:g} or less" if high == "le" else f"a number below {bounds[high]:g}"
+    return "a finite number"
+
+
+def shown(value: Any) -> str:
+    """A value as an error message repeats it: escaped, on one line, not too long."""
+    text = repr(value) if isinstance(value, str) else str(value)
+    text = text.encode("unicode_escape").decode() if not text.isprintable() else text
+    return text if len(text) <= LONGEST_SHOWN else f"{text[: LONGEST_SHOWN - 1]}…"
+
+
+def key_values(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The fields that decide what is learnt, by their flat names, without those at their neutral values."""
+    for entry in fields(config):
+        if entry.metadata.get("key", True):
+            value, neutral = getattr(config, entry.name), entry.metadata.get("neutral", MISSING)
+            if neutral is MISSING or value != neutral:
+                yield prefix + (entry.metadata.get("flat") or entry.name), value

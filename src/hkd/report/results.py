@@ -1,0 +1,186 @@
+"""What a comparison found, read from run folders alone."""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hkd.analysis.bootstrap import Interval, paired_bootstrap
+from hkd.config import PLUS_KD
+from hkd.report.published import published
+from hkd.runtime.run_folder import RunFolder
+
+OURS = "hkd"
+"""The method that is no baseline, in whatever form."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method between one teacher and one student.
+
+    Attributes:
+        label: the line of the recipe.
+        method: the method without settings: "ce", "hkd", "hkd+kd".
+        runs: the folders of its trials by seed.
+        note: why there is nothing to show, where there is not.
+    """
+
+    label: str
+    method: str
+    runs: dict[int, RunFolder]
+    note: str = ""
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether it is a form of HKD."""
+        return self.method.removesuffix(PLUS_KD) == OURS
+
+    @property
+    def mean(self) -> float | None:
+        """The mean accuracy of the last epoch in percent."""
+        values = self.values("top1_last")
+        return statistics.fmean(values) if values else None
+
+    @cached_property
+    def summaries(self) -> dict[int, dict[str, Any]]:
+        """The results of the finished trials by seed."""
+        found = {seed: run.summary for seed, run in self.runs.items()}
+        return {seed: summary for seed, summary in found.items() if summary is not None}
+
+    def values(self, name: str) -> list[float]:
+        """One number of each finished trial."""
+        return [summary[name] for summary in self.summaries.values()]
+
+    def against(self, other: Row) -> Interval | None:
+        """How much better it is, over the trials that both have finished."""
+        seeds = sorted(self.summaries.keys() & other.summaries.keys())
+        if not seeds or self.label == other.label:
+            return None
+        ours, theirs = (np.stack([_right(row.runs[seed]) for seed in seeds]) for row in (self, other))
+        return paired_bootstrap(ours, theirs)
+
+
+def _right(run: RunFolder) -> NDArray[np.bool_]:
+    predicted, label = run.predictions()
+    return np.asarray(predicted == label)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """All methods between one teacher and one student."""
+
+    teacher: str
+    student: str
+    rows: tuple[Row, ...]
+
+    def row(self, label: str) -> Row | None:
+        """The row of a line of the recipe."""
+        return next((row for row in self.rows if row.label == label), None)
+
+    @property
+    def teacher_top1(self) -> float | None:
+        """Of the network that taught, as the students' runs measured it."""
+        for row in self.rows:
+            for summary in row.summaries.values():
+                if "teacher_top1" in summary:
+                    return float(summary["teacher_top1"])
+        return None
+
+    def baseline(self, named: str | None) -> Row | None:
+        """The row that others are compared with: the named one, or the best of most trials that is not HKD."""
+        if named is not None:
+            return self.row(named)
+        others = [row for row in self.rows if row.mean is not None and not row.is_ours]
+        return max(others, key=lambda row: (len(row.summaries), row.mean), default=None)
+
+    def relative_improvement(self, label: str, over: str) -> float | None:
+        r"""What the paper's ARI averages over pairs, in percent, for one pair.
+
+        .. math:: \frac{a_{\text{label}} - a_{\text{over}}}{a_{\text{over}} - a_{\text{student alone}}} \cdot 100
+
+        None where a mean is missing, or where the method compared with does not improve on the student alone: relative
+        to no improvement there is none.
+        """
+        rows = map(self.row, (label, over, "ce"))
+        best, other, alone = (None if row is None else row.mean for row in rows)
+        if best is None or other is None or alone is None or other <= alone:
+            return None
+        return (best - other) / (other - alone) * 100
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A comparison as far as it has come.
+
+    Attributes:
+        dataset: by name.
+        pairs: in the order of the recipe; each has the same rows.
+        baseline: the line that the others are compared with; None is the best that is not HKD.
+        protocol: sentences about how it was trained and where.
+        failed: folders of the runs that diverged.
+    """
+
+    dataset: str
+    pairs: tuple[Pair, ...]
+    baseline: str | None = None
+    protocol: tuple[str, ...] = ()
+    failed: tuple[str, ...] = ()
+
+    @property
+    def headline(self) -> str | None:
+        """The form of HKD whose improvement ARI tells: the first HKD+KD, or else the first HKD."""
+        ours = [row for row in self.pairs[0].rows if row.is_ours]
+        ours.sort(key=lambda row: row.method == OURS)  # stable: those without +kd behind
+        return ours[0].label if ours else None
+
+    def ari(self, over: str) -> float | None:
+        """The average relative improvement of the headline over a line: the mean of
+        :meth:`Pair.relative_improvement` over all pairs, None where one of them has none."""
+        found = [self._improvement(pair, over) for pair in self.pairs]
+        known = [value for value in found if value is not None]
+        return statistics.fmean(known) if len(known) == len(found) else None
+
+    def _improvement(self, pair: Pair, over: str) -> float | None:
+        if self.headline is None or over == self.headline:
+            return None
+        return pair.relative_improvement(self.headline, over)
+
+    def numbers(self) -> dict[str, Any]:
+        """Everything as plain data: what ``comparison.json`` holds and the tables are made of."""
+        return {
+            "dataset": self.dataset,
+            "protocol": list(self.protocol),
+            "headline": self.headline,
+            "baseline": self.baseline,
+            "ari": {row.label: self.ari(row.label) for row in self.pairs[0].rows},
+            "pairs": [self._pair(pair) for pair in self.pairs],
+        }
+
+    def _pair(self, pair: Pair) -> dict[str, Any]:
+        base = pair.baseline(self.baseline)
+        return {
+            "teacher": pair.teacher,
+            "student": pair.student,
+            "teacher_top1": pair.teacher_top1,
+            "baseline": None if base is None else base.label,
+            "methods": [self._row(pair, row, base) for row in pair.rows],
+        }
+
+    def _row(self, pair: Pair, row: Row, base: Row | None) -> dict[str, Any]:
+        gain = None if base is None else row.against(base)
+        numbers = ("top1_last", "top1_best", "best_epoch", "seconds", "images_per_second")
+        return {
+            "method": row.label,
+            "seeds": list(row.summaries),
+            **{name: row.values(name) for name in numbers},
+            "ari": self._improvement(pair, row.label),
+            "difference": None if gain is None else gain._asdict(),
+            "published": published(self.dataset, pair.teacher, pair.student, row.label),
+            "note": row.note,
+            "runs": [str(run.path) for run in row.runs.values()],
+        }

@@ -1,0 +1,1 @@
+"""Where and how a run computes, and what it leaves on disk."""

@@ -1,0 +1,124 @@
+"""What a run needs to go on where it stopped."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hkd.distiller import Objective
+from hkd.errors import RequestError
+from hkd.runtime.engine import Engine
+from hkd.runtime.run_folder import RunFolder
+
+CHANGED = {
+    "dataset": "the training images are",
+    "teacher": "the teacher's weights are",
+    "batch_size": "the images a step, of all processes together, are",
+}
+"""What a run cannot go on without, in words."""
+
+
+@dataclass
+class State:
+    """How far a run is. Epochs up to 0 are those of an initialisation stage.
+
+    Attributes:
+        epoch: finished epochs.
+        step: finished steps of the next one.
+        sums: what was added up in those, see :class:`Sums`.
+        epoch_seconds: what they took.
+        rows: of ``metrics.jsonl``, one for each finished epoch.
+        skipped_steps: that were left out because their loss was no number.
+    """
+
+    epoch: int = 0
+    step: int = 0
+    sums: dict[str, Tensor] = field(default_factory=dict)
+    epoch_seconds: float = 0.0
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    best_top1: float = -math.inf
+    best_epoch: int = 0
+    seconds: float = 0.0
+    images: int = 0
+    skipped_steps: int = 0
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The parts of a run whose state is saved: student, method (memory banks included), optimiser, scaler, generators.
+
+    Attributes:
+        run: where it is saved.
+        objective: holds student and method.
+        optimizer: as the engine prepared it.
+        engine: holds the scaler of fp16.
+        origin: what a run cannot go on without, by the field that tells of it: digests of its images and its teacher.
+        first_epoch: where a new run starts, 0 or before it.
+    """
+
+    run: RunFolder
+    objective: Objective
+    optimizer: torch.optim.Optimizer
+    engine: Engine
+    origin: dict[str, str]
+    first_epoch: int = 0
+
+    def save(self, state: State) -> bool:
+        """Writes everything. Returns whether it could; if not, it has warned."""
+        method, scaler = self.objective.method, self.engine.scaler
+        saved = self.run.save_checkpoint(
+            {
+                "state": asdict(state),
+                "origin": self.origin,
+                "student": self.objective.student.state_dict(),
+                "method": method.state_dict() if method is not None else {},
+                "optimizer": self.optimizer.state_dict(),
+                "scaler": scaler.state_dict() if scaler is not None else {},
+                "random": self.engine.random_state(),
+            }
+        )
+        self.run.log(state.rows)
+        return saved
+
+    def resume(self) -> State:
+        """Puts everything back to where the run stopped; a new run starts at its first epoch.
+
+        Raises:
+            RequestError: no checkpoint can be read, the images or the teacher are not those that the run began with, or
+                several processes do not find the same.
+        """
+        state = self._resume()
+        place = next(iter(self.objective.student.state_dict().values()))
+        key = hashlib.sha256(f"{state.epoch} {state.step} {place.double().sum().item()!r}".encode()).digest()
+        if not self.engine.alike(int.from_bytes(key[:6], "big")):
+            raise RequestError(
+                f"run: the processes find different checkpoints; {self.run.path} has to be on a shared disk"
+            )
+        return state
+
+    def _resume(self) -> State:
+        saved: dict[str, Any] | None = self.run.load_checkpoint()
+        if saved is None:
+            self.run.log([])
+            self.engine.set_random_state(None)
+            return State(epoch=self.first_epoch)
+        for name, digest in self.origin.items():
+            if saved["origin"].get(name, digest) != digest:
+                raise RequestError(
+                    f"{name}: {CHANGED[name]} not what the run in {self.run.path} began with; start over with --fresh"
+                )
+        self.objective.student.load_state_dict(saved["student"])
+        if self.objective.method is not None:
+            self.objective.method.load_state_dict(saved["method"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        if self.engine.scaler is not None:
+            self.engine.scaler.load_state_dict(saved["scaler"])
+        self.engine.set_random_state(saved["random"])
+        state = State(**saved["state"])
+        self.run.log(state.rows)
+        return state

@@ -1,0 +1,38 @@
+"""Where a run computes and what it leaves there; nothing of it but the precision decides what is learnt."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from hkd.options import option
+
+Precision = Literal["fp32", "bf16", "fp16"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RuntimeSpec:
+    """The machine's side of a run, and its seed, by which trials of one experiment differ."""
+
+    run: str = option("runs/run", "the run folder", key=False)
+    seed: int = option(0, "of initial weights, order, augmentation and draws", ge=0, lt=2**32, key=False)
+    device: str = option("auto", "auto, cpu, cuda, cuda:N or mps", key=False)
+    precision: Precision = option("fp32", "arithmetic of the networks; fp16 needs a GPU")
+    compile: bool = option(False, "compile the networks with torch.compile", key=False)
+    threads: int | None = option(None, "CPU threads of a process [torch's choice]", ge=1, le=4096, key=False)
+    workers: int | None = option(
+        None, "processes or threads that decode images [one a core, at most 8]", ge=0, le=1024, key=False
+    )
+    tensorboard: bool = option(True, "write TensorBoard curves into the run folder", key=False)
+    evaluate: Literal["every", "last"] = option(
+        "every", "evaluate after every epoch, or once after the last", key=False
+    )
+    save_minutes: float = option(
+        10.0, "save within an epoch, too, when this many minutes have passed since the last save", gt=0, key=False
+    )
+    keep_checkpoints: bool = option(
+        False, "keep the optimiser and the memory banks of a finished run (last.pt)", key=False
+    )
+    skip_bad_steps: int = option(
+        0, "skip up to N steps whose loss is NaN or infinite, instead of stopping at the first", ge=0, key=False
+    )

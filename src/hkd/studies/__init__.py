@@ -1,0 +1,1 @@
+"""Many runs: a plan of specifications, the engines that carry it out, and what is made of it."""

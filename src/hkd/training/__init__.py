@@ -1,1 +1,0 @@
-"""Training: one loop, the engine it runs on, and the folder it leaves behind."""

@@ -1,0 +1,149 @@
+"""Two processes do what one would with the whole batch."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+import hkd
+from hkd.runtime.engine import Engine
+from tests.runtime.two_processes import LABELS, learn
+
+ROOT = Path(__file__).parents[2]
+SMALL = ["--device", "cpu", "--limit-train", "24", "--no-tensorboard", "--student", "resnet8"]
+
+
+def launch(*arguments: str, processes: int = 2) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m"]
+    path = os.pathsep.join([str(ROOT), str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])
+    environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [*command, *arguments], env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str, torch.Tensor]]]:
+    folder = tmp_path_factory.mktemp("two")
+    done = launch("tests.runtime.two_processes", str(folder))
+    assert done.returncode == 0, done.stderr
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
+
+
+@pytest.mark.parametrize("label", LABELS)
+def test_gradients_and_banks_are_those_of_one_process(
+    two: list[dict[str, dict[str, torch.Tensor]]], label: str
+) -> None:
+    alone = learn(label, Engine("cpu", seed=0))
+    first, second = (found[label] for found in two)
+    assert set(first) == set(second) == set(alone)
+    assert any(name.startswith("gradient") for name in alone)
+    for name, value in alone.items():
+        assert value.isfinite().all()
+        assert torch.equal(first[name], second[name]), f"{name} differs between the processes"
+        part = 3e-2 if "bfloat16" in label else 1e-4  # a rounding to 8 bits may fall to either side
+        tolerance = part * float(value.double().abs().max().clamp(min=1e-3))
+        torch.testing.assert_close(first[name], value, rtol=1e-3, atol=tolerance, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_a_run_of_two_processes_goes_on_in_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = tmp_path / "run"
+    asked = ["distill", "--run", str(run), "--teacher", "resnet14", "--epochs", "4", *SMALL]
+    stop = "import sys,hkd.trainer as l,hkd.cli as c; log=l.Progress.epoch\n"
+    (tmp_path / "stopped.py").write_text(
+        stop + "def epoch(self, row, *a):\n"
+        "    log(self, row, *a)\n"
+        "    if row['epoch'] == 2 and self.title.startswith('run'): sys.exit(3)\n"
+        "l.Progress.epoch = epoch\n"
+        "sys.exit(c.main(sys.argv[1:]))\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
+    stopped = launch("stopped", "--", *asked)
+    assert stopped.returncode != 0
+    rows = (run / "metrics.jsonl").read_text().splitlines()
+    assert len(rows) == 2, stopped.stderr
+    saved = torch.load(run / "checkpoints" / "last.pt", weights_only=True)
+
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    assert config["batch_size"] == 64, "of all processes together, so that their number may change"
+    result = hkd.distill(
+        hkd.DistillConfig(
+            run=str(run), teacher="resnet14", student="resnet8", epochs=4, device="cpu", limit_train=24,
+            tensorboard=False,
+        )
+    )  # fmt: skip
+    after = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [row["epoch"] for row in after] == [1, 2, 3, 4]
+    assert [json.dumps(row) for row in after[:2]] == rows
+    assert result.summary["epochs"] == 4
+    assert saved["method"]["loss.student.bank.seen"].all(), "every image was visited by one process or the other"
+
+
+def test_two_processes_leave_one_run_folder(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    small = [option for option in SMALL if option not in ("--device", "cpu")]  # whatever there is
+    done = launch("hkd", "--", "train", "--run", str(run), "--epochs", "2", *small)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("last epoch: top-1") == 1, "one process tells"
+    assert done.stderr.count("epoch 1/2") == 1
+    found = hkd.evaluate(hkd.EvaluateConfig(checkpoint=str(run), device="cpu"))
+    summary = json.loads((run / "summary.json").read_text())
+    assert found.top1 == pytest.approx(summary["top1_last"]), "the shares of both make the whole test split"
+    assert found.images == summary["test_images"]
+    assert summary["machine"].startswith("2 x ")
+
+
+def test_what_several_processes_cannot_do(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    for arguments, message in (
+        (["train", "--batch-size", "3", "--run", str(run), *SMALL], "batch_size: 2 processes share every batch"),
+        (["compare", "--run", str(run)], "processes: compare uses one process, and 2 were started"),
+    ):
+        done = launch("hkd", "--", *arguments)
+        assert done.returncode != 0
+        assert f"hkd: {message}" in done.stderr, "each process says it, unless it is ended before"
+        assert not run.exists()
+
+
+def test_the_option_that_scales_with_the_processes(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    done = launch("hkd", "--", "train", "--run", str(run), "--epochs", "2", "--scale-with-processes", *SMALL)
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert rows[0]["lr"] == pytest.approx(0.1), "twice the default"
+    assert yaml.safe_load((run / "config.yaml").read_text())["lr"] == 0.05, "as asked for"
+
+
+def test_a_stop_at_the_end_of_an_epoch_goes_on_in_two_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """20 steps an epoch, after the last of which the processes agree to stop; and a method of weight 0."""
+    run = tmp_path / "run"
+    code = "import os, signal, sys; import hkd.runtime.stopping as s; from hkd.cli import main\n"
+    code += "wish = s.Stopping.wish\n"
+    code += "def after(self, step):\n"
+    code += "    if step == 19 and os.environ['RANK'] == '1': self.signal = signal.SIGTERM\n"
+    code += "    return wish(self, step)\n"
+    code += "if os.environ.get('STOP'): s.Stopping.wish = after\n"
+    code += "sys.exit(main(sys.argv[1:]))\n"
+    (tmp_path / "stops.py").write_text(code)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
+    asked = ["train", "--run", str(run), "--epochs", "2", "--batch-size", "12", *SMALL]
+    monkeypatch.setenv("STOP", "1")
+    stopped = launch("stops", "--", *asked)
+    assert "hkd: stopped after step 20 of epoch 1; the same command goes on from there" in stopped.stderr
+    monkeypatch.delenv("STOP")
+    done = launch("stops", "--", *asked)
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [row["epoch"] for row in rows] == [1, 2]
+    assert rows[0]["loss"] == pytest.approx(2.3, abs=0.5), "a mean over the images of both"
+
+    zero = ["distill", "--run", str(tmp_path / "zero"), "--teacher", "resnet8", "--method-weight", "0", "--epochs", "1"]
+    done = launch("hkd", "--", *zero, "--batch-size", "24", *SMALL)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,338 @@
+"""Comparisons on a few digits: what is trained, what is reused, what the tables say."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+import hkd
+from hkd.config import Entry
+from hkd.jobs import running
+from hkd.report.published import ZHOU
+from hkd.report.results import Comparison, Pair, Row
+from hkd.report.tables import as_csv, markdown, overview
+from hkd.runtime.run_folder import RunFolder
+
+METHODS = ("ce", "kd", "at+kd", "hkd(num_negatives=50)+kd")
+
+
+def config(run: Path, **changes: Any) -> hkd.CompareConfig:
+    fields = {
+        "teachers": ("resnet14",), "students": ("resnet8",), "methods": METHODS, "trials": 2, "epochs": 2,
+        "limit_train": 20, "tensorboard": False, "device": "cpu",
+    }  # fmt: skip
+    return hkd.CompareConfig(run=str(run), **fields | changes)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("compare") / "c"
+    hkd.compare(config(run))
+    return run
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The folders of the runs that are trained from here on."""
+    fit, folders = running.Training, []
+
+    def watched(*arguments: Any) -> Any:
+        folders.append("/".join(next(a for a in arguments if isinstance(a, RunFolder)).path.parts[-2:]))
+        return fit(*arguments)
+
+    monkeypatch.setattr(running, "Training", watched)
+    return folders
+
+
+def numbers_of(run: Path) -> dict[str, Any]:
+    return json.loads((run / "comparison.json").read_text())
+
+
+def test_what_a_comparison_leaves(finished: Path) -> None:
+    (pair,) = numbers_of(finished)["pairs"]
+    assert (pair["teacher"], pair["student"], len(pair["methods"])) == ("resnet14", "resnet8", 4)
+    summary = json.loads((finished / "teachers" / "resnet14" / "summary.json").read_text())
+    assert pair["teacher_top1"] == pytest.approx(summary["top1_last"])
+    for row in pair["methods"]:
+        assert [Path(run).is_dir() for run in row["runs"]] == [True, True]
+        for run, top1 in zip(row["runs"], row["top1_last"], strict=True):
+            predicted, label = RunFolder(run).predictions()
+            assert top1 == pytest.approx(100 * np.mean(predicted == label))
+    asked = yaml.safe_load((finished / "resnet14-resnet8" / "hkd_num_negatives=50_+kd-1" / "config.yaml").read_text())
+    assert (asked["seed"], asked["kd_weight"], asked["holistic"]["num_negatives"]) == (1, 1.0, 50)
+    rows = list(csv.DictReader((finished / "comparison.csv").open()))
+    assert [row["method"] for row in rows] == list(METHODS)
+    assert all(int(row["n"]) == 2 for row in rows)
+    text = (finished / "comparison.md").read_text()
+    assert all(f"| {method} " in text for method in METHODS)
+    assert "digits: 10 classes, 200 training and 355 test images" in text
+
+
+def test_a_finished_comparison_trains_nothing(finished: Path, trained: list[str]) -> None:
+    before = numbers_of(finished)
+    hkd.compare(config(finished))
+    assert trained == []
+    assert numbers_of(finished) == before
+
+
+def test_more_trials_and_methods_reuse_what_is_there(finished: Path, trained: list[str]) -> None:
+    hkd.compare(config(finished, methods=(*METHODS, "sp"), trials=2))
+    assert trained == ["resnet14-resnet8/sp-0", "resnet14-resnet8/sp-1"]
+
+
+def test_an_interrupted_comparison_continues(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finished: Path, trained: list[str]
+) -> None:
+    asked = config(tmp_path / "c", methods=METHODS[:3])
+    watched = running.Training
+
+    def interrupted(*arguments: Any) -> Any:
+        if len(trained) == 3:
+            raise KeyboardInterrupt
+        return watched(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(running, "Training", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            hkd.compare(asked)
+    assert trained == ["teachers/resnet14", "alone/resnet8-0", "resnet14-resnet8/kd-0"]
+    partial = numbers_of(tmp_path / "c")["pairs"][0]["methods"]
+    assert [len(row["seeds"]) for row in partial] == [1, 1, 0]
+    assert "…" in (tmp_path / "c" / "comparison.md").read_text()
+    hkd.compare(asked)
+    assert trained[3:] == [
+        "resnet14-resnet8/at+kd-0", "alone/resnet8-1", "resnet14-resnet8/kd-1", "resnet14-resnet8/at+kd-1",
+    ]  # fmt: skip
+    whole, parts = (numbers_of(run)["pairs"][0]["methods"][:3] for run in (finished, tmp_path / "c"))
+    assert [row["top1_last"] for row in whole] == [row["top1_last"] for row in parts]
+
+
+def test_a_run_that_was_asked_for_differently_is_refused(finished: Path) -> None:
+    with pytest.raises(hkd.RequestError, match=r"holds a run with epochs = 2, not 3; .* --fresh"):
+        hkd.compare(config(finished, epochs=3))
+
+
+def test_a_later_run_that_differs_is_refused_before_an_earlier_one_is_trained(
+    tmp_path: Path, finished: Path, trained: list[str]
+) -> None:
+    shutil.copytree(finished, tmp_path / "c")
+    teacher = {"resnet14": str(tmp_path / "c" / "teachers" / "resnet14")}
+    with pytest.raises(hkd.RequestError, match="holds a run with teacher_checkpoint = "):
+        hkd.compare(config(tmp_path / "c", methods=("sp", *METHODS), teacher_checkpoints=teacher))
+    assert trained == []
+
+
+def test_fresh_starts_over_from_wherever_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finished: Path
+) -> None:
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(running, "Training", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            hkd.compare(config(tmp_path / "c"))
+    hkd.compare(config(tmp_path / "c", methods=("ce",), trials=1, epochs=1), fresh=True)
+    assert (tmp_path / "c.1" / "comparison.json").is_file()
+    assert numbers_of(tmp_path / "c")["pairs"][0]["methods"][0]["seeds"] == [0]
+
+
+def test_a_wrong_request_sets_nothing_aside(finished: Path) -> None:
+    with pytest.raises(hkd.RequestError, match="unknown name 'hdk'"):
+        hkd.compare(config(finished, methods=("ce", "hdk")), fresh=True)
+    assert (finished / "comparison.json").is_file()
+
+
+def test_a_foreign_folder_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("precious")
+    for fresh in (False, True):
+        with pytest.raises(hkd.RequestError, match="exists and is no comparison"):
+            hkd.compare(config(tmp_path), fresh=fresh)
+    assert [file.name for file in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_students_alone_need_no_teacher(tmp_path: Path, trained: list[str]) -> None:
+    hkd.compare(config(tmp_path / "c", methods=("ce",), trials=1, epochs=1))
+    assert trained == ["alone/resnet8-0"]
+
+
+def test_weights_are_settings_of_a_line(tmp_path: Path, finished: Path) -> None:
+    teacher = {"resnet14": str(finished / "teachers" / "resnet14")}
+    line = "hkd(method_weight=0.5,ce_weight=2,k=4)+kd"
+    hkd.compare(config(tmp_path / "c", methods=(line,), trials=1, epochs=1, teacher_checkpoints=teacher))
+    (row,) = numbers_of(tmp_path / "c")["pairs"][0]["methods"]
+    asked = yaml.safe_load((Path(row["runs"][0]) / "config.yaml").read_text())
+    assert (asked["method_weight"], asked["ce_weight"], asked["kd_weight"], asked["holistic"]["k"]) == (0.5, 2, 1, 4)
+
+
+def test_a_corrupt_run_says_which_folder_to_delete(tmp_path: Path, finished: Path) -> None:
+    shutil.copytree(finished, tmp_path / "c")
+    run = tmp_path / "c" / "alone" / "resnet8-1"
+    (run / "summary.json").unlink()
+    for name in ("last.pt", "previous.pt"):
+        (run / "checkpoints" / name).write_bytes(b"torn")
+    teacher = str(finished / "teachers" / "resnet14")
+    asked = config(tmp_path / "c", methods=("ce",), teacher_checkpoints={"resnet14": teacher})
+    with pytest.raises(hkd.RequestError, match=rf"last.pt is corrupt; delete {run} to train it again"):
+        hkd.compare(asked)
+
+
+def test_a_student_of_two_teachers_is_trained_alone_once(tmp_path: Path, trained: list[str]) -> None:
+    asked = config(
+        tmp_path / "c", methods=("ce", "kd"), trials=1, epochs=1, pairs=("resnet14->resnet8", "wrn_16_1 -> resnet8"),
+        teachers=(), students=(), lr_of={"resnet8": 0.01},
+    )  # fmt: skip
+    hkd.compare(asked)
+    assert trained == [
+        "teachers/resnet14", "teachers/wrn_16_1", "alone/resnet8-0", "resnet14-resnet8/kd-0", "wrn_16_1-resnet8/kd-0",
+    ]  # fmt: skip
+    for folder, lr in (("alone/resnet8-0", 0.01), ("wrn_16_1-resnet8/kd-0", 0.01), ("teachers/wrn_16_1", 0.05)):
+        assert yaml.safe_load((tmp_path / "c" / folder / "config.yaml").read_text())["lr"] == lr
+    assert "## All pairs" in (tmp_path / "c" / "comparison.md").read_text()
+
+
+def test_a_method_that_cannot_work_is_told_and_the_others_run(
+    tmp_path: Path, trained: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    hkd.compare(config(tmp_path / "c", teachers=("wrn_16_2",), methods=("ce", "fsp"), trials=1, epochs=1))
+    assert "fsp compares Gram matrices" in capsys.readouterr().err
+    assert trained == ["alone/resnet8-0"], "nobody learns from that teacher"
+    assert "cannot work here" in (tmp_path / "c" / "comparison.md").read_text()
+
+
+def test_a_run_that_diverges_is_told_and_the_others_run(tmp_path: Path, finished: Path) -> None:
+    teacher = {"resnet14": str(finished / "teachers" / "resnet14")}
+    methods = ("rkd(distance_weight=1e30)", "kd")
+    found = hkd.compare(config(tmp_path / "c", methods=methods, trials=1, epochs=1, teacher_checkpoints=teacher))
+    assert [Path(run).name for run in found.failed] == ["rkd_distance_weight=1e30-0"]
+    rows = numbers_of(tmp_path / "c")["pairs"][0]["methods"]
+    assert [row["note"] for row in rows] == ["diverged", ""]
+    assert len(rows[1]["seeds"]) == 1
+    lines = (tmp_path / "c" / "comparison.md").read_text().splitlines()
+    assert any("| diverged " in line for line in lines)
+
+
+def test_what_diverged_stands_beside_what_did_not(tmp_path: Path) -> None:
+    runs = {0: fake(tmp_path / "a0", 90), 1: RunFolder(tmp_path / "a1")}
+    rows = (Row("at", "at", runs, "diverged"), Row("sp", "sp", {n: fake(tmp_path / f"b{n}", 50) for n in (0, 1)}))
+    pair = Pair("t", "s", rows)
+    assert pair.baseline(None).label == "sp", "one trial that did not diverge is no baseline"
+    assert "| 90.00 (1), diverged " in markdown(Comparison("digits", (pair,)).numbers())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"methods": ("ce", "hdk")}, "method: unknown name 'hdk'; did you mean hkd"),
+        ({"methods": ("kd+kd",)}, "methods: kd stands alone"),
+        ({"methods": ("hkd(k=4,k=5)",)}, "methods: a setting stands there twice"),
+        ({"methods": ("hkd(kd_weight=much)",)}, "methods: kd_weight is a number"),
+        ({"methods": ("hkd(kd_weight=-1)",)}, "kd_weight: expected 0 or more; got -1"),
+        ({"pairs": ("resnet14->resnet8",)}, "pairs: they name the networks; leave out teachers and students"),
+        ({"methods": ("hkd(k)",)}, "methods: expected setting=value, got 'k'"),
+        ({"methods": ("hkd(k=4",)}, "methods: expected NAME, NAME[+]kd or"),
+        ({"methods": ("hkd(kk=4)",)}, "holistic: unknown name 'kk'; did you mean k"),
+        ({"methods": ("hkd(k=four)",)}, "holistic.k: expected int; got 'four'"),
+        ({"methods": ("hkd(negatives=mine)",)}, "holistic.negatives: expected one of same, opposite; got 'mine'"),
+        ({"methods": ("kd", "kd")}, "methods: kd stands there twice"),
+        ({"methods": ()}, "methods: name at least one"),
+        ({"trials": 0}, "trials: expected 1 or more; got 0"),
+        ({"pairs": ("resnet14",), "teachers": (), "students": ()}, "pairs: expected TEACHER->STUDENT; got 'resnet14'"),
+        ({"students": ("resnet9",)}, "model: unknown name 'resnet9'; did you mean resnet"),
+        ({"baseline": "at"}, "baseline: unknown name 'at'; known: ce, kd, at[+]kd"),
+        ({"lr_of": {"resnet20": 0.1}}, "lr_of: unknown name 'resnet20'; did you mean"),
+        ({"lr_of": {"resnet8": 0.0}}, "lr_of.resnet8: expected a number above 0; got 0.0"),
+        ({"teacher_checkpoints": {"resnet14": "nowhere.pth"}}, "no file nowhere.pth"),
+        ({"seed": 2**32 - 1}, "seed: expected 2 numbers below"),
+    ],
+)
+def test_bad_requests_train_nothing(tmp_path: Path, trained: list[str], changes: dict, message: str) -> None:
+    with pytest.raises(hkd.RequestError, match=message):
+        hkd.compare(config(tmp_path / "c", **changes))
+    assert trained == []
+    assert not (tmp_path / "c").exists()
+
+
+def test_entries() -> None:
+    assert Entry.parse("at +kd") == Entry("at+kd", "at+kd", {}, {})
+    assert Entry.parse("kd(kd_weight=.5)").weights == {"kd_weight": 0.5}
+    found = Entry.parse("hkd(negatives=opposite, k=4, temperature=.1)+kd")
+    assert found.method == "hkd+kd"
+    assert found.settings == {"negatives": "opposite", "k": 4, "temperature": 0.1}
+    assert found.label == "hkd(negatives=opposite,k=4,temperature=.1)+kd"
+
+
+def fake(folder: Path, top1: float, images: int = 200, **more: Any) -> RunFolder:
+    """A finished run of a given accuracy."""
+    run = RunFolder(folder)
+    folder.mkdir(parents=True)
+    label = torch.zeros(images, dtype=torch.int64)
+    right = round(top1 / 100 * images)
+    run.save_predictions((torch.arange(images) >= right).long(), label)
+    run.finish({"top1_last": top1, "top1_best": top1, "best_epoch": 1, "seconds": 60, "images_per_second": 9} | more)
+    return run
+
+
+def published_comparison(folder: Path) -> Comparison:
+    """The paper's table as if its runs were ours."""
+    pairs = []
+    for (teacher, student), found in ZHOU.items():
+        rows = [
+            Row(label, label, {0: fake(folder / f"{teacher}-{student}" / label, mean)})
+            for label, (mean, _) in found.items()
+        ]
+        pairs.append(Pair(teacher, student, tuple(rows)))
+    return Comparison("cifar100", tuple(pairs))
+
+
+def test_ari_of_the_published_numbers(tmp_path: Path) -> None:
+    found = published_comparison(tmp_path)
+    assert found.headline == "hkd+kd"
+    # the paper's 126.48 is of accuracies that were not rounded
+    assert found.ari("kd") == pytest.approx(126.48, abs=0.5)
+    by_hand = [
+        (best["hkd+kd"][0] - best["crd+kd"][0]) / (best["crd+kd"][0] - best["ce"][0]) * 100 for best in ZHOU.values()
+    ]
+    assert found.ari("crd+kd") == pytest.approx(sum(by_hand) / 5)
+    assert found.ari("ce") is None and found.ari("hkd+kd") is None
+    text = overview(found.numbers())
+    assert "126.67 %" in text and "resnet32x4 → ShuffleV2" in text
+
+
+def test_published_numbers_stand_beside_ours(tmp_path: Path) -> None:
+    found = published_comparison(tmp_path)
+    text = markdown(found.numbers())
+    assert "| 76.13 ± 0.05 [1]" in text and "[2] Tian et al." in text
+    assert "76.13 ± 0.05 [1]" in as_csv(found.numbers())
+    elsewhere = Comparison("digits", found.pairs)
+    assert "[1]" not in markdown(elsewhere.numbers())
+
+
+def test_the_best_baseline_is_never_hkd(tmp_path: Path) -> None:
+    pair = published_comparison(tmp_path).pairs[0]
+    assert pair.baseline(None).label == "sskd+kd"
+    assert pair.baseline("kd").label == "kd"
+
+
+def test_differences_of_trials_that_are_missing(tmp_path: Path) -> None:
+    a = Row("a", "at", {0: fake(tmp_path / "a0", 50), 1: fake(tmp_path / "a1", 60)})
+    b = Row("b", "sp", {0: fake(tmp_path / "b0", 40), 1: RunFolder(tmp_path / "b1")})
+    assert a.against(b).mean == pytest.approx(10)
+    assert b.against(Row("c", "cc", {0: RunFolder(tmp_path / "c0")})) is None
+
+
+def test_a_corrupt_prediction_file_is_told(tmp_path: Path) -> None:
+    run = fake(tmp_path / "a", 50)
+    file = run.path / "predictions.npz"
+    for content in (file.read_bytes()[:40], b"", None):
+        file.unlink() if content is None else file.write_bytes(content)
+        with pytest.raises(hkd.RequestError, match=r"predictions.npz is missing or corrupt"):
+            run.predictions()

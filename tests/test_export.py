@@ -1,0 +1,130 @@
+"""Exported files against the network they were made of."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from PIL import Image
+
+import hkd
+from hkd.cli import main
+from hkd.export import Deployed
+from tests.models.test_external import Own
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> hkd.Result:
+    folder = tmp_path_factory.mktemp("runs") / "t"
+    return hkd.train(hkd.TrainConfig(run=str(folder), student="resnet8", epochs=8, device="cpu", tensorboard=False))
+
+
+@pytest.fixture(scope="module")
+def exported(run: hkd.Result) -> Path:
+    hkd.export(hkd.ExportConfig(checkpoint=str(run.run)))
+    return run.run / "export"
+
+
+def digits() -> tuple[np.ndarray, np.ndarray]:
+    data = hkd.load_dataset("digits", "test")
+    return np.stack([data[n][0].numpy() for n in range(len(data))]), data.labels.numpy()
+
+
+def test_what_an_export_leaves(exported: Path) -> None:
+    assert sorted(file.name for file in exported.iterdir()) == [
+        "MODEL_CARD.md", "model.onnx", "model.pt2", "model.safetensors",
+    ]  # fmt: skip
+
+
+def test_the_onnx_file_has_the_accuracy_of_the_run(run: hkd.Result, exported: Path) -> None:
+    session = onnxruntime.InferenceSession(str(exported / "model.onnx"))
+    images, labels = digits()
+    (logits,) = session.run(None, {"image": images})
+    assert 100 * np.mean(logits.argmax(1) == labels) == pytest.approx(run.summary["top1_last"])
+    assert run.summary["top1_last"] > 50, "a network that has learnt something"
+    assert session.run(None, {"image": images[:1]})[0].shape == (1, 10), "any batch size"
+    about = session.get_modelmeta().custom_metadata_map
+    assert json.loads(about["classes"]) == list("0123456789") and about["image_size"] == "8"
+
+
+def test_the_torch_file_needs_no_hkd(exported: Path, tmp_path: Path) -> None:
+    images, _ = digits()
+    np.save(tmp_path / "images.npy", images)
+    code = (
+        "import sys, torch, numpy as np\n"
+        "model = torch.export.load(sys.argv[1]).module()\n"
+        "np.save(sys.argv[3], model(torch.from_numpy(np.load(sys.argv[2]))).detach().numpy())\n"
+        "assert not any(name.split('.')[0] == 'hkd' for name in sys.modules)\n"
+    )
+    files = (exported / "model.pt2", tmp_path / "images.npy", tmp_path / "logits.npy")
+    subprocess.run([sys.executable, "-c", code, *map(str, files)], check=True, cwd=tmp_path)
+    session = onnxruntime.InferenceSession(str(exported / "model.onnx"))
+    (logits,) = session.run(None, {"image": images})
+    np.testing.assert_allclose(np.load(tmp_path / "logits.npy"), logits, rtol=1e-3, atol=1e-4)
+
+
+def test_the_weights_are_the_run_s(run: hkd.Result, exported: Path) -> None:
+    model, about = hkd.load_model(exported / "model.safetensors")
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), run.model.parameters(), strict=True))
+    assert about["classes"] == list("0123456789")
+
+
+def test_the_card_tells_the_truth_and_its_example_runs(run: hkd.Result, exported: Path, tmp_path: Path) -> None:
+    card = (exported / "MODEL_CARD.md").read_text()
+    assert f"top-1 on the test split {run.summary['top1_last']:.2f} %" in card
+    assert "same class for all 355 images of the test split of digits" in card
+    code = card.split("```python\n")[1].split("```")[0]
+    assert len([line for line in code.splitlines() if line and not line.startswith(("import", "from"))]) <= 10
+    images, _ = digits()
+    Image.fromarray(images[3].transpose(1, 2, 0)).save(tmp_path / "digit.png")
+    told = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "digit.png")], cwd=exported, capture_output=True, text=True,
+        check=True,
+    ).stdout.strip()  # fmt: skip
+    with torch.no_grad():
+        model, about = hkd.load_model(exported / "model.safetensors")
+        logits = Deployed(model.eval(), about["mean"], about["std"])(torch.from_numpy(images[3:4]))
+    assert told == str(int(logits.argmax()))
+
+
+def test_wrapped_networks_and_missing_data(tmp_path: Path) -> None:
+    about = {"classes": list("abcd"), "mean": [0.5] * 3, "std": [0.2] * 3, "image_size": 32, "dataset": "own"}
+    hkd.save_model(hkd.create_model("torchvision:resnet18", 4), tmp_path / "r.safetensors", **about)
+    found = hkd.export(hkd.ExportConfig(checkpoint=str(tmp_path / "r.safetensors")))
+    assert [check.on for check in found.checks] == ["noise", "noise"]
+    assert all(check.difference < 1e-3 and check.top1 is None for check in found.checks)
+    hkd.save_model(hkd.wrap_model(Own(4), image_size=16), tmp_path / "own.safetensors", **about | {"image_size": 16})
+    asked = {"checkpoint": str(tmp_path / "own.safetensors"), "output": str(tmp_path / "own"), "formats": ("onnx",)}
+    with pytest.raises(hkd.RequestError, match="holds an own network"):
+        hkd.export(hkd.ExportConfig(**asked))
+    hkd.export(hkd.ExportConfig(**asked, model="tests.models.test_external:factory"))
+    assert (tmp_path / "own" / "model.onnx").is_file()
+
+
+def test_a_file_that_answers_differently_is_an_error(
+    run: hkd.Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hkd.export._write_torch", lambda *_: lambda images: np.zeros((len(images), 10), np.float32))
+    with pytest.raises(hkd.TrainingError, match=r"model.pt2 gives \d+ of 355 images another class"):
+        hkd.export(hkd.ExportConfig(checkpoint=str(run.run), output=str(tmp_path), formats=("torch",)))
+
+
+def test_the_command(run: hkd.Result, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["export", str(run.run), "--formats", "onnx", "--output", str(tmp_path / "e")]) == 0
+    out = capsys.readouterr().out
+    assert "model.onnx: same class for all 355 images" in out and str(tmp_path / "e" / "MODEL_CARD.md") in out
+    for arguments, message in (
+        (["--formats", "onx"], "formats: unknown name 'onx'; did you mean onnx"),
+        (["--dataset", "digit"], "dataset: unknown name 'digit'; did you mean digits"),
+        (["--image-size", "0"], "image_size: expected 1 or more; got 0"),
+    ):
+        assert main(["export", str(run.run), *arguments]) == 2
+        assert message in capsys.readouterr().err
+    assert main(["export"]) == 2
+    assert "checkpoint: name a run folder" in capsys.readouterr().err
