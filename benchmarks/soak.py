@@ -19,7 +19,7 @@ from typing import Any
 
 import hkd
 from benchmarks.common import write
-from hkd import trainer as loop
+from hkd import trainer
 
 
 def now(run: Path, started: float, epoch: int) -> dict[str, Any]:
@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             if row["epoch"] % every == 0 and self.title.startswith("run "):
                 seen.append(now(run, started, row["epoch"]))
 
-        loop.Progress.epoch = epoch  # type: ignore[method-assign]
+        trainer.Progress.epoch = epoch  # type: ignore[method-assign]
         hkd.save_model(hkd.create_model("resnet8", 10), Path(folder) / "teacher.safetensors")
         hkd.distill(
             hkd.DistillConfig(

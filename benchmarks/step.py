@@ -21,13 +21,14 @@ import torch
 
 import hkd
 from benchmarks.common import in_turns, machine, network_options, write
-from hkd.config import PLUS_KD, Entry
+from hkd.config import MethodRequest
 from hkd.data import ArrayDataset, DatasetInfo, make_loader
-from hkd.distiller import LABELS_ALONE, Objective
-from hkd.methods import methods
+from hkd.methods.spec import MethodSpec
+from hkd.metrics import Sums, hits, ranked
+from hkd.models import Model
 from hkd.models.fold import fold_batch_norms
 from hkd.runtime.engine import Engine
-from hkd.trainer import train_epoch
+from hkd.spec import RunSpec, resolve_method
 
 SAMPLES, CLASSES = 50_000, 100
 USUAL = ["ce", "kd", "hkd", "hkd+kd"]
@@ -41,38 +42,48 @@ def noise() -> ArrayDataset:
 
 
 def stepper(label: str, asked: Any, engine: Engine, data: ArrayDataset) -> Callable[[], None]:
-    entry = Entry.parse(label)
-    name = "kd" if entry.method == "ce" else entry.method.removesuffix(PLUS_KD)
-    weights = LABELS_ALONE if entry.method == "ce" else methods[name].weights
-    if entry.method.endswith(PLUS_KD):
-        weights = weights._replace(kd=1.0)
+    request = MethodRequest.parse(label)
     torch.manual_seed(0)
     student, teacher = hkd.create_model(asked.student, CLASSES), hkd.create_model(asked.teacher, CLASSES)
-    method = hkd.create_method(
-        name,
-        student=student,
-        teacher=teacher,
-        num_samples=SAMPLES,
-        labels=data.labels.repeat(SAMPLES // len(data)),
-        **entry.settings,
-    )
     for network in (student, teacher):
         network.to(engine.device, memory_format=torch.channels_last)
-    teacher.eval().requires_grad_(False)
-    fold_batch_norms(teacher, 32)
-    objective = Objective(student, method, weights)
-    optimizer = torch.optim.SGD(objective.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
-    prepared, optimizer = engine.prepare(objective, optimizer, objective.uses_all_parameters)
-    initialising = not (weights.method or weights.kd) and entry.method != "ce"
-    needed = teacher if initialising or objective.needs_teacher else None
+    fold_batch_norms(teacher.eval(), 32)
+    distiller = distiller_of(request, student, teacher, data.labels.repeat(SAMPLES // len(data)))
+    optimizer = torch.optim.SGD(distiller.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
+    prepared, optimizer = engine.prepare(distiller, optimizer, distiller.trains_all_parameters)
+    if request.options is not None and not (distiller.weights.method or distiller.weights.kd):
+        distiller.set_epoch(-1, 1)
     loader = make_loader(data, asked.batch, engine.device, train=True, share=engine.share)
     batches = itertools.chain.from_iterable(map(loader.epoch, itertools.count()))
+    sums = Sums()
+    prepared.train()
 
     def step() -> None:
-        # a pass of the loop over one batch
-        train_epoch(prepared, needed, [next(batches)], optimizer, engine, initialising=initialising)
+        batch = next(batches)
+        with engine.autocast():
+            out = prepared(batch)
+        engine.backward(out.loss)
+        optimizer.step()
+        optimizer.zero_grad()
+        with torch.no_grad():
+            sums.add({name: len(batch.label) * value for name, value in {"loss": out.loss, **out.terms}.items()})
+            if out.logits is not None:
+                sums.add(hits(ranked(out.logits), batch.label))
 
     return step
+
+
+def distiller_of(request: MethodRequest, student: Model, teacher: Model, labels: torch.Tensor) -> hkd.Distiller:
+    """What a line of a comparison trains."""
+    if request.options is None:
+        return hkd.Distiller(student)
+    spec = RunSpec.from_flat(request.options)
+    method = resolve_method(spec.method or MethodSpec())
+    return hkd.Distiller(
+        student, teacher, method.name, num_samples=len(labels), labels=labels, ce_weight=method.ce_weight,
+        kd_weight=method.kd_weight, method_weight=method.weight, kd_temperature=method.kd_temperature,
+        **({} if method.settings is None else vars(method.settings)),
+    )  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from hkd.jobs import running
 from torch import nn
 
 import hkd
 from hkd import trainer as loop
 from hkd.holistic import HolisticLoss
-from hkd.jobs import running
 from hkd.runtime.run_folder import RunFolder
 from tests.data.test_datasets import class_folders, encoded, picture, write_files
 from tests.models.test_external import Own

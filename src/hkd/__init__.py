@@ -11,12 +11,14 @@ Names are imported when they are first used, so that ``import hkd`` and the comm
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 if TYPE_CHECKING:
     from hkd import holistic as holistic
-    from hkd.analysis.topology import topology as topology
-    from hkd.analysis.transfer import transfer as transfer
+    from hkd.api import Result as Result
+    from hkd.api import distill as distill
+    from hkd.api import evaluate as evaluate
+    from hkd.api import train as train
     from hkd.config import CompareConfig as CompareConfig
     from hkd.config import DistillConfig as DistillConfig
     from hkd.config import EvaluateConfig as EvaluateConfig
@@ -29,14 +31,12 @@ if TYPE_CHECKING:
     from hkd.data import as_dataset as as_dataset
     from hkd.data import list_datasets as list_datasets
     from hkd.data import load_dataset as load_dataset
+    from hkd.deploy import export as export
+    from hkd.distiller import Distiller as Distiller
+    from hkd.distiller import DistillerOutput as DistillerOutput
     from hkd.errors import RequestError as RequestError
     from hkd.errors import TrainingError as TrainingError
-    from hkd.export import export as export
     from hkd.holistic import HolisticLoss as HolisticLoss
-    from hkd.jobs import Result as Result
-    from hkd.jobs import distill as distill
-    from hkd.jobs import evaluate as evaluate
-    from hkd.jobs import train as train
     from hkd.methods import create_method as create_method
     from hkd.methods import list_methods as list_methods
     from hkd.models import create_model as create_model
@@ -46,12 +46,16 @@ if TYPE_CHECKING:
     from hkd.models import save_model as save_model
     from hkd.models import wrap_model as wrap_model
     from hkd.report.page import write_report as write_report
+    from hkd.report.topology import topology as topology
+    from hkd.report.transfer import transfer as transfer
+    from hkd.spec import RunSpec as RunSpec
     from hkd.studies.compare import compare as compare
     from hkd.studies.sweep import sweep as sweep
     from hkd.types import Batch as Batch
     from hkd.types import ModelOutput as ModelOutput
 
-_HOME = {
+_NAMES = {
+    "hkd.api": ("Result", "distill", "evaluate", "train"),
     "hkd.config": (
         "CompareConfig",
         "DistillConfig",
@@ -64,27 +68,30 @@ _HOME = {
         "TransferConfig",
     ),
     "hkd.data": ("as_dataset", "list_datasets", "load_dataset"),
+    "hkd.distiller": ("Distiller", "DistillerOutput"),
     "hkd.errors": ("RequestError", "TrainingError"),
-    "hkd.studies.compare": ("compare",),
-    "hkd.studies.sweep": ("sweep",),
-    "hkd.analysis.topology": ("topology",),
-    "hkd.analysis.transfer": ("transfer",),
-    "hkd.export": ("export",),
+    "hkd.deploy": ("export",),
     "hkd.holistic": ("HolisticLoss",),
-    "hkd.jobs": ("Result", "distill", "evaluate", "train"),
     "hkd.methods": ("create_method", "list_methods"),
     "hkd.models": ("create_model", "list_models", "load_checkpoint", "load_model", "save_model", "wrap_model"),
     "hkd.report.page": ("write_report",),
+    "hkd.report.topology": ("topology",),
+    "hkd.report.transfer": ("transfer",),
+    "hkd.spec": ("RunSpec",),
+    "hkd.studies.compare": ("compare",),
+    "hkd.studies.sweep": ("sweep",),
     "hkd.types": ("Batch", "ModelOutput"),
 }
-_MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
+_MODULE_OF = {name: module for module, names in _NAMES.items() for name in names}
 
 __all__ = sorted(_MODULE_OF)  # noqa: PLE0605
 
 
 def __getattr__(name: str) -> Any:
     if name in _MODULE_OF:
-        return getattr(importlib.import_module(_MODULE_OF[name]), name)
+        value = getattr(importlib.import_module(_MODULE_OF[name]), name)
+        globals()[name] = value  # also where a submodule of the same name has been imported
+        return value
     if name in ("data", "holistic", "methods", "models"):
         return importlib.import_module(f"hkd.{name}")
     raise AttributeError(f"module 'hkd' has no attribute {name!r}")

@@ -1,224 +1,230 @@
-"""What can be asked of a training run. Imports nothing heavy, so that the command line answers at once."""
+"""What can be asked for, in the flat shape of the command line. Imports nothing heavy, so that help answers at once."""
 
 from __future__ import annotations
 
-import math
 import re
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from dataclasses import dataclass, field, make_dataclass
+from typing import Any, Literal
 
 from hkd.errors import RequestError, unknown
+from hkd.models.spec import STUDENT, TEACHER
+from hkd.options import check_fields, default_of, hints_of, option
+from hkd.runtime.spec import Precision
+from hkd.spec import DISTILLATION, FIELDS, PARTS, PLUS_KD, TRAINING, RunSpec, field_of
 
-Precision = Literal["fp32", "bf16", "fp16"]
-STUDENT, TEACHER = "resnet8", "resnet20"
-"""Who is meant where nobody is named."""
-PLUS_KD = "+kd"
-"""What a method's name ends with where the classical term is added with weight 1."""
-
-
-def option(default: Any, help: str) -> Any:  # the word argparse uses
-    """A field with the sentence that explains it on the command line."""
-    return field(default=default, metadata={"help": help})
+DEFAULTS = {"train": {"run": "runs/train"}, "distill": {"run": "runs/distill", "method": f"hkd{PLUS_KD}"}}
+"""Where a command's defaults are not the specification's."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class TrainConfig:
-    """Training one network with cross-entropy. The defaults are the protocol of the paper's supplement."""
+class FlatConfig:
+    """A run's options by their flat names. :meth:`spec` is the specification that they make."""
 
-    run: str = option("runs/train", "the run folder")
-    dataset: str = option("digits", "digits, cifar100, stl10, tiny-imagenet, imagenet or folder:PATH")
-    data_root: str = option("data", "where data sets lie and are downloaded to")
-    image_size: int | None = option(None, "resize images to squares of this side in pixels")
-    limit_classes: int | None = option(None, "keep the first so many classes")
-    limit_train: int | None = option(None, "keep the first so many training images of each class")
-    train_fraction: float = option(1.0, "keep this part of the training images, the first of each class")
+    def spec(self) -> RunSpec:
+        """The nested, typed form.
 
-    flip: bool = option(True, "mirror training images at random, where the data set allows it (digits do not)")
-
-    student: str | None = option(None, "zoo name, timm:NAME, torchvision:NAME or package.module:callable [resnet8]")
-    teacher: str | None = option(None, "likewise")
-    role: Literal["student", "teacher"] | None = option(None, "which of the two to train, where both are named")
-    student_pretrained: bool = option(False, "start from the library's weights (timm:, torchvision:)")
-    teacher_pretrained: bool = option(False, "start the teacher from the library's weights (timm:, torchvision:)")
-
-    epochs: int = option(240, "passes over the training images")
-    batch_size: int = option(64, "images a step, of all processes together")
-    scale_with_processes: bool = option(False, "multiply batch size and learning rate by the number of processes")
-    lr: float = option(0.05, "learning rate (the paper: 0.01 for MobileNetV2 and ShuffleNet students)")
-    lr_decay: float = option(0.1, "what the learning rate is multiplied by at each milestone")
-    milestones: tuple[float, ...] = option((0.625, 0.75, 0.875), "when, as parts of the run (150, 180, 210 of 240)")
-    momentum: float = option(0.9, "of SGD")
-    weight_decay: float = option(5e-4, "of SGD, on all parameters")
-
-    seed: int = option(0, "of initial weights, order, augmentation and draws")
-    device: str = option("auto", "auto, cpu, cuda, cuda:N or mps")
-    precision: Precision = option("fp32", "arithmetic of the networks; fp16 needs a GPU")
-    compile: bool = option(False, "compile the networks with torch.compile")
-    workers: int | None = option(None, "processes or threads that decode images; one a core, at most 8, if not given")
-    tensorboard: bool = option(True, "write TensorBoard curves into the run folder")
-    save_minutes: float = option(
-        10.0, "save within an epoch, too, when so many minutes have passed since the last time"
-    )
-    skip_bad_steps: int = option(0, "leave out so many steps whose loss is no number, instead of stopping at the first")
-    bad_images: Literal["stop", "skip"] = option("stop", "what an unreadable image does: stop the run, or be left out")
+        Raises:
+            RequestError: an option has the wrong type or is out of its range.
+        """
+        values = {name: value for name, value in vars(self).items() if not (name == "settings" and not value)}
+        return RunSpec.from_flat(values)
 
     def check(self) -> None:
-        """Raises :class:`RequestError` for the first field that is out of its range."""
-        _at_least(self, 1, "epochs", "image_size", "limit_train")
-        _at_least(self, 2, "batch_size", "limit_classes")
-        _at_least(self, 0, "seed", "workers", "weight_decay", "skip_bad_steps")
-        if not self.save_minutes > 0:
-            raise RequestError(f"save_minutes: expected a number above 0; got {self.save_minutes}")
-        if self.bad_images not in ("stop", "skip"):
-            raise RequestError(f"bad_images: expected one of stop, skip; got {self.bad_images!r}")
-        if self.seed >= 2**32:
-            raise RequestError(f"seed: expected a number below 2**32; got {self.seed}")
-        if not 0 < self.train_fraction <= 1:
-            raise RequestError(f"train_fraction: expected a part in (0, 1]; got {self.train_fraction}")
-        for name in ("student", "teacher", "dataset", "run"):
-            if getattr(self, name) == "":
-                raise RequestError(f"{name}: expected a name; got an empty one")
-        if not (math.isfinite(self.lr) and self.lr > 0):
-            raise RequestError(f"lr: expected a number above 0; got {self.lr}")
-        if not 0 <= self.momentum < 1:
-            raise RequestError(f"momentum: expected a number in [0, 1); got {self.momentum}")
-        if not 0 < self.lr_decay <= 1:
-            raise RequestError(f"lr_decay: expected a factor in (0, 1]; got {self.lr_decay}")
-        if any(not 0 < m < 1 for m in self.milestones) or list(self.milestones) != sorted(self.milestones):
-            raise RequestError(f"milestones: expected rising parts of the run in (0, 1); got {list(self.milestones)}")
-        if self.precision not in get_args(Precision):
-            raise RequestError(f"precision: expected one of {', '.join(get_args(Precision))}; got {self.precision!r}")
-
-    def trained_role(self) -> Literal["student", "teacher"]:
-        """Which of the two networks `train` trains: the one that is named, or the one that ``role`` says."""
-        if self.role is not None:
-            return self.role
-        if self.student and self.teacher:
-            raise RequestError(
-                f"role: student {self.student} and teacher {self.teacher} are named; --role says which to train"
-            )
-        return "teacher" if self.teacher else "student"
-
-    def trained_network(self) -> tuple[str | None, bool]:
-        """Its name, and whether it starts from the library's weights."""
-        if self.trained_role() == "teacher":
-            return self.teacher, self.teacher_pretrained
-        return self.student, self.student_pretrained
-
-    def lr_at(self, epoch: int) -> float:
-        """The learning rate of an epoch, counted from 0."""
-        return self.lr * self.lr_decay ** sum(epoch >= round(m * self.epochs) for m in self.milestones)
+        """Raises :class:`RequestError` for the first option that has the wrong type or is out of its range."""
+        self.spec()
 
 
-@dataclass(frozen=True, kw_only=True)
-class DistillConfig(TrainConfig):
-    """Distilling a student: γ CE + α KD + β method. Weights left open are the method's published ones."""
+class TrainingConfig(FlatConfig):
+    """The options of a run that trains one of two networks that may be named."""
 
-    run: str = option("runs/distill", "the run folder")
-    teacher: str | None = option(None, "likewise [what the checkpoint says it is, or resnet20]")
-    role: Literal["student", "teacher"] | None = field(default=None, init=False)
-    teacher_checkpoint: str | None = option(None, "the teacher's weights; if not given, the teacher is trained first")
-    method: str = option("hkd+kd", "how to learn from the teacher: see `hkd list methods`; NAME+kd adds --kd-weight 1")
-    method_weight: float | None = option(None, "β, of the method's terms [the method's: hkd 3]")
-    kd_weight: float | None = option(None, "α, of the classical term [1 with +kd, else the method's: 0; kd, sskd .9]")
-    ce_weight: float | None = option(None, "γ, of the cross-entropy [the method's: 1; kd, sskd .1]")
-    teacher_lr: float | None = option(None, "learning rate of a teacher that is trained first [lr]")
-    kd_temperature: float = option(4.0, "T of the classical term")
-    settings: dict[str, Any] = field(default_factory=dict)
-    """The method's own settings; on the command line --holistic.k and the like."""
+    def spec(self) -> RunSpec:
+        return RunSpec.from_flat(trained_network(vars(self)))
 
-    @property
-    def method_name(self) -> str:
-        """The method without ``+kd``."""
-        return self.method.removesuffix(PLUS_KD)
 
-    def check(self) -> None:
-        super().check()
-        _at_least(self, 0, "method_weight", "kd_weight", "ce_weight")
-        if self.method == f"kd{PLUS_KD}":
-            raise RequestError("method: kd is the classical term itself; its weight is kd_weight")
-        if self.teacher_lr is not None and not (math.isfinite(self.teacher_lr) and self.teacher_lr > 0):
-            raise RequestError(f"teacher_lr: expected a number above 0; got {self.teacher_lr}")
-        if not self.kd_temperature > 0:
-            raise RequestError(f"kd_temperature: expected a number above 0; got {self.kd_temperature}")
+def trained_network(values: Mapping[str, Any], *, lr_given: bool = True) -> dict[str, Any]:
+    """Flat options of a training: of the two networks that a pair's recipe names, the one that ``role`` says.
+
+    Args:
+        values: flat options, with ``role``, ``teacher``, ``teacher_pretrained`` and ``teacher_lr`` beside a training's.
+        lr_given: whether the learning rate is meant for this network, whichever it is.
+
+    Raises:
+        RequestError: both networks are named and no role, or only the other one is.
+    """
+    values = dict(values)
+    role, teacher = values.pop("role", None), values.pop("teacher", None)
+    pretrained, lr = values.pop("teacher_pretrained", False), values.pop("teacher_lr", None)
+    student = values.get("student")
+    if role is None:
+        if student and teacher:
+            raise RequestError(f"role: student {student} and teacher {teacher} are named; --role says which to train")
+        role = "teacher" if teacher else "student"
+    if role not in ("student", "teacher"):
+        raise RequestError(f"role: expected one of student, teacher; got {role!r}")
+    if role == "teacher":
+        if student and not teacher:
+            raise RequestError(f"role: expected the teacher's name, --teacher NAME; only student {student} is named")
+        values |= {"student": teacher or TEACHER, "student_pretrained": pretrained}
+        if lr is not None and not lr_given:
+            values["lr"] = lr
+    return values
+
+
+def flat_fields(names: tuple[str, ...], defaults: dict[str, Any]) -> list[tuple[str, Any, Any]]:
+    """Fields of the specification's parts by their flat names, for a dataclass of one level."""
+    made = []
+    for name in names:
+        part, attribute = FIELDS[name]
+        entry = field_of(part, attribute)
+        default = defaults.get(name, default_of(entry))
+        made.append((name, hints_of(PARTS[part])[attribute], field(default=default, metadata=entry.metadata)))
+    return made
+
+
+def _flat(name: str, doc: str, fields: list[Any], base: type = FlatConfig) -> Any:
+    made = make_dataclass(name, fields, bases=(base,), frozen=True, kw_only=True)
+    made.__doc__, made.__module__ = doc, __name__
+    return made
+
+
+ROLE = ("role", Literal["student", "teacher"] | None, option(None, "which of the two to train, where both are named"))
+TrainConfig = _flat(
+    "TrainConfig",
+    "Training one network with cross-entropy. The defaults are the protocol of the paper's supplement.",
+    [*flat_fields((*TRAINING, "teacher", "teacher_pretrained"), DEFAULTS["train"]), ROLE],
+    TrainingConfig,
+)
+DistillConfig = _flat(
+    "DistillConfig",
+    "Distilling a student: γ CE + α KD + β method. Weights left open are the method's published ones.",
+    [
+        *flat_fields((*TRAINING, *DISTILLATION), DEFAULTS["distill"]),
+        ("settings", dict[str, Any], field(default_factory=dict)),
+    ],
+)
 
 
 @dataclass(frozen=True)
-class Entry:
-    """A line of a comparison: ``ce``, ``kd``, ``at``, ``at+kd``, ``hkd(method_weight=1, negatives=opposite)+kd``.
+class MethodRequest:
+    """A line of a comparison: ``ce``, ``kd``, ``at``, ``at+kd``, ``hkd(method_weight=1,negatives=same)+kd``.
 
     Attributes:
         label: as it was written, without spaces.
-        method: the method's name, with ``+kd`` where the classical term is added; "ce" is the student alone.
-        settings: of the method, where they differ from its defaults.
-        weights: of the objective, likewise: ``ce_weight``, ``kd_weight``, ``method_weight``.
+        options: the flat options that it stands for; None for "ce", the student alone.
     """
 
     label: str
-    method: str
-    settings: dict[str, Any]
-    weights: dict[str, Any]
+    options: dict[str, Any] | None
+
+    WEIGHTS = ("ce_weight", "kd_weight", "method_weight", "kd_temperature")
 
     @classmethod
-    def parse(cls, text: str) -> Entry:
+    def parse(cls, text: str) -> MethodRequest:
         label = re.sub(r"\s", "", text)
         match = re.fullmatch(r"([\w-]+)(?:\((.*)\))?(\+kd)?", label)
         if match is None:
             raise RequestError(f"methods: expected NAME, NAME+kd or NAME(setting=value,...)+kd; got {text!r}")
         name, settings, plus = match.groups()
         if (name == "ce" and (settings or plus)) or (name == "kd" and plus):
-            raise RequestError(f"methods: {name} stands alone; got {text!r}")
+            raise RequestError(f"methods: {name} takes nothing beside it; got {text!r}")
+        if name == "ce":
+            return cls(label, None)
         pairs = [part.partition("=") for part in settings.split(",")] if settings else []
         if broken := [key for key, equals, value in pairs if not (key and equals and value)]:
             raise RequestError(f"methods: expected setting=value, got {broken[0]!r} in {text!r}")
         values = {key: parse_value(value) for key, _, value in pairs}
         if len(values) < len(pairs):
-            raise RequestError(f"methods: a setting stands there twice in {text!r}")
-        weights = {key: values.pop(key) for key in ("ce_weight", "kd_weight", "method_weight") if key in values}
-        if strange := [key for key, value in weights.items() if not isinstance(value, int | float)]:
+            raise RequestError(f"methods: a setting is listed twice in {text!r}")
+        options: dict[str, Any] = {key: values.pop(key) for key in cls.WEIGHTS if key in values}
+        if strange := [k for k, v in options.items() if isinstance(v, bool) or not isinstance(v, int | float)]:
             raise RequestError(f"methods: {strange[0]} is a number; got {text!r}")
-        return cls(label, name + (plus or ""), values, weights)
+        return cls(label, {"method": name + (plus or ""), **options, **({"settings": values} if values else {})})
 
 
-def parse_value(text: str) -> bool | int | float | str:
+def parse_value(text: str) -> bool | int | float | str | None:
     """What a setting's text means."""
-    if text in ("true", "false"):
-        return text == "true"
+    if text in ("true", "false", "null", "none"):
+        return {"true": True, "false": False}.get(text)
     for kind in (int, float):
         with suppress(ValueError):
             return kind(text)
     return text
 
 
+STUDY_SETS = frozenset({"run", "seed", "student", "teacher", "teacher_checkpoint", "teacher_lr", "method", "threads"})
+"""Run options that a study's own options replace."""
+
+
 @dataclass(frozen=True, kw_only=True)
-class CompareConfig(TrainConfig):
+class StudyOptions:
+    """What compare and sweep have in common: where the runs are trained, and how many at the same time."""
+
+    trials: int = option(3, "runs of each, with seeds counting from --seed", ge=1, le=100_000)
+    seed: int = option(0, "the first trial's", ge=0, lt=2**32)
+    jobs: int | None = option(None, "runs at the same time [one for each GPU, else one]", ge=1, le=4096)
+    engine: Literal["local", "ray"] = option("local", "processes on this machine, or a Ray cluster (hkd[ray])")
+    threads: int | None = option(None, "CPU threads of each run [the cores, shared by the jobs]", ge=1, le=4096)
+    gpus_per_run: float | None = option(
+        None, "GPUs of each run; a fraction shares one [1 where there are]", gt=0, le=64
+    )
+    processes_per_run: int = option(1, "processes that train a run together", ge=1, le=1024)
+    dry_run: bool = option(False, "print the plan: each run, its state and its command line; train nothing")
+    retry_failed: bool = option(False, "try runs again that failed before")
+
+    def run_options(self) -> dict[str, Any]:
+        """The options that every run of the study is given."""
+        own = set(FIELDS) - STUDY_SETS
+        return {name: value for name, value in vars(self).items() if name in own}
+
+    def check(self) -> None:
+        check_fields(self)
+        RunSpec.from_flat(self.run_options())
+        if self.seed + self.trials > 2**32:
+            raise RequestError(f"seed: expected {self.trials} numbers below 2**32; got {self.seed}")
+
+
+def parsed_methods(lines: tuple[str, ...]) -> tuple[MethodRequest, ...]:
+    """Lines of a recipe, each once.
+
+    Raises:
+        RequestError: one cannot be read, or is listed twice.
+    """
+    requests = tuple(map(MethodRequest.parse, lines))
+    check_distinct("methods", [request.label for request in requests])
+    return requests
+
+
+def check_distinct(name: str, values: list[Any]) -> None:
+    if not values:
+        raise RequestError(f"{name}: name at least one")
+    if repeated := [value for value in values if values.count(value) > 1]:
+        raise RequestError(f"{name}: {repeated[0]} is listed twice")
+
+
+METHODS_HELP = "NAME, NAME+kd or NAME(setting=value,...)+kd; ce is the student alone"
+_RUN_OPTIONS = flat_fields(tuple(n for n in (*TRAINING, *DISTILLATION) if n not in STUDY_SETS and n != "teacher"), {})
+_SHARED_OPTIONS = [f for f in _RUN_OPTIONS if f[0] not in ("method_weight", "kd_weight", "ce_weight")]
+_StudyConfig = _flat("StudyConfig", "A study's options and those of its runs.", _SHARED_OPTIONS, StudyOptions)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareConfig(_StudyConfig):  # type: ignore[misc, valid-type]
     """Several methods between the same networks, over several trials."""
 
     run: str = option("runs/compare", "the folder of the comparison: its runs and its tables")
-    student: str | None = field(default=None, init=False)
-    teacher: str | None = field(default=None, init=False)
-    role: Literal["student", "teacher"] | None = field(default=None, init=False)
     teachers: tuple[str, ...] = option((), "networks that teach; each teaches every student [resnet20]")
     students: tuple[str, ...] = option((), "networks that learn [resnet8]")
     pairs: tuple[str, ...] = option((), "TEACHER->STUDENT, instead of every teacher with every student")
-    methods: tuple[str, ...] = option(
-        ("ce", "kd", "hkd", "hkd+kd"), "NAME, NAME+kd or NAME(setting=value,...)+kd; ce is the student alone"
-    )
-    kd_temperature: float = option(4.0, "T of the classical term")
-    trials: int = option(3, "runs of each method, with seeds counting from --seed")
+    methods: tuple[str, ...] = option(("ce", "kd", "hkd", "hkd+kd"), METHODS_HELP)
     baseline: str | None = option(None, "what every method is compared with [the best that is not hkd]")
-    lr_of: dict[str, float] = field(
-        default_factory=dict, metadata={"help": "learning rates of networks that need another than --lr, by name"}
-    )
-    teacher_checkpoints: dict[str, str] = field(
-        default_factory=dict, metadata={"help": "weights of teachers, by name; the others are trained first"}
-    )
+    lr_of: dict[str, float] = option({}, "learning rates of networks that need another than --lr, by name", gt=0)
+    teacher_checkpoints: dict[str, str] = option({}, "weights of teachers, by name; the others are trained first")
 
     @property
-    def entries(self) -> tuple[Entry, ...]:
+    def requests(self) -> tuple[MethodRequest, ...]:
         """The methods, parsed."""
-        return tuple(map(Entry.parse, self.methods))
+        return parsed_methods(self.methods)
 
     @property
     def named_pairs(self) -> tuple[tuple[str, str], ...]:
@@ -227,73 +233,66 @@ class CompareConfig(TrainConfig):
             teachers, students = self.teachers or (TEACHER,), self.students or (STUDENT,)
             return tuple((teacher, student) for teacher in teachers for student in students)
         if self.teachers or self.students:
-            raise RequestError("pairs: they name the networks; leave out teachers and students")
-        found = []
+            raise RequestError("pairs: they name the networks; drop teachers and students")
+        named = []
         for pair in self.pairs:
             teacher, arrow, student = (part.strip() for part in pair.partition("->"))
             if not (teacher and arrow and student):
                 raise RequestError(f"pairs: expected TEACHER->STUDENT; got {pair!r}")
-            found.append((teacher, student))
-        return tuple(found)
+            named.append((teacher, student))
+        return tuple(named)
 
     def check(self) -> None:
         super().check()
-        _at_least(self, 1, "trials")
-        if not self.kd_temperature > 0:
-            raise RequestError(f"kd_temperature: expected a number above 0; got {self.kd_temperature}")
-        labels = [entry.label for entry in self.entries]
-        for name, values in (("methods", labels), ("pairs", [" -> ".join(pair) for pair in self.named_pairs])):
-            if not values:
-                raise RequestError(f"{name}: name at least one")
-            if repeated := [value for value in values if values.count(value) > 1]:
-                raise RequestError(f"{name}: {repeated[0]} stands there twice")
-        if self.seed + self.trials > 2**32:
-            raise RequestError(f"seed: expected {self.trials} numbers below 2**32; got {self.seed}")
+        labels = [request.label for request in self.requests]
+        check_distinct("pairs", [" -> ".join(pair) for pair in self.named_pairs])
         if self.baseline is not None and self.baseline not in labels:
             raise unknown("baseline", self.baseline, labels)
         networks = {name for pair in self.named_pairs for name in pair}
-        for field_name in ("lr_of", "teacher_checkpoints"):
-            if strange := [name for name in getattr(self, field_name) if name not in networks]:
-                raise unknown(field_name, strange[0], networks)
-        for name, lr in self.lr_of.items():
-            if not (math.isfinite(lr) and lr > 0):
-                raise RequestError(f"lr_of.{name}: expected a number above 0; got {lr}")
+        for name in ("lr_of", "teacher_checkpoints"):
+            if strange := [network for network in getattr(self, name) if network not in networks]:
+                raise unknown(name, strange[0], networks)
 
 
 @dataclass(frozen=True, kw_only=True)
-class SweepConfig(TrainConfig):
-    """How results depend on one field: several values, methods and trials."""
+class SweepConfig(_StudyConfig):  # type: ignore[misc, valid-type]
+    """How results depend on one field: several values, methods and trials; or a search over several."""
 
     run: str = option("runs/sweep", "the folder of the sweep: its runs, table and plot")
-    role: Literal["student", "teacher"] | None = field(default=None, init=False)
+    student: str | None = option(None, "the network that learns [resnet8]")
+    teacher: str | None = option(None, "the network that teaches [what the checkpoint says it is, or resnet20]")
     teacher_checkpoint: str | None = option(None, "the teacher's weights; if not given, the teacher is trained first")
+    teacher_lr: float | None = option(None, "learning rate of a teacher that is trained first [--lr]", gt=0)
     field: str = option("holistic.hops", "what varies: an option of `hkd distill`, as holistic.k or method_weight")
     values: tuple[str, ...] = option(("1", "2"), "its values")
-    methods: tuple[str, ...] = option(
-        ("hkd+kd",), "NAME, NAME+kd or NAME(setting=value,...)+kd; ce is the student alone"
-    )
-    trials: int = option(3, "runs of each value, with seeds counting from --seed")
-    jobs: int | None = option(None, "runs at the same time; one a GPU, else one, if not given")
+    methods: tuple[str, ...] = option(("hkd+kd",), METHODS_HELP)
+    search: tuple[str, ...] = option((), "FIELD=LO..HI[:log] or FIELD=A|B|C: search these with Optuna (hkd[search])")
+    tries: int = option(20, "runs of a search", ge=1, le=100_000)
 
     @property
-    def entries(self) -> tuple[Entry, ...]:
+    def requests(self) -> tuple[MethodRequest, ...]:
         """The methods, parsed."""
-        return tuple(map(Entry.parse, self.methods))
+        return parsed_methods(self.methods)
 
     @property
-    def points(self) -> tuple[bool | int | float | str, ...]:
+    def points(self) -> tuple[Any, ...]:
         """The values, parsed."""
         return tuple(map(parse_value, self.values))
 
     def check(self) -> None:
         super().check()
-        _at_least(self, 1, "trials", "jobs")
-        for name, values in (("values", self.values), ("methods", tuple(entry.label for entry in self.entries))):
-            if not values:
-                raise RequestError(f"{name}: name at least one")
-            if len(set(values)) < len(values):
-                raise RequestError(f"{name}: {next(v for v in values if values.count(v) > 1)} stands there twice")
-        if self.field in ("run", "seed", "device", "settings", "method", "role"):
+        _ = self.requests
+        if self.search:
+            if len(self.methods) != 1:
+                raise RequestError("search: looks for settings of one method; name one with --methods")
+            if not self.holdout:
+                raise RequestError(
+                    "search: settings are chosen on held-out training images; name a part, --holdout 0.1"
+                )
+            return
+        check_distinct("values", list(self.points))
+        free = {"student", "teacher", "teacher_lr"}
+        if self.field in STUDY_SETS - free | {"device", "settings"}:
             raise RequestError(f"field: {self.field} is set by the sweep itself")
 
 
@@ -304,19 +303,17 @@ class EvaluateConfig:
     checkpoint: str = option("", "a run folder, a .safetensors file, or a checkpoint of the field (.pth)")
     model: str | None = option(None, "the network in the file, where the file does not say")
     dataset: str | None = option(None, "digits, cifar100, stl10, tiny-imagenet, imagenet or folder:PATH")
-    data_root: str | None = option(None, "where data sets lie and are downloaded to")
-    image_size: int | None = option(None, "resize images to squares of this side in pixels")
-    limit_classes: int | None = option(None, "keep the first so many classes")
-    batch_size: int = option(256, "images a step")
+    data_root: str | None = option(None, "where data sets are stored and downloaded to")
+    image_size: int | None = option(None, "resize images to squares of this side in pixels", ge=1, le=4096)
+    limit_classes: int | None = option(None, "use the first N classes only", ge=2)
+    batch_size: int = option(256, "images in a step", ge=1, le=2**20)
     device: str = option("auto", "auto, cpu, cuda, cuda:N or mps")
     precision: Precision = option("fp32", "arithmetic of the network; fp16 needs a GPU")
-    workers: int | None = option(None, "processes or threads that decode images; one a core, at most 8, if not given")
+    workers: int | None = option(None, "processes or threads that decode images [one a core, at most 8]", ge=0, le=1024)
 
     def check(self) -> None:
         """Raises :class:`RequestError` for the first field that is out of its range."""
-        _at_least(self, 1, "batch_size", "image_size")
-        _at_least(self, 2, "limit_classes")
-        _at_least(self, 0, "workers")
+        check_fields(self)
         if not self.checkpoint:
             raise RequestError("checkpoint: name a run folder or a file of weights")
 
@@ -328,30 +325,26 @@ class TransferConfig:
     checkpoints: tuple[str, ...] = option((), "run folders or .safetensors files; their teachers take part")
     run: str = option("runs/transfer", "the folder for tables and features")
     datasets: tuple[str, ...] = option(("stl10", "tiny-imagenet"), "what to transfer to, by name or folder:PATH")
-    data_root: str = option("data", "where data sets lie and are downloaded to")
-    image_size: int = option(32, "resize images to squares of this side in pixels")
-    limit_classes: int | None = option(None, "keep the first so many classes")
-    limit_train: int | None = option(None, "keep the first so many training images of each class")
+    data_root: str = option("data", "where data sets are stored and downloaded to")
+    image_size: int = option(32, "resize images to squares of this side in pixels", ge=1, le=4096)
+    limit_classes: int | None = option(None, "use the first N classes only", ge=2)
+    limit_train: int | None = option(None, "use the first N training images of each class", ge=1)
     probe: Literal["logistic", "sgd"] = option(
         "logistic", "logistic regression, or the 120 epochs of SGD of the field's follow-up work"
     )
-    holdout: float = option(0.2, "part of the training split on which the probe's penalty is chosen")
-    seed: int = option(0, "of the split and the probe")
-    batch_size: int = option(256, "images a step while features are extracted")
+    holdout: float = option(0.2, "fraction of the training split on which the probe's penalty is chosen", gt=0, lt=1)
+    seed: int = option(0, "of the split and the probe", ge=0, lt=2**32)
+    batch_size: int = option(256, "images in a step while features are extracted", ge=1, le=2**20)
     device: str = option("auto", "auto, cpu, cuda, cuda:N or mps")
     precision: Precision = option("fp32", "arithmetic of the networks; fp16 needs a GPU")
 
     def check(self) -> None:
         """Raises :class:`RequestError` for the first field that is out of its range."""
-        _at_least(self, 1, "image_size", "batch_size", "limit_train")
-        _at_least(self, 2, "limit_classes")
-        _at_least(self, 0, "seed")
+        check_fields(self)
         if not self.checkpoints:
             raise RequestError("checkpoints: name at least one run folder or file of weights")
         if not self.datasets:
             raise RequestError("datasets: name at least one")
-        if not 0 < self.holdout < 1:
-            raise RequestError(f"holdout: expected a part in (0, 1); got {self.holdout}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -361,21 +354,19 @@ class TopologyConfig:
     checkpoints: tuple[str, ...] = option((), "run folders of students, or first a teacher's and then students'")
     run: str = option("runs/topology", "the folder for panels and numbers")
     dataset: str | None = option(None, "other test images than those of the runs, by name or folder:PATH")
-    data_root: str | None = option(None, "where data sets lie and are downloaded to")
-    images: int = option(1000, "test images that are shown and compared, drawn at random")
-    neighbours: int = option(10, "nearest neighbours that the numbers look at")
+    data_root: str | None = option(None, "where data sets are stored and downloaded to")
+    images: int = option(1000, "test images that are shown and compared, drawn at random", ge=5, le=100_000)
+    neighbours: int = option(10, "nearest neighbours that the numbers look at", ge=1, le=100_000)
     edges: bool = option(False, "draw the graph of images that a network predicts alike")
-    k: int = option(8, "size of a neighbourhood in that graph, the image itself included")
-    seed: int = option(0, "of the images drawn and the layout")
-    batch_size: int = option(256, "images a step while features are extracted")
+    k: int = option(8, "size of a neighbourhood in that graph, the image itself included", ge=1, le=100_000)
+    seed: int = option(0, "of the images drawn and the layout", ge=0, lt=2**32)
+    batch_size: int = option(256, "images in a step while features are extracted", ge=1, le=2**20)
     device: str = option("auto", "auto, cpu, cuda, cuda:N or mps")
     precision: Precision = option("fp32", "arithmetic of the networks; fp16 needs a GPU")
 
     def check(self) -> None:
         """Raises :class:`RequestError` for the first field that is out of its range."""
-        _at_least(self, 1, "batch_size", "neighbours", "k")
-        _at_least(self, 5, "images")
-        _at_least(self, 0, "seed")
+        check_fields(self)
         if not self.checkpoints:
             raise RequestError("checkpoints: name at least one run folder")
 
@@ -387,10 +378,11 @@ class ReportConfig:
     runs: tuple[str, ...] = option((), "run folders, or folders that hold some, as those of comparisons and sweeps")
     output: str = option("report.html", "the file")
     title: str = option("Distillation report", "of the page")
-    data_root: str | None = option(None, "where the data sets lie whose images are shown")
+    data_root: str | None = option(None, "where the data sets are stored whose images are shown")
 
     def check(self) -> None:
         """Raises :class:`RequestError` for the first field that is missing."""
+        check_fields(self)
         if not self.runs:
             raise RequestError("runs: name at least one run folder")
         if not self.output:
@@ -409,12 +401,14 @@ class ExportConfig:
     formats: tuple[str, ...] = option(FORMATS, "which files to write")
     model: str | None = option(None, "the network in the file, where the file does not say")
     dataset: str | None = option(None, "images to check the files on [the run's test split, or noise without it]")
-    data_root: str | None = option(None, "where data sets lie and are downloaded to")
-    image_size: int | None = option(None, "side in pixels of the images that the files take [as trained]")
+    data_root: str | None = option(None, "where data sets are stored and downloaded to")
+    image_size: int | None = option(
+        None, "side in pixels of the images that the files take [as trained]", ge=1, le=4096
+    )
 
     def check(self) -> None:
         """Raises :class:`RequestError` for the first field that is out of its range."""
-        _at_least(self, 1, "image_size")
+        check_fields(self)
         if not self.checkpoint:
             raise RequestError("checkpoint: name a run folder or a file of weights")
         if not self.formats:
@@ -422,10 +416,3 @@ class ExportConfig:
         for name in self.formats:
             if name not in FORMATS:
                 raise unknown("formats", name, FORMATS)
-
-
-def _at_least(config: object, least: float, *names: str) -> None:
-    for name in names:
-        value = getattr(config, name)
-        if value is not None and not (value >= least and math.isfinite(value)):
-            raise RequestError(f"{name}: expected {least} or more; got {value}")

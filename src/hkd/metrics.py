@@ -78,6 +78,10 @@ class Evaluation:
     predicted: Tensor
     label: Tensor
 
+    def row(self) -> dict[str, float]:
+        """As a line of ``metrics.jsonl`` has it."""
+        return {"test_top1": self.top1, "test_top5": self.top5, "test_loss": self.loss}
+
 
 @torch.no_grad()
 def evaluate_model(model: Model, loader: Loader, engine: Engine) -> Evaluation:

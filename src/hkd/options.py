@@ -74,8 +74,9 @@ def hints_of(config: type) -> dict[str, Any]:
 
 
 def check_fields(config: Any, prefix: str = "") -> None:
-    """Raises :class:`RequestError` for the first field of a dataclass that has the wrong type or is out of its range."""
-    hints = hints_of(type(config))
+    """Raises :class:`RequestError` for the first field of a dataclass of the wrong type or out of its range."""
+    kind: type = type(config)
+    hints = hints_of(kind)
     for entry in fields(config):
         name = prefix + (entry.metadata.get("flat") or entry.name)
         value = getattr(config, entry.name)
@@ -89,7 +90,7 @@ def coerced(config: type, values: Mapping[str, Any], prefix: str = "") -> dict[s
     return {name: coerce(prefix + name, value, hints[name]) for name, value in values.items()}
 
 
-def coerce(name: str, value: Any, hint: Any) -> Any:
+def coerce(name: str, value: Any, hint: Any) -> Any:  # noqa: PLR0911, PLR0912  (a case for each kind of type)
     """A value in the type that a field declares.
 
     A whole number serves as a float and a list as a tuple; nothing else is converted.

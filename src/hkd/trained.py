@@ -1,4 +1,4 @@
-"""Networks that are trained: where they are, what is known of them, and what to test them on."""
+"""Trained networks: where they are, what is known of them, and what to test them on."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from hkd.config import EvaluateConfig
-from hkd.data import Dataset, limit, list_datasets, load_dataset
+from hkd.data import Dataset, list_datasets, load_dataset
+from hkd.data.open import open_data
+from hkd.data.subsets import limit
 from hkd.errors import RequestError
 from hkd.models import list_models
-from hkd.models.weights import existing, read_about
+from hkd.models.weights import read_about
+from hkd.options import shown
+from hkd.spec import RunSpec, locate
 
 
 @dataclass(frozen=True)
@@ -24,62 +26,131 @@ class Trained:
         name: of the network.
         weights: the file with its weights.
         about: what stands beside them: classes, mean, std, image_size and more; empty for files of other origin.
-        asked: the configuration of its run; empty where there is no run folder.
+        spec: of its run; None where there is no run folder.
     """
 
     name: str
     weights: Path
     about: dict[str, Any]
-    asked: dict[str, Any]
+    spec: RunSpec | None = None
+
+    @property
+    def key(self) -> str:
+        """What it shares with other trials of the same experiment; a file without a run is one of its own."""
+        return str(self.weights.resolve()) if self.spec is None else self.spec.key()
+
+    @property
+    def seed(self) -> int | None:
+        return None if self.spec is None else self.spec.seed
+
+    @property
+    def is_distilled(self) -> bool:
+        return self.spec is not None and self.spec.method is not None
+
+    @property
+    def label(self) -> str:
+        """The network as a table names it: "resnet8", or "resnet8, hkd(k=4)+kd"."""
+        if self.spec is None or self.spec.method is None:
+            return self.name
+        return f"{self.name}, {method_label(self.spec)}"
 
 
-def find_trained(checkpoint: str, model: str | None = None) -> Trained:
+def method_label(spec: RunSpec) -> str:
+    """A run's method with what differs from its published form, as a line of a comparison writes it."""
+    from hkd.methods import methods
+    from hkd.methods.create import method_config
+
+    method = spec.method
+    if method is None:
+        return "ce"
+    kind = methods[method.name]
+    settings = method.settings
+    changed: dict[str, Any] = {}
+    usual = kind.default_weights(settings if settings is not None else method_config(method.name, {}))
+    plus = "+kd" if method.kd_weight == 1 and usual.kd != 1 and method.name != "kd" else ""
+    for name, value, published in (
+        ("ce_weight", method.ce_weight, usual.ce),
+        ("kd_weight", method.kd_weight, 1.0 if plus else usual.kd),
+        ("method_weight", method.weight, usual.method),
+        ("kd_temperature", method.kd_temperature, 4.0),
+    ):
+        if value is not None and value != published:
+            changed[name] = value
+    if settings is not None:
+        defaults = method_config(method.name, {})
+        changed |= {k: v for k, v in vars(settings).items() if v != getattr(defaults, k)}
+    words = ",".join(f"{name}={_plain(value)}" for name, value in changed.items())
+    return f"{method.name}{f'({words})' if words else ''}{plus}"
+
+
+def _plain(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def find_trained(checkpoint: str | Path, model: str | None = None) -> Trained:
     """Looks into a run folder or a file of weights.
 
     Args:
         checkpoint: the folder or file.
         model: the network in it, where it does not say.
     """
-    path, asked = Path(checkpoint), {}
-    if path.is_dir():
-        asked = yaml.safe_load(existing(path / "config.yaml").read_text())
-        path = weights_file(path)
-    about = read_about(path)
+    file, folder = locate(checkpoint)
+    about = read_about(file)
+    spec = None if folder is None else RunSpec.load(folder / "config.yaml")
     name = model or about.get("model")
     if name is None:
-        raise RequestError(f"model: {path} does not say which network it holds; name it with --model")
+        raise RequestError(f"model: {file} does not say which network it holds; name it with --model")
     if model is None and ":" not in name and name not in list_models():
-        raise RequestError(f"model: {path} holds an own network, {name}; name its factory with --model module:callable")
-    return Trained(name, path, about, asked)
+        raise RequestError(
+            f"model: {file} holds a network of its own, {shown(name)}; name its factory with --model module:callable"
+        )
+    return Trained(name, file, about, spec)
 
 
-def open_test(config: EvaluateConfig, found: Trained) -> Dataset:
+def open_test(config: EvaluateConfig, trained: Trained) -> Dataset:
     """The images to test a trained network on, in the classes and the normalisation that it learnt."""
-    path, about, asked = found.weights, found.about, found.asked
-    dataset = config.dataset or asked.get("dataset") or about.get("dataset")
+    about, spec = trained.about, trained.spec
+    dataset = config.dataset or (spec.data.dataset if spec else None) or about.get("dataset")
     if dataset is None or (config.dataset is None and ":" not in dataset and dataset not in list_datasets()):
-        own = "" if dataset is None else f"; {path} was trained on an own one, {dataset}"
+        own = "" if dataset is None else f"; {trained.weights} was trained on data of its own, {shown(dataset)}"
         raise RequestError(f"dataset: name the data set to test on{own}")
     size = config.image_size or about.get("image_size")
-    root = config.data_root or asked.get("data_root") or "data"
-    data = load_dataset(dataset, "test", root, size)
+    root = config.data_root or (spec.data.data_root if spec else None) or "data"
+    if spec is not None and spec.data.holdout and config.dataset is None:
+        changed = dataclasses.replace(spec.data, data_root=root, image_size=size)
+        data = open_data(changed).test
+    else:
+        data = load_dataset(dataset, "test", root, size)
     learnt: list[str] = about.get("classes") or list(data.info.classes)
     of_limited_run = list(data.info.classes[: len(learnt)]) == learnt
     data = limit(data, config.limit_classes or (len(learnt) if of_limited_run else None), None)
     if list(data.info.classes) != learnt:
-        raise RequestError(f"dataset: {path} learnt other classes: {first_difference(data, learnt)}")
+        raise RequestError(f"dataset: {trained.weights} learnt other classes: {first_difference(data, learnt)}")
     if "mean" in about:
         data.info = dataclasses.replace(data.info, mean=tuple(about["mean"]), std=tuple(about["std"]))
     return data
 
 
-def weights_file(run: Path) -> Path:
-    """The file with the trained network in a run folder."""
-    return next(iter(sorted(run.glob("*.safetensors"))), run / "student.safetensors")
-
-
 def first_difference(data: Dataset, learnt: list[str]) -> str:
     for mine, theirs in zip(data.info.classes, learnt, strict=False):
         if mine != theirs:
-            return f"{theirs!r} where {data.info.name} has {mine!r}"
+            return f"{shown(theirs)} where {data.info.name} has {mine!r}"
     return f"{len(learnt)} where {data.info.name} has {data.info.num_classes}"
+
+
+def teacher_of(trained: Trained) -> Trained | None:
+    """The network that a student learnt from, where its run says where it is and it is there."""
+    if trained.spec is None or trained.spec.teacher is None:
+        return None
+    place = trained.spec.teacher.checkpoint or str(trained.weights.parent / "teacher")
+    if not Path(place).exists():
+        return None
+    return find_trained(place, trained.spec.teacher.name)
+
+
+def with_teachers(checkpoints: tuple[str, ...]) -> list[Trained]:
+    """The networks of run folders and files, and before them the teachers that they learnt from, each once."""
+    students = [find_trained(checkpoint) for checkpoint in checkpoints]
+    teachers = [teacher for student in students if (teacher := teacher_of(student)) is not None]
+    unique = {trained.weights.resolve(): trained for trained in [*teachers, *students]}
+    return list(unique.values())

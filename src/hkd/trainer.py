@@ -1,82 +1,98 @@
-"""The training loop. It knows no method, model or data set by name."""
+"""The training: one class, one straight loop. It knows no method, model or data set by name."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterable
 from contextlib import closing
-from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
-from hkd.config import TrainConfig
-from hkd.data.loader import Loader
-from hkd.distiller import Objective, Step
-from hkd.errors import DivergedError, Stopped
-from hkd.metrics import Sums, evaluate_model, hits, ranked
-from hkd.models.base import Model
+from hkd.data import ArrayDataset, make_loader
+from hkd.data.open import Data, worker_count
+from hkd.distiller import Distiller
+from hkd.errors import DivergedError, RequestError, Stopped
+from hkd.metrics import Evaluation, Sums, evaluate_model, hits, ranked
+from hkd.models.fold import fold_batch_norms
 from hkd.runtime.checkpoint import Checkpoint
 from hkd.runtime.engine import Engine
 from hkd.runtime.guard import Guard, NotFiniteError
 from hkd.runtime.progress import Curves, Progress
 from hkd.runtime.run_folder import RunFolder
-from hkd.runtime.stopping import Stopping, Wish
+from hkd.runtime.stopping import StopAction, Stopping
+from hkd.spec import RunSpec
 from hkd.types import Batch
 
 
-@dataclass
-class Training:
-    """A student's training, from where its run folder left off.
+class Trainer:
+    """A run from where its folder left off to its last epoch.
 
     Args:
-        objective: holds the student and the method; all their parameters are trained.
-        teacher: a frozen network, or None.
-        train, test: what to train and to evaluate on.
-        config: epochs, learning rate and the like.
+        spec: of the run, resolved.
+        distiller: holds the student, the method and the teacher; all its parameters are trained.
+        data: what to train and to evaluate on.
         engine: where to compute.
         folder: where to log, save, and continue from.
-        about: written beside the student's weights.
-        title: of the progress lines.
-        origin: see :class:`Checkpoint`.
 
     Raises:
         RequestError: the run folder cannot be continued from.
     """
 
-    objective: Objective
-    teacher: Model | None
-    train: Loader
-    test: Loader
-    config: TrainConfig
-    engine: Engine
-    folder: RunFolder
-    about: dict[str, Any]
-    title: str
-    origin: dict[str, str]
-
-    def __post_init__(self) -> None:
-        objective, config, engine, folder = self.objective, self.config, self.engine, self.folder
-        optimizer: torch.optim.Optimizer = torch.optim.SGD(
-            objective.parameters(), lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
+    def __init__(self, spec: RunSpec, distiller: Distiller, data: Data, engine: Engine, folder: RunFolder) -> None:
+        self.spec, self.data, self.engine, self.folder = spec, data, engine, folder
+        self.distiller = distiller
+        scale = engine.share.processes if spec.optimisation.scale_with_processes else 1
+        self.batch_size = spec.optimisation.batch_size * scale
+        self.schedule = dataclasses.replace(spec.optimisation, lr=spec.optimisation.lr * scale)
+        self.epochs = spec.optimisation.epochs
+        options: dict[str, Any] = {
+            "workers": worker_count(spec.runtime.workers), "share": engine.share, "bad_images": spec.data.bad_images
+        }  # fmt: skip
+        self.loader = make_loader(
+            data.train, self.batch_size, engine.device, train=True, flip=spec.data.flip, seed=spec.seed, **options
         )
-        self.prepared, self.optimizer = engine.prepare(objective, optimizer, objective.uses_all_parameters)
-        self.first = -objective.initialisation.epochs if objective.initialisation is not None else 0
-        self.checkpoint = Checkpoint(folder, objective, self.optimizer, engine, self.origin, self.first)
+        self.test_loader = make_loader(data.test, max(256, self.batch_size), engine.device, train=False, **options)
+
+        # The loaders' batches are channels-last; weights in the same order spare the convolutions a conversion.
+        for network in (distiller.student, *distiller.teachers):
+            network.to(engine.device).to(memory_format=torch.channels_last)
+        self.teacher_top1: float | None = None
+        if distiller.teacher is not None:
+            fold_batch_norms(distiller.teacher, data.image_size)
+            self.teacher_top1 = evaluate_model(distiller.teacher, self.test_loader, engine).top1
+        optimizer: torch.optim.Optimizer = torch.optim.SGD(
+            distiller.parameters(),
+            lr=self.schedule.lr,
+            momentum=self.schedule.momentum,
+            weight_decay=self.schedule.weight_decay,
+        )
+        self.prepared, self.optimizer = engine.prepare(distiller, optimizer, distiller.trains_all_parameters)
+        stage = distiller.initialisation
+        self.first_epoch = 0 if stage is None else -stage.epochs
+        origin = {
+            "dataset": data.digest,
+            "teacher": "" if spec.teacher is None else spec.teacher.digest,
+            "batch_size": str(self.batch_size),
+        }
+        self.checkpoint = Checkpoint(folder, distiller, self.optimizer, engine, origin, self.first_epoch)
         self.state = self.checkpoint.resume()
-        if config.compile:
-            for network in (objective.student, self.teacher):
-                if network is not None:
-                    network.compile()
-        self.guard = Guard(engine, config.skip_bad_steps, self.state.skipped_steps)
-        self.stopping = Stopping(engine, config.save_minutes)
-        self.images = len(self.train.dataset)
-        done = (self.state.epoch - self.first) * self.images + self.state.step * config.batch_size
-        whole = (config.epochs - self.first) * self.images
-        self.progress = Progress(self.title, whole, done, config.epochs, silent=not engine.is_main)
-        curves = folder.path / "tensorboard" if config.tensorboard and engine.is_main else None
+        if spec.runtime.compile:
+            for network in (distiller.student, *distiller.teachers):
+                network.compile()
+        self.guard = Guard(engine, distiller, spec.runtime.skip_bad_steps, self.state.skipped_steps)
+        self.stopping = Stopping(engine, spec.runtime.save_minutes)
+        self.sums = Sums()
+        self.evaluated: Evaluation | None = None
+        each = self.loader.batches.images
+        done = (self.state.epoch - self.first_epoch) * each
+        done += sum(self.loader.batches.size_of(step) for step in range(self.state.step))
+        title = f"{Path(spec.run).name} ({distiller.student.name})"
+        total = (self.epochs - self.first_epoch) * each
+        self.progress = Progress(title, total, done, self.epochs, silent=not engine.is_main)
+        curves = folder.path / "tensorboard" if spec.runtime.tensorboard and engine.is_main else None
         self.curves = Curves(curves, self.state.epoch)
 
     def run(self) -> dict[str, Any]:
@@ -86,172 +102,172 @@ class Training:
             Accuracies of the last and the best epoch in percent, and what it took.
 
         Raises:
-            DivergedError: the loss is no longer a number.
-            Stopped: Ctrl-C or SIGTERM; where it is has been saved.
+            DivergedError: the loss is NaN or infinite.
+            Stopped: Ctrl-C or SIGTERM; the state has been saved.
         """
         with closing(self.progress), closing(self.curves), self.stopping:
-            for epoch in range(self.state.epoch, self.config.epochs):
-                self.epoch(epoch)
-        state, row = self.state, self.state.rows[-1]
-        return {
-            "top1_last": row["test_top1"],
-            "top1_best": state.best_top1,
-            "best_epoch": state.best_epoch,
-            "top5_last": row["test_top5"],
-            "epochs": state.epoch,
-            "seconds": state.seconds,
-            "images_per_second": state.images / state.seconds,
-            "skipped_steps": state.skipped_steps,
-        }
+            for epoch in range(self.state.epoch, self.epochs):
+                self._begin(epoch)
+                started = time.perf_counter() - self.state.epoch_seconds
+                try:
+                    for step, batch in enumerate(self.loader.epoch(epoch, self.state.step), self.state.step + 1):
+                        self.train_step(step, batch)
+                        self._save_or_stop(step, started)
+                    self.guard.check()
+                    row = {"epoch": epoch + 1, "lr": self.lr_at(epoch), **self._means()}
+                except NotFiniteError as error:
+                    raise DivergedError(self._diverged(epoch, str(error))) from None
+                self._finish(epoch, row, started)
+        if self.evaluated is None:  # the last epoch was finished by an earlier start
+            self.evaluated = evaluate_model(self.distiller.student, self.test_loader, self.engine)
+        return self._summary(self.evaluated)
 
-    def epoch(self, epoch: int) -> None:
-        """One epoch, or what is left of it."""
-        state, started, initialising = self.state, time.perf_counter(), epoch < 0
-        if epoch == 0 and state.step == 0:  # the training does not inherit the momentum of an initialisation
+    def train_step(self, step: int, batch: Batch) -> None:
+        """One optimiser step. In one process nothing in it waits for the device."""
+        self.guard.before_step()
+        with self.engine.autocast():
+            out = self.prepared(batch)
+        if self.guard.skips(out):
+            return
+        self.engine.backward(out.loss)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.guard.record(step, out)
+
+        count = len(batch.label)
+        with torch.no_grad():
+            self.sums.add({name: count * value for name, value in {"loss": out.loss, **out.terms}.items()}, count)
+            if out.logits is not None:
+                self.sums.add(hits(ranked(out.logits), batch.label))
+
+    def lr_at(self, epoch: int) -> float:
+        """The learning rate of an epoch; those below 0 are of the method's initialisation."""
+        stage = self.distiller.initialisation
+        if stage is not None and epoch < 0:
+            return stage.lr_at(epoch - self.first_epoch, self.schedule.lr)
+        return self.schedule.lr_at(epoch)
+
+    def _begin(self, epoch: int) -> None:
+        if epoch == 0 and self.state.step == 0:  # the training does not inherit the momentum of an initialisation
             self.optimizer.state.clear()
-        lr = self.lr_at(epoch)
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        self.objective.begin_epoch(epoch)
+            group["lr"] = self.lr_at(epoch)
+        self.prepared.train()
+        self.distiller.set_epoch(epoch, self.epochs)
         self.guard.begin_epoch()
-        sums, taken = Sums(state.sums, self.engine), state.epoch_seconds
+        self.sums = Sums(self.state.sums, self.engine)
 
-        def after_step(step: int, made: Step) -> None:
-            self.guard.saw(step, made)
-            self.progress.images(self.config.batch_size)
-            if (wish := self.stopping.wish(step)) is not Wish.GO_ON:
-                self.guard.look()
-                state.step, state.sums = step, sums.state(self.engine)
-                state.epoch_seconds = taken + time.perf_counter() - started
-                saved = self.save()
-                if wish is Wish.STOP:
-                    self.stop(saved)
+    def _save_or_stop(self, step: int, started: float) -> None:
+        """After each step, skipped or not: the progress, and what a signal or the clock asks for."""
+        self.progress.images(self.loader.batches.size_of(step - 1))
+        action = self.stopping.action(step)
+        if action is StopAction.CONTINUE:
+            return
+        self.guard.check()
+        state = self.state
+        state.step, state.sums = step, self.sums.state(self.engine)
+        state.epoch_seconds = time.perf_counter() - started
+        saved = self._save()
+        if action is StopAction.STOP:
+            self._stop(saved)
 
-        seen = self.teacher if initialising or self.objective.needs_teacher else None
-        batches = self.train.epoch(epoch, state.step)
-        try:
-            train_epoch(
-                self.prepared, seen, batches, self.optimizer, self.engine, initialising, sums, self.guard, after_step,
-                state.step,
-            )  # fmt: skip
-            self.guard.look()
-            means = epoch_means(sums, self.engine)
-            if not means:
-                raise NotFiniteError("in every step")
-        except NotFiniteError as error:
-            raise DivergedError(self.diverged(epoch, str(error))) from None
-        self.finish_epoch(epoch, {"epoch": epoch + 1, "lr": lr, **means}, started - taken)
-
-    def finish_epoch(self, epoch: int, row: dict[str, Any], started: float) -> None:
+    def _finish(self, epoch: int, row: dict[str, Any], started: float) -> None:
         """Evaluates, logs and saves.
 
         Args:
             row: what the training of the epoch gave.
             started: when it would have started, had it never been stopped.
         """
-        state = self.state
-        self.engine.average_buffers(self.objective.student)
+        state, images = self.state, self.loader.batches.images
+        self.engine.average_buffers(self.distiller.student)
         seconds = time.perf_counter() - started
-        row |= {"seconds": seconds, "images_per_second": self.images / seconds}
-        if epoch >= 0:
-            found = evaluate_model(self.objective.student, self.test, self.engine)
-            row |= {"test_top1": found.top1, "test_top5": found.top5, "test_loss": found.loss}
+        row |= {"seconds": seconds, "images_per_second": images / seconds}
+        if epoch >= 0 and (epoch + 1 == self.epochs or self.spec.runtime.evaluate == "every"):
+            self.evaluated = evaluate_model(self.distiller.student, self.test_loader, self.engine)
+            row |= self.evaluated.row()
         if broken := [f"{name} {value}" for name, value in row.items() if not math.isfinite(value)]:
-            raise DivergedError(self.diverged(epoch, ", ".join(broken)))
+            raise DivergedError(self._diverged(epoch, ", ".join(broken)))
 
         state.epoch, state.step, state.sums, state.epoch_seconds = epoch + 1, 0, {}, 0.0
         state.rows.append(row)
         state.seconds += time.perf_counter() - started
-        state.images += self.images
+        state.images += images
         if (top1 := row.get("test_top1", -math.inf)) > state.best_top1:
             state.best_top1, state.best_epoch = top1, epoch + 1
-            self.folder.save_best(self.objective.student, **self.about, epoch=epoch + 1, top1=top1)
-        saved = self.save()
+            self.folder.save_best(self.distiller.student, **self.about(epoch + 1, top1))
+        saved = self._save()
         self.curves.write(row)
-        left = state.seconds / (state.epoch - self.first) * (self.config.epochs - state.epoch)
+        left = state.seconds / (state.epoch - self.first_epoch) * (self.epochs - state.epoch)
         self.progress.epoch(row, state.best_top1, left)
-        if epoch + 1 < self.config.epochs and self.engine.largest(int(self.stopping.signal is not None)):
-            self.stop(saved)
+        if epoch + 1 < self.epochs and self.engine.all_reduce_max(int(self.stopping.signal is not None)):
+            self._stop(saved)
 
-    def lr_at(self, epoch: int) -> float:
-        stage = self.objective.initialisation
-        if stage is not None and epoch < 0:
-            return stage.lr_at(epoch - self.first, self.config.lr)
-        return self.config.lr_at(epoch)
+    def about(self, epoch: int, top1: float) -> dict[str, Any]:
+        """What is written beside the student's weights."""
+        return {
+            "classes": list(self.data.train.info.classes),
+            "mean": list(self.data.mean),
+            "std": list(self.data.std),
+            "image_size": self.data.image_size,
+            "crop": "fit" if isinstance(self.data.train, ArrayDataset) else "centre",
+            "dataset": self.data.name,
+            "epoch": epoch,
+            "top1": top1,
+        }
 
-    def save(self) -> bool:
+    def _means(self) -> dict[str, float]:
+        """The epoch's means of the loss and its terms, and top-1 in percent."""
+        means = self.sums.means(self.engine)
+        if not means:
+            raise NotFiniteError("in every step")
+        top1 = {"train_top1": 100 * means["top1"]} if "top1" in means else {}
+        return {name: means[name] for name in means if name not in ("top1", "top5")} | top1
+
+    def _summary(self, last: Evaluation) -> dict[str, Any]:
+        state = self.state
+        teacher = {} if self.teacher_top1 is None else {"teacher_top1": self.teacher_top1}
+        return {
+            "top1_last": last.top1,
+            "top1_best": state.best_top1,
+            "best_epoch": state.best_epoch,
+            "top5_last": last.top5,
+            **teacher,
+            "epochs": state.epoch,
+            "seconds": state.seconds,
+            "images_per_second": state.images / state.seconds,
+            "skipped_steps": state.skipped_steps,
+        }
+
+    def _save(self) -> bool:
         """Returns whether it could."""
         self.state.skipped_steps = self.guard.skipped
-        self.stopping.has_saved()
+        self.stopping.saved_now()
         return self.checkpoint.save(self.state)
 
-    def stop(self, saved: bool = True) -> None:
+    def _stop(self, saved: bool) -> None:
         state = self.state
         where = f"after step {state.step} of epoch {state.epoch + 1}" if state.step else f"after epoch {state.epoch}"
         then = "from there" if saved else "from the last checkpoint, since this could not be saved"
-        raise Stopped(f"stopped {where}; the same command goes on {then}", self.stopping.status)
+        raise Stopped(f"stopped {where}; the same command continues {then}", self.stopping.status)
 
-    def diverged(self, epoch: int, told: str) -> str:
+    def _diverged(self, epoch: int, details: str) -> str:
         last = self.folder.last
-        kept = f"what was before is kept in {last}" if last.is_file() else "nothing was learnt before"
+        kept = f"the checkpoint before it is {last}" if last.is_file() else "there is no checkpoint before it"
         return (
-            f"the loss is no longer a number in epoch {epoch + 1}, {told}; {kept}; "
-            "start over with --fresh and a lower --lr, or leave such steps out with --skip-bad-steps"
+            f"the loss is NaN or infinite in epoch {epoch + 1}, {details}; {kept}; start over with --fresh and a lower "
+            "--lr, or skip such steps with --skip-bad-steps"
         )
 
 
-def train_epoch(
-    objective: nn.Module,
-    teacher: Model | None,
-    batches: Iterable[Batch],
-    optimizer: torch.optim.Optimizer,
-    engine: Engine,
-    initialising: bool = False,
-    sums: Sums | None = None,
-    guard: Guard | None = None,
-    after_step: Callable[[int, Step], None] | None = None,
-    done: int = 0,
-) -> Sums:
-    """One pass over the training images. Returns the sums of the loss, its terms and the hits.
-
-    In one process nothing in a step waits for the device; several agree on stopping every 20 steps.
-
-    Args:
-        objective: an :class:`Objective`, or what the engine made of it for several processes.
-        initialising: whether the method's stage is trained, in which there are no hits.
-        sums: to add to, of steps done before.
-        guard: decides which steps are left out.
-        after_step: is told the number of each step and what it gave.
-        done: steps done before.
-    """
-    objective.train()
-    sums = Sums() if sums is None else sums
-    for number, batch in enumerate(batches, done + 1):
-        undo = guard.before_step(objective) if guard is not None else None
-        with engine.autocast():
-            with torch.no_grad():
-                seen = teacher(batch.image) if teacher is not None else None
-            made: Step = objective(batch, seen, initialising)
-        if guard is not None and guard.leaves_out(made):
-            if undo is not None:
-                undo()
-            continue
-        engine.backward(made.total)
-        optimizer.step()
-        optimizer.zero_grad()
-
-        count = len(batch.label)
-        with torch.no_grad():
-            sums.add({name: count * value for name, value in {"loss": made.total, **made.terms}.items()}, count)
-            if made.logits is not None:
-                sums.add(hits(ranked(made.logits), batch.label))
-        if after_step is not None:
-            after_step(number, made)
-    return sums
-
-
-def epoch_means(sums: Sums, engine: Engine) -> dict[str, float]:
-    """The means of the loss and its terms, and top-1 in percent."""
-    found = sums.means(engine)
-    top1 = {"train_top1": 100 * found["top1"]} if "top1" in found else {}
-    return {name: found[name] for name in found if name not in ("top1", "top5")} | top1
+def check_shares(spec: RunSpec, data: Data, engine: Engine) -> None:
+    """Raises :class:`RequestError` where the processes would not have equal work, of two images a step at least."""
+    processes = engine.share.processes
+    scale = processes if spec.optimisation.scale_with_processes else 1
+    batch_size = spec.optimisation.batch_size * scale
+    if processes > 1 and (batch_size % processes or batch_size < 2 * processes):
+        raise RequestError(
+            f"batch_size: {processes} processes share every batch in equal parts of 2 images or more; got {batch_size}"
+        )
+    for split in (data.train, data.test):
+        if processes > 1 and len(split) < 2 * processes:
+            raise RequestError(f"dataset: {data.name} has a split of {len(split)} images for {processes} processes")

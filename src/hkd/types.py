@@ -20,13 +20,17 @@ class Batch:
 
     Attributes:
         image: (B, 3, H, W) float, normalised by the channel means and deviations of the data set.
-        label: (B,) int64 classes.
+        label: (B,) int64 classes; -1 where an image has none.
         index: (B,) int64 positions in the data set, by which memory banks know an image again.
+        view: (B,) int64 numbers of the augmented views, where they have any: (index, view) decides the pixels.
+        strong: (B, 3, H, W) float, the same images under a stronger augmentation, for methods that need one.
     """
 
     image: Tensor
     label: Tensor
     index: Tensor
+    view: Tensor | None = None
+    strong: Tensor | None = None
 
 
 @dataclass(frozen=True)

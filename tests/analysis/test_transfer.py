@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hkd.jobs import find_trained
 
 import hkd
 from hkd.analysis import features, transfer
-from hkd.jobs import find_trained
 from hkd.report.labels import label_of, method_label
 from hkd.runtime.engine import Engine
 from tests.data.test_datasets import class_folders, write_files

@@ -286,8 +286,9 @@ def test_the_checkpoints_folder_does_not_grow(whole: Path) -> None:
 def test_an_unexpected_error_is_one_line_unless_asked(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from hkd.cli import main
     from hkd.jobs import running
+
+    from hkd.cli import main
 
     monkeypatch.setattr(running, "Training", lambda *_: json.loads("{"))
     options = ["train", "--run", str(place / "t"), "--epochs", "1", "--limit-train", "4", "--device", "cpu"]

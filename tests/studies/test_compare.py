@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from hkd.jobs import running
 
 import hkd
 from hkd.config import Entry
-from hkd.jobs import running
 from hkd.report.published import ZHOU
 from hkd.report.results import Comparison, Pair, Row
 from hkd.report.tables import as_csv, markdown, overview

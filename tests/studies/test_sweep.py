@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 import yaml
+from hkd.jobs import running
 
 import hkd
 from hkd.config import parse_value
-from hkd.jobs import running
 from hkd.studies import sweep as module
 
 

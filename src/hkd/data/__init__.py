@@ -1,84 +1,56 @@
-"""The data sets, and the two ways in which they reach the device."""
+"""The data sets, and the two ways in which they reach the device.
 
-from __future__ import annotations
+Names are imported when they are first used, so that :mod:`hkd.data.spec` needs no torch.
+"""
 
-from pathlib import Path
+import importlib
+from typing import TYPE_CHECKING, Any
 
-import torch
+if TYPE_CHECKING:
+    from hkd.data.base import STREAM_SIZE as STREAM_SIZE
+    from hkd.data.base import ArrayDataset as ArrayDataset
+    from hkd.data.base import Dataset as Dataset
+    from hkd.data.base import DatasetInfo as DatasetInfo
+    from hkd.data.base import FileDataset as FileDataset
+    from hkd.data.base import check_split as check_split
+    from hkd.data.base import datasets as datasets
+    from hkd.data.convert import as_dataset as as_dataset
+    from hkd.data.load import list_datasets as list_datasets
+    from hkd.data.load import load_dataset as load_dataset
+    from hkd.data.load import make_loader as make_loader
+    from hkd.data.load import prepare as prepare
+    from hkd.data.loader import Loader as Loader
+    from hkd.data.memory_loader import MemoryLoader as MemoryLoader
+    from hkd.data.open import Data as Data
+    from hkd.data.open import open_data as open_data
+    from hkd.data.spec import DataSpec as DataSpec
+    from hkd.data.stream_loader import StreamLoader as StreamLoader
+    from hkd.data.subsets import hold_out as hold_out
+    from hkd.data.subsets import limit as limit
 
-from hkd.data import cifar100, digits, stl10, tiny_imagenet  # noqa: F401  (each registers its data set)
-from hkd.data.base import ArrayDataset, Dataset, DatasetInfo, FileDataset, datasets, limit
-from hkd.data.folder import folder
-from hkd.data.loader import Loader
-from hkd.data.memory_loader import MemoryLoader, fits_in_memory, in_memory
-from hkd.data.own import as_dataset
-from hkd.data.stream_loader import StreamLoader
-from hkd.errors import RequestError, unknown
-from hkd.types import Share
+_HOME = {
+    "hkd.data.base": (
+        "STREAM_SIZE", "ArrayDataset", "Dataset", "DatasetInfo", "FileDataset", "check_split", "datasets",
+    ),
+    "hkd.data.convert": ("as_dataset",),
+    "hkd.data.load": ("list_datasets", "load_dataset", "make_loader", "prepare"),
+    "hkd.data.loader": ("Loader",),
+    "hkd.data.memory_loader": ("MemoryLoader",),
+    "hkd.data.open": ("Data", "open_data"),
+    "hkd.data.spec": ("DataSpec",),
+    "hkd.data.stream_loader": ("StreamLoader",),
+    "hkd.data.subsets": ("hold_out", "limit"),
+}  # fmt: skip
+_MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 
-__all__ = [
-    "ArrayDataset", "Dataset", "DatasetInfo", "FileDataset", "Loader", "as_dataset", "datasets", "limit",
-    "list_datasets", "load_dataset", "make_loader", "prepare",
-]  # fmt: skip
-
-STREAM_SIZE = 224
-
-
-def load_dataset(name: str, split: str = "train", root: str | Path = "data", image_size: int | None = None) -> Dataset:
-    """Opens a data set.
-
-    Args:
-        name: one of :func:`list_datasets`, or ``folder:PATH``.
-        split: "train", or "test" (also "val"); stl10 has "unlabeled" besides.
-        root: where data sets lie and are downloaded to. ``folder:PATH`` does not need it.
-        image_size: resize to squares of this side in pixels; None leaves images as they are.
-
-    Returns:
-        A data set with ``len(data)``, ``data[i] -> (uint8 (3, H, W), label, i)``, ``data.labels`` and ``data.info``.
-
-    Raises:
-        RequestError: the name or split is unknown, or the data is missing or corrupt.
-    """
-    if image_size is not None and image_size < 1:
-        raise RequestError(f"image_size: expected a side of at least 1 pixel; got {image_size}")
-    kind, colon, path = name.partition(":")
-    if kind == "folder":
-        if not colon or not path:
-            raise RequestError("dataset: a folder is named with its path, folder:PATH")
-        return folder(Path(path).expanduser(), split, image_size, name)
-    if name not in datasets:
-        raise unknown("dataset", name, list_datasets())
-    return datasets[name](split, Path(root).expanduser(), image_size)
+__all__ = sorted(_MODULE_OF)  # noqa: PLE0605
 
 
-def list_datasets() -> list[str]:
-    """The names of the data sets."""
-    return [*sorted(datasets), "folder:PATH"]
+def __getattr__(name: str) -> Any:
+    if name in _MODULE_OF:
+        return getattr(importlib.import_module(_MODULE_OF[name]), name)
+    raise AttributeError(f"module 'hkd.data' has no attribute {name!r}")
 
 
-def prepare(dataset: Dataset, cache: Path | None = None, workers: int = 1, bad_images: str = "stop") -> Dataset:
-    """Decodes a small data set into memory; a large one stays in its files. See :func:`in_memory`."""
-    return in_memory(dataset, cache, workers, bad_images) if fits_in_memory(dataset) else dataset
-
-
-def make_loader(
-    dataset: Dataset,
-    batch_size: int,
-    device: torch.device,
-    *,
-    train: bool,
-    flip: bool = True,
-    seed: int = 0,
-    workers: int = 0,
-    share: Share = Share(),  # noqa: B008  (immutable)
-    bad_images: str = "stop",
-) -> Loader:
-    """The loader that suits a prepared data set; see :class:`MemoryLoader` and :class:`StreamLoader`."""
-    if isinstance(dataset, ArrayDataset):
-        return MemoryLoader(dataset, batch_size, device, train=train, flip=flip, seed=seed, share=share)
-    assert isinstance(dataset, FileDataset)
-    size = dataset.info.image_size or STREAM_SIZE
-    return StreamLoader(
-        dataset, batch_size, device, image_size=size, train=train, flip=flip, seed=seed, workers=workers, share=share,
-        bad_images=bad_images,
-    )  # fmt: skip
+def __dir__() -> list[str]:
+    return [*globals(), *_MODULE_OF]

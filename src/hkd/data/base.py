@@ -1,4 +1,4 @@
-"""What a data set is: images with a label and an index each, whether in memory or in files."""
+"""What a data set is: images with a label and an index each, in memory or in files."""
 
 from __future__ import annotations
 
@@ -9,18 +9,21 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from hkd.data.files import Files
+from hkd.data.images import fit, to_rgb, to_tensor
 from hkd.errors import RequestError
 from hkd.registry import Registry
 from hkd.types import IMAGENET_MEAN, IMAGENET_STD, Channels
 
 LARGEST_IN_MEMORY = 96
 """Side in pixels of the largest images that are kept decoded; larger ones stream from their files."""
+
+STREAM_SIZE = 224
+"""Side in pixels at which streamed images are shown where none is asked for."""
 
 
 @dataclass(frozen=True)
@@ -30,21 +33,27 @@ class DatasetInfo:
     Attributes:
         name: by which :func:`hkd.load_dataset` finds it.
         classes: their names; the position of a name is its label.
-        mean, std: of the channels, for images scaled to [0, 1].
+        mean, std: of the channels, for images scaled to [0, 1]; None where nobody published them. A run measures those
+            from its training images, see :func:`hkd.data.open_data`.
         image_size: side in pixels of its square images; None where they vary.
         flip: whether a mirrored image keeps its class.
     """
 
     name: str
     classes: tuple[str, ...]
-    mean: Channels = IMAGENET_MEAN
-    std: Channels = IMAGENET_STD
+    mean: Channels | None = None
+    std: Channels | None = None
     image_size: int | None = None
     flip: bool = True
 
     @property
     def num_classes(self) -> int:
         return len(self.classes)
+
+    @property
+    def normalisation(self) -> tuple[Channels, Channels]:
+        """Mean and standard deviation as loaders use them: ImageNet's where they are not known."""
+        return self.mean or IMAGENET_MEAN, self.std or IMAGENET_STD
 
 
 class Dataset(ABC):
@@ -53,10 +62,12 @@ class Dataset(ABC):
     Attributes:
         labels: (N,) int64 classes; -1 where an image has none.
         info: see :class:`DatasetInfo`.
+        rows: (N,) int64 positions of the images in the whole split, of which this is a part; None for a whole split.
     """
 
     labels: Tensor
     info: DatasetInfo
+    rows: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -66,9 +77,14 @@ class Dataset(ABC):
         return self.image(index), int(self.labels[index]), index
 
     @property
+    def positions(self) -> Tensor:
+        """``rows``, spelled out for a whole split: (N,) int64."""
+        return torch.arange(len(self)) if self.rows is None else self.rows
+
+    @property
     @abstractmethod
     def fingerprint(self) -> str:
-        """Changes with the images in memory, or the names and sizes of files, and labels; not with where they lie."""
+        """Changes with the labels and the images in memory, or the names and sizes of files; not with the folder."""
 
     @abstractmethod
     def image(self, index: int) -> Tensor:
@@ -76,32 +92,39 @@ class Dataset(ABC):
 
     @abstractmethod
     def select(self, indices: Tensor, info: DatasetInfo) -> Dataset:
-        """The data set of some of the images, in the given order."""
+        """The data set of some of the images, in the given order, with their ``rows``."""
 
 
 class ArrayDataset(Dataset):
     """Images of one size in memory.
 
     Args:
-        images: uint8 (N, 3, H, W).
+        images: uint8 (N, 3, S, S).
         labels: (N,).
+        info: its ``image_size`` is replaced by S.
+        rows: see :class:`Dataset`.
+
+    Raises:
+        RequestError: images or labels have another shape or type, or a label names no class.
     """
 
-    def __init__(self, images: Tensor, labels: Tensor, info: DatasetInfo) -> None:
+    def __init__(self, images: Tensor, labels: Tensor, info: DatasetInfo, rows: Tensor | None = None) -> None:
         square = images.ndim == 4 and images.shape[1] == 3 and images.shape[2] == images.shape[3]
         if images.dtype != torch.uint8 or not square or len(images) != len(labels) or len(images) == 0:
             raise RequestError(
-                f"dataset: {info.name} needs square uint8 images (N, 3, S, S) with N labels; "
+                f"dataset: expected square uint8 images (N, 3, S, S) with N labels for {info.name}; "
                 f"got {images.dtype} {tuple(images.shape)} with {len(labels)}; pass image_size to crop and resize"
             )
-        if len(labels) and not -1 <= int(labels.min()) <= int(labels.max()) < info.num_classes:
+        low, high = int(labels.min()), int(labels.max())
+        if not -1 <= low <= high < info.num_classes:
             raise RequestError(
-                f"dataset: the labels of {info.name} run from {int(labels.min())} to {int(labels.max())}, "
-                f"and it names {info.num_classes} classes"
+                f"dataset: expected labels in [0, {info.num_classes - 1}], the {info.num_classes} classes of "
+                f"{info.name}, or -1 for none; got {low} to {high}"
             )
         self.images = images
         self.labels = labels.long()
         self.info = replace(info, image_size=images.shape[2])
+        self.rows = rows
 
     @property
     def fingerprint(self) -> str:
@@ -113,26 +136,30 @@ class ArrayDataset(Dataset):
         return self.images[index]
 
     def select(self, indices: Tensor, info: DatasetInfo) -> ArrayDataset:
-        return ArrayDataset(self.images[indices], self.labels[indices], info)
+        return ArrayDataset(self.images[indices], self.labels[indices], info, self.positions[indices])
 
 
 class FileDataset(Dataset):
-    """Images in the files of a folder or a zip archive, decoded when they are asked for.
+    """Images in the files of a folder or a zip archive, decoded at each access.
 
     Args:
-        files: where they are.
+        files: the folder or archive.
         names: of the N files.
         labels: (N,).
         info: its ``image_size`` is what images are resized to, None to leave them as they are.
+        rows: see :class:`Dataset`.
     """
 
-    def __init__(self, files: Files, names: Sequence[str], labels: Tensor, info: DatasetInfo) -> None:
+    def __init__(
+        self, files: Files, names: Sequence[str], labels: Tensor, info: DatasetInfo, rows: Tensor | None = None
+    ) -> None:
         if not names:
-            raise RequestError(f"dataset: {info.name} has no images in {files.path}")
+            raise RequestError(f"dataset: no images of {info.name} in {files.path}")
         self.files = files
         self.names = list(names)
         self.labels = labels.long()
         self.info = info
+        self.rows = rows
 
     @property
     def fingerprint(self) -> str:
@@ -141,10 +168,10 @@ class FileDataset(Dataset):
         return hashlib.sha256(text.encode()).hexdigest()
 
     def decode(self, index: int) -> Image.Image:
-        """One image as it is in its file, in RGB.
+        """One image in its size, as RGB.
 
         Raises:
-            RequestError: the file is no readable image.
+            RequestError: the file is not a readable image.
         """
         name = self.names[index]
         try:
@@ -161,67 +188,24 @@ class FileDataset(Dataset):
         return to_tensor(image if size is None else fit(image, size))
 
     def select(self, indices: Tensor, info: DatasetInfo) -> FileDataset:
-        return FileDataset(self.files, [self.names[i] for i in indices.tolist()], self.labels[indices], info)
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Any picture as 8-bit RGB, the way up that its camera noted: 16-bit grey is scaled, transparency becomes white."""
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):  # 16 bits, which a plain conversion would clip to white
-        return Image.fromarray((np.asarray(image, dtype=np.int64) >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image.convert("RGB")
-
-
-def to_tensor(image: Image.Image) -> Tensor:
-    """A PIL image as uint8 (3, H, W)."""
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
-
-
-def fit(image: Image.Image, size: int) -> Image.Image:
-    """Scales the shorter side to ``size`` and crops the middle of the longer."""
-    if image.size == (size, size):
-        return image
-    return ImageOps.fit(image, (size, size), method=Image.Resampling.BILINEAR)
-
-
-def limit(dataset: Dataset, classes: int | None, per_class: int | None, fraction: float = 1.0) -> Dataset:
-    """The first images of each of the first classes: the same images whoever asks.
-
-    Args:
-        classes: how many classes to keep, None for all.
-        per_class: how many images of each to keep, None for all.
-        fraction: which part of those, rounded, at least one of each class.
-
-    Raises:
-        RequestError: fewer than 2 classes or 1 image a class are asked for, or more classes than there are.
-    """
-    if classes is not None and not 2 <= classes <= dataset.info.num_classes:
-        raise RequestError(
-            f"limit_classes: expected 2 to {dataset.info.num_classes} for {dataset.info.name}; got {classes}"
-        )
-    if per_class is not None and per_class < 1:
-        raise RequestError(f"limit_train: expected at least 1 image a class; got {per_class}")
-    if classes is None and per_class is None and fraction == 1:
-        return dataset
-    kept = dataset.info.num_classes if classes is None else classes
-    members = [(dataset.labels == label).nonzero().flatten()[:per_class] for label in range(kept)]
-    indices = torch.cat([own[: max(1, round(fraction * len(own)))] for own in members]).sort().values
-    return dataset.select(indices, replace(dataset.info, classes=dataset.info.classes[:kept]))
+        names = [self.names[i] for i in indices.tolist()]
+        return FileDataset(self.files, names, self.labels[indices], info, self.positions[indices])
 
 
 Load = Callable[[str, Path, int | None], Dataset]
-"""(split, root, image_size) -> data set."""
+"""(split, root, image_size) -> data set. The splits are "train" and "test" or "val"; see :func:`check_split`."""
 
 datasets: Registry[Load] = Registry("dataset")
 """Data sets by name, without ``folder:PATH``."""
 
 
 def check_split(name: str, split: str, accepted: Sequence[str]) -> str:
-    """The split's own name at this data set. What is evaluated on goes by "test" and by "val" everywhere."""
+    """The name that a data set itself gives a split: "test" and "val" are synonyms for the evaluation split.
+
+    Raises:
+        RequestError: the data set has no such split.
+    """
     for candidate in (split, {"val": "test", "test": "val"}.get(split, split)):
         if candidate in accepted:
             return candidate
-    raise RequestError(f"split: {name} has {', '.join(accepted)}; got {split!r}")
+    raise RequestError(f"split: expected one of {', '.join(accepted)} for {name}; got {split!r}")

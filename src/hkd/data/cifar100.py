@@ -6,7 +6,7 @@ import torch
 
 from hkd.data.base import ArrayDataset, DatasetInfo, check_split, datasets
 from hkd.data.download import downloading
-from hkd.data.resize import resize
+from hkd.data.images import resize
 
 
 @datasets.register("cifar100")
@@ -16,7 +16,7 @@ def cifar100(split: str, root: Path, image_size: int | None) -> ArrayDataset:
 
     train = check_split("cifar100", split, ("train", "test")) == "train"
     with downloading("cifar100", root):
-        found = CIFAR100(str(root), train=train, download=True)
-    images = torch.from_numpy(found.data).permute(0, 3, 1, 2).contiguous()
-    info = DatasetInfo("cifar100", tuple(found.classes), mean=(0.5071, 0.4867, 0.4408), std=(0.2675, 0.2565, 0.2761))
-    return ArrayDataset(resize(images, image_size), torch.tensor(found.targets), info)
+        source = CIFAR100(str(root), train=train, download=True)
+    images = torch.from_numpy(source.data).permute(0, 3, 1, 2).contiguous()
+    info = DatasetInfo("cifar100", tuple(source.classes), mean=(0.5071, 0.4867, 0.4408), std=(0.2675, 0.2565, 0.2761))
+    return ArrayDataset(resize(images, image_size), torch.tensor(source.targets), info)

@@ -1,4 +1,4 @@
-"""What happens when a data set has to be fetched."""
+"""Downloads of data sets."""
 
 import contextlib
 import sys
@@ -10,7 +10,7 @@ from hkd.errors import RequestError
 
 @contextlib.contextmanager
 def downloading(name: str, root: Path) -> Iterator[None]:
-    """Around code that may download into ``root``: keeps standard output clean and says in one line what went wrong."""
+    """Around code that may download into ``root``: keeps standard output clean; a failure is a one-line error."""
     try:
         with contextlib.redirect_stdout(sys.stderr):
             yield

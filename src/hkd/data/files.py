@@ -1,4 +1,4 @@
-"""A folder or a zip archive, read alike."""
+"""A folder or a zip archive, with one interface to both."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hkd.errors import RequestError
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff"})
 
 LARGEST_FILE = 256 * 2**20
-"""Bytes; what claims to be a larger image is made to fill the memory."""
+"""Bytes; no photograph is larger, and a hostile file may declare more to fill the memory."""
 
 
 class Files(ABC):
@@ -38,9 +38,9 @@ class Files(ABC):
     def size(self, name: str) -> int:
         """Of a file in bytes."""
 
-    def images(self, folder: str) -> list[str]:
-        """The names of all images below a folder."""
-        prefix = f"{folder}/"
+    def images(self, folder: str = "") -> list[str]:
+        """The names of all images below a folder, or of all there are."""
+        prefix = f"{folder}/" if folder else ""
         return [n for n in self.names if n.startswith(prefix) and PurePosixPath(n).suffix.lower() in IMAGE_SUFFIXES]
 
     def subfolders(self, folder: str = "") -> list[str]:
@@ -63,9 +63,9 @@ class Folder(Files):
         self.names.sort()
         self._sizes = {}
         for name in self.names:
-            found = (path / name).stat()
-            self._sizes[name] = found.st_size
-            digest.update(f"{name}\0{found.st_size}\0{found.st_mtime_ns}\n".encode())
+            status = (path / name).stat()
+            self._sizes[name] = status.st_size
+            digest.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
         self.fingerprint = digest.hexdigest()
 
     def read(self, name: str) -> bytes:
@@ -78,7 +78,7 @@ class Folder(Files):
 
 
 class Archive(Files):
-    """The files in a zip archive, read in place, never extracted. A single folder around everything is left out."""
+    """Files in a zip archive, read in place, never extracted. Names begin below a single folder around all."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -94,17 +94,19 @@ class Archive(Files):
         inside = [e.filename for e in entries if e.filename.startswith(self._prefix)]
         self.names = sorted(name.removeprefix(self._prefix) for name in inside)
         self._sizes = {e.filename.removeprefix(self._prefix): e.file_size for e in entries}
-        found = path.stat()
-        self.fingerprint = hashlib.sha256(
-            f"{path.resolve()}\0{found.st_size}\0{found.st_mtime_ns}".encode()
-        ).hexdigest()
-        self._opened: tuple[int, zipfile.ZipFile] | None = None
+        status = path.stat()
+        identity = f"{path.resolve()}\0{status.st_size}\0{status.st_mtime_ns}"
+        self.fingerprint = hashlib.sha256(identity.encode()).hexdigest()
+        self._archive: tuple[int, zipfile.ZipFile] | None = None
 
     def read(self, name: str) -> bytes:
-        if self._opened is None or self._opened[0] != os.getpid():
-            self._opened = (os.getpid(), zipfile.ZipFile(self.path))  # a forked worker needs a file position of its own
+        if self._archive is None or self._archive[0] != os.getpid():
+            self._archive = (
+                os.getpid(),
+                zipfile.ZipFile(self.path),
+            )  # a forked worker needs a file position of its own
         try:
-            with self._opened[1].open(self._prefix + name) as file:
+            with self._archive[1].open(self._prefix + name) as file:
                 return file.read(self._sizes[name] + 1)  # unpacks no more than the archive declares
         except (zipfile.BadZipFile, zlib.error, KeyError, EOFError) as error:
             raise RequestError(f"dataset: cannot read {name} in {self.path} ({error})") from error
@@ -113,11 +115,11 @@ class Archive(Files):
         return self._sizes[name]
 
     def __getstate__(self) -> dict[str, object]:
-        return self.__dict__ | {"_opened": None}
+        return self.__dict__ | {"_archive": None}
 
 
 def _refuse_hostile(path: Path, entry: zipfile.ZipInfo) -> None:
-    """Entries that no data set needs: with a way out of the archive, links, and files that would fill the memory."""
+    """Raises :class:`RequestError` for entries outside the archive, links, and files that would fill the memory."""
     name = entry.filename.replace("\\", "/")
     if name.startswith("/") or ".." in name.split("/") or name[1:2] == ":":
         raise RequestError(f"dataset: {path} has an entry outside itself, {entry.filename!r}, and is not read")

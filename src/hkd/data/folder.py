@@ -1,57 +1,85 @@
-"""Anybody's images: a folder or a zip archive with train/ and val/, and in each a folder a class."""
+"""Anybody's images: a folder or a zip archive of class folders, with or without train/ and val/ around them."""
 
+from collections import Counter
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 import torch
 
 from hkd.data.base import LARGEST_IN_MEMORY, DatasetInfo, FileDataset, check_split, datasets
-from hkd.data.files import open_files
+from hkd.data.files import Files, open_files
 from hkd.errors import RequestError
+from hkd.types import IMAGENET_MEAN, IMAGENET_STD
 
 EVALUATION = ("val", "test", "valid", "validation")
 
 
-def folder(path: Path, split: str, image_size: int | None, name: str = "folder") -> FileDataset:
+def folder(path: Path, split: str, image_size: int | None, name: str = "folder", *, bare: bool = True) -> FileDataset:
     """Images in class folders, such as ``photos/train/cat/1.jpg`` and ``photos/val/cat/2.jpg``.
+
+    Class folders directly in the folder (``photos/cat/1.jpg``) are the training split, and there is no other.
 
     Args:
         path: of the folder or .zip archive.
-        split: "train" or "val"; evaluation images may stand in val/, test/, valid/ or validation/.
-        image_size: resize to squares of this size. If None, and the images are squares of one size of at most 96
-            pixels, they keep it; otherwise their size is left open and training chooses.
+        split: "train" or "val"; the evaluation split may be val/, test/, valid/ or validation/.
+        image_size: resize to squares of this side in pixels. If None, and the images are squares of one size of at most
+            96 pixels, they keep it; otherwise their size is left open and training chooses.
+        name: of the data set.
+        bare: whether the class folders may lie directly in the folder.
 
     Raises:
-        RequestError: nothing is there, a split or its classes are missing, or the splits' classes differ.
+        RequestError: nothing is there, the split or its classes are missing, or the splits' classes differ.
     """
     split = check_split(name, split, ("train", "val"))
     files = open_files(path)
-    found = files.subfolders()
-    evaluation = next((candidate for candidate in EVALUATION if candidate in found), None)
-    if "train" not in found or evaluation is None:
-        listed = ", ".join(found[:5]) or "no folders"
+    top = _folders(files)
+    evaluation = next((candidate for candidate in EVALUATION if candidate in top), None)
+    if "train" not in top and (evaluation is not None or not bare or not top):
+        listed = ", ".join(top[:5]) or "no folders"
+        alone = ", or class folders alone" if bare else ""
         raise RequestError(
-            f"dataset: {path} needs the folders train/ and val/, with a folder for each class in them; found {listed}"
+            f"dataset: {path} needs the folders train/ and val/, with a folder for each class in them{alone}; "
+            f"got {listed}"
         )
-    classes = files.subfolders("train")
+    training = "train" if "train" in top else ""
+    classes = _folders(files, training)
     if len(classes) < 2:
-        raise RequestError(f"dataset: {path}/train needs at least two class folders; found {len(classes)}")
-    differing = set(classes) ^ set(files.subfolders(evaluation))
+        raise RequestError(f"dataset: expected at least two class folders in {path / training}; got {len(classes)}")
+    if split == "train":
+        return _read(files, training, classes, image_size, name)
+    if evaluation is None:
+        raise RequestError(
+            f"dataset: {path} has no evaluation split ({', '.join(f'{one}/' for one in EVALUATION)}); "
+            "--holdout 0.2 evaluates on a fifth of the training images"
+        )
+    differing = set(classes) ^ set(_folders(files, evaluation))
     if differing:
         raise RequestError(
             f"dataset: the classes of train/ and {evaluation}/ in {path} differ: {min(differing)!r} is in one of them"
         )
-    names = files.images("train" if split == "train" else evaluation)
-    label_of = {name: label for label, name in enumerate(classes)}
-    labels = torch.tensor([label_of[PurePosixPath(name).parts[1]] for name in names], dtype=torch.int64)
-    dataset = FileDataset(files, names, labels, DatasetInfo(name, tuple(classes), image_size=image_size))
-    empty = [
-        classes[label] for label in (torch.bincount(labels, minlength=len(classes)) == 0).nonzero().flatten().tolist()
-    ]
-    if empty:
-        raise RequestError(f"dataset: class {empty[0]!r} has no images in the {split} split of {path}")
+    return _read(files, evaluation, classes, image_size, name)
+
+
+def _folders(files: Files, inside: str = "") -> list[str]:
+    """The folders directly in a folder, without what file managers and notebooks hide there."""
+    return [one for one in files.subfolders(inside) if not one.startswith(".") and one != "__MACOSX"]
+
+
+def _read(files: Files, inside: str, classes: list[str], image_size: int | None, name: str) -> FileDataset:
+    """The images of one split, whose class folders lie directly in a folder."""
+    label_of = {one: label for label, one in enumerate(classes)}
+    depth = len(PurePosixPath(inside).parts)
+    owners = [(image, PurePosixPath(image).parts) for image in files.images(inside)]
+    labelled = [(image, label_of[parts[depth]]) for image, parts in owners if parts[depth] in label_of]
+    counts = Counter(label for _, label in labelled)
+    if empty := [one for one, label in label_of.items() if not counts[label]]:
+        raise RequestError(f"dataset: class {empty[0]!r} has no images in {files.path / inside}")
+    labels = torch.tensor([label for _, label in labelled], dtype=torch.int64)
+    info = DatasetInfo(name, tuple(classes), image_size=image_size)
+    dataset = FileDataset(files, [image for image, _ in labelled], labels, info)
     if image_size is None:
-        dataset.info = DatasetInfo(name, tuple(classes), image_size=_common_size(dataset))
+        dataset.info = replace(info, image_size=_common_size(dataset))
     return dataset
 
 
@@ -60,10 +88,10 @@ def _common_size(dataset: FileDataset, looks: int = 16) -> int | None:
     step = max(1, len(dataset) // looks)
     sizes = set()
     for index in range(0, len(dataset), step):
-        with suppress(RequestError):  # what cannot be read is told of when all are
+        with suppress(RequestError):  # unreadable images are reported when all are decoded
             sizes.add(dataset.decode(index).size)
     if not sizes:
-        dataset.decode(0)  # says why
+        dataset.decode(0)  # raises, with the reason
     width, height = sizes.pop()
     return width if not sizes and width == height <= LARGEST_IN_MEMORY else None
 
@@ -72,7 +100,9 @@ def _common_size(dataset: FileDataset, looks: int = 16) -> int | None:
 def imagenet(split: str, root: Path, image_size: int | None) -> FileDataset:
     """ImageNet as prepared for training: ``imagenet/train/n01440764/*.JPEG``, ``imagenet/val/n01440764/*.JPEG``.
 
-    ``root`` is that folder or the one that holds it. ImageNet cannot be downloaded without an account.
+    ``root`` is that folder or its parent. ImageNet cannot be downloaded without an account.
     """
     inner = root / "imagenet"
-    return folder(inner if inner.is_dir() else root, split, image_size, name="imagenet")
+    dataset = folder(inner if inner.is_dir() else root, split, image_size, "imagenet", bare=False)
+    dataset.info = replace(dataset.info, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    return dataset

@@ -1,7 +1,6 @@
-"""What training asks of a loader."""
+"""What training expects of a loader."""
 
 import math
-import random
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from hkd.types import Batch, Share
 class Batches:
     """How the images of an epoch are cut into batches, and these shared between processes.
 
-    The last batch of an epoch holds what is left. In training, a single image that would be left is skipped in that
+    The last batch of an epoch holds what remains. In training, a single image that would remain is skipped in that
     epoch: batch normalisation cannot learn from one. Which image it is changes with the order.
 
     Several processes share every training batch in equal parts, so that together they see what one would, and skip in
@@ -25,7 +24,7 @@ class Batches:
 
     Attributes:
         count: N, images of the data set.
-        size: B, images in a batch of all processes together.
+        size: B, images in a batch of all processes together in training, of each process in evaluation.
         train: whether for training.
         share: which part is this process's.
     """
@@ -37,24 +36,36 @@ class Batches:
 
     @property
     def images(self) -> int:
-        """In an epoch, of all processes together."""
+        """Images that all processes together see in an epoch."""
         each = self.share.processes
-        if not self.train or self.count <= each:
+        if not self.train or self.count < 2 * each:  # too few to skip any
             return self.count
-        left = self.count % self.size
-        shared = left - left % each
-        return self.count - left + (shared if shared >= 2 * each else 0)
+        last = self.count % self.size
+        shared = last - last % each
+        return self.count - last + (shared if shared >= 2 * each else 0)
 
     def __len__(self) -> int:
-        own = self.images if self.train else len(self.share.of(torch.arange(self.count)))
-        return math.ceil(own / self.size)
+        """Batches of this process in an epoch."""
+        return math.ceil((self.images if self.train else self._evaluated(self.share.rank)) / self.size)
 
-    def own(self, order: Tensor) -> Iterator[Tensor]:
+    def size_of(self, step: int) -> int:
+        """Images in batch number ``step``, from 0, of all processes together; 0 after the last."""
+        if self.train:
+            return min(self.size, max(0, self.images - step * self.size))
+        ranks = range(self.share.processes)
+        return sum(min(self.size, max(0, self._evaluated(rank) - step * self.size)) for rank in ranks)
+
+    def split(self, order: Tensor) -> Iterator[Tensor]:
         """This process's part of each batch, given all (N,) images in the order of an epoch."""
         if self.train:
             yield from map(self.share.of, torch.split(order[: self.images], self.size))
         else:
             yield from torch.split(self.share.of(order), self.size)
+
+    def _evaluated(self, rank: int) -> int:
+        """Images that a process evaluates, as :meth:`Share.of` parts them."""
+        quotient, remainder = divmod(self.count, self.share.processes)
+        return quotient + (rank < remainder)
 
 
 class Loader(ABC):
@@ -62,7 +73,7 @@ class Loader(ABC):
 
     Attributes:
         dataset: whose images come out.
-        batches: how an epoch is cut.
+        batches: how an epoch is cut; :meth:`Batches.size_of` says how many images a batch has.
     """
 
     dataset: Dataset
@@ -74,9 +85,4 @@ class Loader(ABC):
 
     @abstractmethod
     def epoch(self, number: int, done: int = 0) -> Iterator[Batch]:
-        """The batches of one epoch, but for the first ``done``. The same number gives the same in the same order."""
-
-
-def epoch_generator(seed: int, epoch: int, device: torch.device) -> torch.Generator:
-    """The randomness of one epoch, which needs no state of the epochs before it."""
-    return torch.Generator(device).manual_seed(random.Random(f"epoch {seed} {epoch}").getrandbits(63))
+        """The batches of one epoch after the first ``done``. The same number gives the same in the same order."""

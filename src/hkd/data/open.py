@@ -1,65 +1,174 @@
-"""The images of a run: both splits of a data set."""
+"""The images of a run: what it trains on and what it is evaluated on."""
 
 from __future__ import annotations
 
 import copy
-import dataclasses
+import hashlib
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from hkd.config import TrainConfig
-from hkd.data import STREAM_SIZE, Dataset, as_dataset, limit, load_dataset, prepare
+from hkd.data.base import STREAM_SIZE, ArrayDataset, Dataset
+from hkd.data.convert import as_dataset
+from hkd.data.load import load_dataset, prepare
+from hkd.data.normalisation import measure
+from hkd.data.spec import DataSpec
+from hkd.data.subsets import hold_out, limit
 from hkd.errors import RequestError
-from hkd.models import Model
+from hkd.options import check_fields
+from hkd.types import Channels
+
+PUBLISHED, MEASURED, GIVEN, OF_NETWORK = (
+    "the published", "the training images' own", "the given", "the trained network's",
+)  # fmt: skip
+"""Where a mean or a standard deviation comes from, as :meth:`Data.describe` says it."""
 
 
 @dataclass(frozen=True)
 class Data:
-    """Both splits of a data set as a run uses them, and the name that its configuration gets."""
+    """The images of a run.
+
+    Attributes:
+        name: of the data set, as ``DataSpec.dataset`` or the class of a data set object.
+        train: what it trains on.
+        test: what it is evaluated on, in the same classes and normalisation.
+        held_out: whether ``test`` is a part of the training split.
+        sources: where mean and standard deviation come from.
+    """
 
     name: str
     train: Dataset
     test: Dataset
+    held_out: bool = False
+    sources: tuple[str, str] = (PUBLISHED, PUBLISHED)
 
     @property
     def image_size(self) -> int:
+        """Side in pixels of what the network sees."""
         return self.train.info.image_size or STREAM_SIZE
 
-    def normalised_for(self, network: Model) -> Data:
-        """The same data in the normalisation that a trained network expects."""
-        if network.normalisation is None:
-            return self
-        mean, std = network.normalisation
-        parts = copy.copy(self.train), copy.copy(self.test)  # the caller's keep their own
-        for part in parts:
-            part.info = dataclasses.replace(part.info, mean=mean, std=std)
-        return Data(self.name, *parts)
+    @property
+    def mean(self) -> Channels:
+        """Of the channels, as the loaders use it on images in [0, 1]."""
+        return self.train.info.normalisation[0]
+
+    @property
+    def std(self) -> Channels:
+        """Standard deviation of the channels, as the loaders use it on images in [0, 1]."""
+        return self.train.info.normalisation[1]
+
+    @cached_property
+    def digest(self) -> str:
+        """16 hexadecimal digits that say which images, labels and classes these are, wherever they are stored."""
+        parts = (self.train.fingerprint, self.test.fingerprint, *self.train.info.classes)
+        return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+
+    def normalised(self, mean: Channels, std: Channels, sources: tuple[str, str] = (OF_NETWORK, OF_NETWORK)) -> Data:
+        """The same images in another normalisation, such as the one that a trained network expects.
+
+        The data sets are copied without their images; these keep their normalisation.
+        """
+        train, test = copy.copy(self.train), copy.copy(self.test)
+        for part in (train, test):
+            part.info = replace(part.info, mean=mean, std=std)
+        return replace(self, train=train, test=test, sources=sources)
+
+    def describe(self) -> str:
+        """How many images of which size, and their normalisation, in two lines for the start of a run."""
+        side = f"{self.image_size}x{self.image_size}"
+        if not isinstance(self.train, ArrayDataset):
+            varying = self.train.info.image_size is None
+            side = f"images of varying size, shown at {side}" if varying else f"shown at {side}"
+        evaluation = "held-out" if self.held_out else "test"
+        mean, std = (" ".join(f"{value:.3f}" for value in channels) for channels in (self.mean, self.std))
+        ours, theirs = self.sources
+        of_std = f"std {std}" if ours == theirs else f"{theirs} std {std}"
+        return (
+            f"{self.name}: {len(self.train):,} training and {len(self.test):,} {evaluation} images, "
+            f"{self.train.info.num_classes} classes, {side}\n"
+            f"normalised by {ours} mean {mean} and {of_std}"
+        )
 
 
-def open_data(config: TrainConfig, train: Any = None, test: Any = None) -> Data:
-    """Both splits of the data set that a configuration names, or of an own one, for one run or several.
+def open_data(
+    spec: DataSpec, train: Any = None, test: Any = None, *, workers: int | None = None, cache: Path | None = None
+) -> Data:
+    """The images that a specification describes, for one run or several.
 
-    They are cut down to what was asked for and decoded if small. Training decides the size of the images."""
-    if (train is None) != (test is None):
-        raise RequestError("train_data: pass both train_data and test_data, or neither")
-    name = config.dataset
-    if train is None:
-        train = load_dataset(name, "train", config.data_root, config.image_size)
-        test = load_dataset(name, "test", config.data_root, train.info.image_size or STREAM_SIZE)
+    They are limited to what it asks for and decoded if small. The training images decide the size of all. With
+    ``spec.holdout`` the evaluation is on a part of the training split, chosen before ``limit_train`` and
+    ``train_fraction`` reduce the rest, and the test split is not opened.
+
+    The normalisation is ``spec.mean`` and ``spec.std``, else the published one of the data set, else that of the
+    training images, see :func:`hkd.data.normalisation.measure`.
+
+    Args:
+        spec: see :class:`DataSpec`.
+        train, test: data set objects (see :func:`as_dataset`) instead of the data set that the specification names;
+            they stay as they are. With a holdout, ``test`` is not looked at and may be None.
+        workers: threads that decode; None for one for each CPU, at most 8.
+        cache: folder where small data sets are kept decoded; see :func:`hkd.data.decode.in_memory`.
+
+    Raises:
+        RequestError: a field is out of its range, or the data is missing, corrupt, or not fit for what is asked for.
+    """
+    check_fields(spec)
+    name, whole, test = _splits(spec, train, test)
+    whole = limit(whole, spec.limit_classes, None)
+    if test is None:
+        whole, test = hold_out(whole, spec.holdout, spec.holdout_seed)
     else:
-        train = as_dataset(train, config.image_size)
-        test = as_dataset(test, train.info.image_size or STREAM_SIZE)
-        name = train.info.name
-    if train.info.classes != test.info.classes:
-        raise RequestError(f"dataset: {name} has {train.info.num_classes} classes to train on, others to test on")
-    cache, workers = Path(config.run).parent / "cache", worker_count(config.workers)
-    train = limit(train, config.limit_classes, config.limit_train, config.train_fraction)
-    test = limit(test, config.limit_classes, None)
-    train, test = (prepare(part, cache, workers, config.bad_images) for part in (train, test))
-    return Data(name, train, test)
+        test = limit(test, spec.limit_classes, None)
+    threads = worker_count(workers)
+    train, test = (
+        prepare(part, cache, threads, spec.bad_images)
+        for part in (limit(whole, None, spec.limit_train, spec.train_fraction), test)
+    )
+    data = Data(name, train, test, held_out=spec.holdout > 0)
+    return _normalised(data, spec, threads)
 
 
-def worker_count(asked: int | None) -> int:
-    return min(8, os.cpu_count() or 1) if asked is None else asked
+def _splits(spec: DataSpec, train: Any, test: Any) -> tuple[str, Dataset, Dataset | None]:
+    """The name of the data set, its training split, and its test split; None with a holdout."""
+    if train is None and test is not None:
+        raise RequestError("train_data: expected a data set beside test_data; got None")
+    if train is None:
+        name, whole = spec.dataset, load_dataset(spec.dataset, "train", spec.data_root, spec.image_size)
+    else:
+        whole = as_dataset(train, spec.image_size)
+        name = whole.info.name
+    if spec.holdout > 0:
+        return name, whole, None
+    size = whole.info.image_size or STREAM_SIZE
+    if train is None:
+        evaluation = load_dataset(name, "test", spec.data_root, size)
+    elif test is None:
+        raise RequestError("test_data: expected a data set, or a holdout of the training images; got None")
+    else:
+        evaluation = as_dataset(test, size)
+    ours, theirs = whole.info.classes, evaluation.info.classes
+    if ours != theirs:
+        raise RequestError(
+            f"dataset: the test split of {name} has other classes than the training split: {len(theirs)} and "
+            f"{len(ours)}, {min(set(ours) ^ set(theirs), default='in another order')!r} in one of them"
+        )
+    return name, whole, evaluation
+
+
+def _normalised(data: Data, spec: DataSpec, workers: int) -> Data:
+    """The same data in the normalisation that is given, published, or else measured."""
+    info = data.train.info
+    mean, std = spec.mean or info.mean, spec.std or info.std
+    of_mean, of_std = (GIVEN if given else PUBLISHED for given in (spec.mean, spec.std))
+    if mean is None or std is None:
+        measured_mean, measured_std = measure(data.train, data.image_size, workers, spec.bad_images)
+        mean, of_mean = (measured_mean, MEASURED) if mean is None else (mean, of_mean)
+        std, of_std = (measured_std, MEASURED) if std is None else (std, of_std)
+    return data.normalised(mean, std, (of_mean, of_std))
+
+
+def worker_count(workers: int | None) -> int:
+    """How many threads or processes decode: one for each CPU, at most 8, unless a number is given."""
+    return min(8, os.cpu_count() or 1) if workers is None else workers

@@ -1,4 +1,4 @@
-"""What a run learns from: which data set, which of its images, in which normalisation."""
+"""The images of a run: which data set, which of its images, in which normalisation."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Literal
 from hkd.options import option, recorded
 
 REVISION = 1
-"""Of the loaders: raised whenever the same specification shows a network other images."""
+"""Of the loaders: raised whenever a network is shown other images under the same specification."""
 
 Channels = tuple[float, float, float]
 
@@ -26,15 +26,19 @@ class DataSpec:
         1.0, "use this fraction of the training images, the first of each class", gt=0, le=1, key=False
     )
     holdout: float = option(
-        0.0, "evaluate on this fraction of the training images; the test split stays closed", ge=0, lt=1, neutral=0.0
+        0.0, "evaluate on this fraction of the training images; the test split is not opened", ge=0, lt=1, neutral=0.0
     )
     holdout_seed: int = option(0, "of which images are held out, the same for all runs", ge=0, lt=2**32, neutral=0)
-    mean: Channels | None = option(None, "channel means R,G,B of images in [0, 1] [the data set's]", neutral=None)
-    std: Channels | None = option(None, "channel deviations R,G,B [the data set's]", gt=0, neutral=None)
+    mean: Channels | None = option(
+        None, "channel means R,G,B of images in [0, 1] [published, else measured]", ge=0, le=1, neutral=None
+    )
+    std: Channels | None = option(
+        None, "channel standard deviations R,G,B [published, else measured]", gt=0, le=1, neutral=None
+    )
     flip: bool = option(True, "flip training images at random, where the data set allows it (digits do not)")
     bad_images: Literal["stop", "skip"] = option("stop", "an unreadable image stops the run, or is skipped", key=False)
 
     digest: str = recorded("", "data_digest")
-    """Of the training and evaluation images that remain; this, not the name, says which data a run has seen."""
+    """Of the training and evaluation images, see :attr:`hkd.data.Data.digest`: the key has this instead of the name."""
     revision: int = recorded(REVISION, "data_revision")
-    """Of the loaders that showed them; 0 for runs of version 0.1."""
+    """Of the loaders of the run; 0 for version 0.1."""

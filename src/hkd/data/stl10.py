@@ -6,7 +6,7 @@ import torch
 
 from hkd.data.base import ArrayDataset, DatasetInfo, check_split, datasets
 from hkd.data.download import downloading
-from hkd.data.resize import resize
+from hkd.data.images import resize
 
 
 @datasets.register("stl10")
@@ -22,7 +22,7 @@ def stl10(split: str, root: Path, image_size: int | None) -> ArrayDataset:
 
     split = check_split("stl10", split, ("train", "test", "unlabeled"))
     with downloading("stl10", root):
-        found = Encrypted(str(root), split=split, download=True)
-    images = resize(torch.from_numpy(found.data), image_size)
-    info = DatasetInfo("stl10", tuple(found.classes), mean=(0.4467, 0.4398, 0.4066), std=(0.2603, 0.2566, 0.2713))
-    return ArrayDataset(images, torch.from_numpy(found.labels), info)
+        source = Encrypted(str(root), split=split, download=True)
+    images = resize(torch.from_numpy(source.data), image_size)
+    info = DatasetInfo("stl10", tuple(source.classes), mean=(0.4467, 0.4398, 0.4066), std=(0.2603, 0.2566, 0.2713))
+    return ArrayDataset(images, torch.from_numpy(source.labels), info)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import random
 import sys
@@ -15,8 +14,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from hkd.data.base import FileDataset, fit, to_tensor
-from hkd.data.loader import Batches, Loader, epoch_generator
+from hkd.data.base import FileDataset
+from hkd.data.images import centre, random_resized_crop, to_tensor
+from hkd.data.loader import Batches, Loader
+from hkd.data.randomness import epoch_generator
 from hkd.errors import RequestError
 from hkd.types import Batch, Share
 
@@ -26,11 +27,11 @@ class StreamLoader(Loader):
 
     For training, a random part of the image (8 to 100 % of its area, aspect 3:4 to 4:3) is scaled to the size of the
     network and mirrored at random. For evaluation the shorter side is scaled to 8/7 of that size, and the middle is cut
-    out. What happens to an image depends on seed, epoch and index alone, not on the number of workers.
+    out. An image's pixels depend on seed, epoch and index alone, not on the number of workers.
 
     Args:
         dataset: what to load.
-        batch_size: B; the last batch of an epoch holds what is left, see :class:`Batches`.
+        batch_size: B; the last batch of an epoch holds what remains, see :class:`Batches`.
         device: where batches go; they travel as uint8.
         image_size: side in pixels of what the network sees.
         train: augment and shuffle.
@@ -56,34 +57,33 @@ class StreamLoader(Loader):
             num_workers=workers,
             persistent_workers=workers > 0,
             pin_memory=device.type == "cuda",
-            worker_init_fn=_apart,
+            worker_init_fn=_new_session,
         )
-        mean, std = (torch.tensor(v, device=device).view(3, 1, 1) for v in (dataset.info.mean, dataset.info.std))
+        mean, std = (torch.tensor(v, device=device).view(3, 1, 1) for v in dataset.info.normalisation)
         self._scale, self._shift = 1 / (255 * std), -mean / std
 
     def epoch(self, number: int, done: int = 0) -> Iterator[Batch]:
         self._order.epoch, self._order.done = number, done
-        for image, label, index in self._loaded():
+        for image, label, index in self._decoded():
             pixels = image.to(self.device, non_blocking=True).contiguous(memory_format=torch.channels_last)
             normalised = torch.addcmul(self._shift, pixels.float(), self._scale)
             yield Batch(normalised, label.to(self.device, non_blocking=True), index.to(self.device, non_blocking=True))
 
-    def _loaded(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    def _decoded(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         try:
             yield from self._loader
         except RequestError as error:  # from a worker it comes wrapped in that process's traceback
-            last = str(error).strip().splitlines()[-1]
-            told = last.removeprefix("hkd.errors.RequestError: ")
-            raise RequestError(f"{told}; mend or remove it, or go on without it with --bad-images skip") from None
+            message = str(error).strip().splitlines()[-1].removeprefix("hkd.errors.RequestError: ")
+            raise RequestError(f"{message}; fix or remove it, or skip it with --bad-images skip") from None
 
 
-def _apart(worker: int) -> None:
-    """A signal to the group of a run's processes is for the one that saves; workers are ended by it."""
+def _new_session(worker: int) -> None:
+    """Keeps a signal to the process group from the workers: the main process saves first, and then ends them."""
     os.setsid()
 
 
 class _EpochOrder:
-    """(epoch, index) of the images of each batch: workers outlive an epoch and have to be told which it is."""
+    """(epoch, index) of the images of each batch: workers outlive an epoch and have to know which one it is."""
 
     def __init__(self, batches: Batches, seed: int | None) -> None:
         self.batches = batches
@@ -97,9 +97,8 @@ class _EpochOrder:
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         order = torch.arange(self.batches.count)
         if self.seed is not None:
-            generator = epoch_generator(self.seed, self.epoch, torch.device("cpu"))
-            order = torch.randperm(self.batches.count, generator=generator)
-        for batch in islice(self.batches.own(order), self.done, None):
+            order = torch.randperm(self.batches.count, generator=epoch_generator(self.seed, self.epoch))
+        for batch in islice(self.batches.split(order), self.done, None):
             yield [(self.epoch, index) for index in batch.tolist()]
 
 
@@ -112,21 +111,7 @@ class _Views(TorchDataset[tuple[Tensor, int, int]]):
         self.flip = flip
         self.seed = seed
         self.skip_bad = skip_bad
-        self._told: set[int] = set()
-
-    def _readable(self, index: int) -> tuple[Image.Image, int]:
-        """The image, or the next one that can be read, and which it is."""
-        for ahead in range(len(self.dataset)):
-            number = (index + ahead) % len(self.dataset)
-            try:
-                return self.dataset.decode(number), number
-            except RequestError as error:
-                if not self.skip_bad or ahead + 1 == len(self.dataset):
-                    raise
-                if number not in self._told:
-                    print(f"warning: left out, {error}", file=sys.stderr)
-                    self._told.add(number)
-        raise AssertionError("an empty data set has no indices")
+        self._warned: set[int] = set()
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int, int]:
         epoch, index = key
@@ -134,30 +119,22 @@ class _Views(TorchDataset[tuple[Tensor, int, int]]):
         if self.seed is None:
             view = centre(image, self.size)
         else:
-            choice = random.Random(f"{self.seed} {epoch} {index}")
-            view = random_resized_crop(image, self.size, choice)
-            if self.flip and choice.random() < 0.5:
+            generator = random.Random(f"{self.seed} {epoch} {index}")
+            view = random_resized_crop(image, self.size, generator)
+            if self.flip and generator.random() < 0.5:
                 view = view.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         return to_tensor(view), int(self.dataset.labels[index]), index
 
-
-def random_resized_crop(image: Image.Image, size: int, choice: random.Random) -> Image.Image:
-    """A random part of an image, scaled to a square (Szegedy et al., "Going Deeper with Convolutions", CVPR 2015)."""
-    width, height = image.size
-    for _ in range(10):
-        area = width * height * choice.uniform(0.08, 1)
-        aspect = math.exp(choice.uniform(math.log(3 / 4), math.log(4 / 3)))
-        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
-        if 0 < w <= width and 0 < h <= height:
-            left, top = choice.randint(0, width - w), choice.randint(0, height - h)
-            box = (left, top, left + w, top + h)
-            return image.resize((size, size), Image.Resampling.BILINEAR, box=box)
-    return fit(image, size)
-
-
-def centre(image: Image.Image, size: int) -> Image.Image:
-    """The middle of an image whose shorter side is scaled to 8/7 of ``size`` (256 for 224)."""
-    scale = round(size * 8 / 7) / min(image.size)
-    scaled = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BILINEAR)
-    left, top = (scaled.width - size) // 2, (scaled.height - size) // 2
-    return scaled.crop((left, top, left + size, top + size))
+    def _readable(self, index: int) -> tuple[Image.Image, int]:
+        """The image, or the next one that can be read, and its index."""
+        for ahead in range(len(self.dataset)):
+            number = (index + ahead) % len(self.dataset)
+            try:
+                return self.dataset.decode(number), number
+            except RequestError as error:
+                if not self.skip_bad or ahead + 1 == len(self.dataset):
+                    raise
+                if number not in self._warned:
+                    print(f"warning: skipped, {error}", file=sys.stderr)
+                    self._warned.add(number)
+        raise AssertionError("an empty data set has no indices")

@@ -15,7 +15,7 @@ MD5 = "90528d7ca1a48142e341f4ef8d21d0de"
 
 @datasets.register("tiny-imagenet")
 def tiny_imagenet(split: str, root: Path, image_size: int | None) -> FileDataset:
-    """The official archive, read as it is, or its folder: ``root`` itself or ``tiny-imagenet-200*`` in it.
+    """The official archive, read in place, or its folder: ``root`` itself or ``tiny-imagenet-200*`` in it.
 
     The validation labels come from ``val_annotations.txt``. Downloaded with a checksum where missing. The paper
     down-samples it to 32x32 (``image_size=32``).
@@ -33,7 +33,10 @@ def tiny_imagenet(split: str, root: Path, image_size: int | None) -> FileDataset
         rows = [line.split("\t") for line in _text(files, "val/val_annotations.txt").splitlines() if line]
         wrong = next((row for row in rows if len(row) < 2 or row[1] not in label_of), None)
         if wrong is not None:
-            raise RequestError(f"dataset: val_annotations.txt of {files.path} has the line {' '.join(wrong)!r}")
+            raise RequestError(
+                f"dataset: expected lines of an image and its class in val_annotations.txt of {files.path}; "
+                f"got {' '.join(wrong)!r}"
+            )
         names = [f"val/images/{row[0]}" for row in rows]
         labels = [label_of[row[1]] for row in rows]
     info = DatasetInfo(
@@ -49,10 +52,10 @@ def tiny_imagenet(split: str, root: Path, image_size: int | None) -> FileDataset
 def _find(root: Path) -> Files:
     if root.is_file() or (root / "wnids.txt").is_file():
         return open_files(root)
-    # An unpacked folder before an archive: it is read faster.
-    found = sorted(root.glob("tiny-imagenet-200*"), key=lambda path: (path.is_file(), path.name))
-    if found:
-        return open_files(found[0])
+    # A folder comes before an archive: it is read faster.
+    candidates = sorted(root.glob("tiny-imagenet-200*"), key=lambda path: (path.is_file(), path.name))
+    if candidates:
+        return open_files(candidates[0])
     from torchvision.datasets.utils import download_url
 
     with downloading("tiny-imagenet", root):
@@ -62,5 +65,5 @@ def _find(root: Path) -> Files:
 
 def _text(files: Files, name: str) -> str:
     if name not in files.names:
-        raise RequestError(f"dataset: {files.path} is no TinyImageNet: it has no {name}")
+        raise RequestError(f"dataset: {files.path} is not TinyImageNet: it has no {name}")
     return files.read(name).decode()

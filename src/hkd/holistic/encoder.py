@@ -52,9 +52,9 @@ class GraphEncoder(nn.Module):
     def __init__(self, dim: int, hops: int = 1, layers: int = 1) -> None:
         super().__init__()
         if hops < 0:
-            raise ValueError(f"hops: messages travel 0 or more hops; got {hops}")
+            raise ValueError(f"hops: expected 0 or more; got {hops}")
         if layers < 1:
-            raise ValueError(f"layers: the encoder has at least one layer; got {layers}")
+            raise ValueError(f"layers: expected 1 or more; got {layers}")
         self.layers = nn.ModuleList(TAGConv(dim, hops) for _ in range(layers))
 
     def forward(self, x: Tensor, adjacency: Tensor) -> Tensor:

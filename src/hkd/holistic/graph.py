@@ -1,4 +1,4 @@
-"""The attributed graph of a batch: who is predicted alike."""
+"""The attributed graph of a batch: edges between images with similar predictions."""
 
 import torch
 from torch import Tensor
@@ -8,7 +8,7 @@ from hkd.numerics.precision import at_least_float32, full_precision
 
 
 def knn_graph(logits: Tensor, k: int) -> Tensor:
-    r"""Each image's neighbourhood: itself and the k - 1 others that its network predicts most alike.
+    r"""Each image's neighbourhood: itself and the k - 1 others with the most similar predictions of its network.
 
     .. math:: p_a = \mathrm{softmax}(l_a), \qquad \mathrm{similarity}(a, b) = \cos(p_a, p_b)
 
@@ -17,11 +17,11 @@ def knn_graph(logits: Tensor, k: int) -> Tensor:
 
     Args:
         logits: (B, C) predictions of one network, in any floating type; the arithmetic is at least float32.
-        k: size of a neighbourhood, the node itself included. A batch smaller than k gives all it has, so a batch of
-            one has its self loop only.
+        k: size of a neighbourhood, the node itself included. A batch smaller than k gives all its images, so a
+            batch of one has its self loop only.
 
     Returns:
-        (B, min(k, B)) int64 indices into the batch, each row's own index first, then by falling similarity.
+        (B, min(k, B)) int64 indices into the batch, each row's index first, then by falling similarity.
 
     Raises:
         ValueError: k is below 1.
@@ -29,7 +29,7 @@ def knn_graph(logits: Tensor, k: int) -> Tensor:
     Source: Zhou et al., "Distilling Holistic Knowledge with Graph Neural Networks", ICCV 2021, section 3.2.
     """
     if k < 1:
-        raise ValueError(f"k: a neighbourhood holds at least the node itself, so k >= 1; got {k}")
+        raise ValueError(f"k: expected 1 or more; got {k}")
     with full_precision(logits):
         direction = F.normalize(at_least_float32(logits.detach()).softmax(dim=1), dim=1)
         similarity = direction @ direction.T

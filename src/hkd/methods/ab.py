@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from hkd.config import option
 from hkd.methods.base import Initialisation, Method, Setup, Weights, methods
 from hkd.methods.stages import channels, pair_stages, regressor, summed, to_same_size
+from hkd.options import option
 from hkd.types import Batch, ModelOutput
 
 SCALE = 3 / 1000
@@ -19,8 +19,8 @@ SCALE = 3 / 1000
 class BoundaryConfig:
     """The settings of AB."""
 
-    margin: float = option(1.0, "how far beyond the boundary a value is pushed")
-    init_epochs: int = option(30, "epochs of the initialisation stage")
+    margin: float = option(1.0, "how far beyond the boundary a value is pushed", gt=0)
+    init_epochs: int = option(30, "epochs of the initialisation stage", ge=0)
 
 
 def hinge(student: Tensor, teacher: Tensor, margin: float) -> Tensor:
@@ -39,9 +39,9 @@ class AB(Method[BoundaryConfig]):
         \begin{cases} \max(0, m - r(P_s))^2 & P_t > 0 \\ \max(0, m + r(P_s))^2 & P_t \le 0 \end{cases}
 
     P are the stage maps (B, c, h, w) before their last ReLU, at the smaller of both resolutions; r is a trained 1x1
-    convolution with batch normalisation, or nothing where the maps have one shape; the margin m is 1. Of a network
-    that does not tell what stands before its ReLU the map behind it serves: the student's as it is, of the teacher's
-    whether a value is above 0, which at a smaller resolution is what most of its values are.
+    convolution with batch normalisation, or nothing where the maps have one shape; the margin m is 1. For a network
+    whose preactivations are not known the map after the ReLU serves: the student's as it is, of the teacher's whether a
+    value is above 0, which at a smaller resolution is what most of its values are.
 
     Published as an initialisation of 30 epochs, after which the student learns from labels: β = 0.
     """
@@ -49,11 +49,10 @@ class AB(Method[BoundaryConfig]):
     Config = BoundaryConfig
     settings = "ab"
     weights = Weights(method=0.0)
+    needs = frozenset({"features", "preactivations"})
 
     def __init__(self, setup: Setup, config: BoundaryConfig) -> None:
         super().__init__(setup, config)
-        if not config.margin > 0:
-            raise ValueError(f"margin: expected a number above 0; got {config.margin}")
         self.margin = config.margin
         self.pairs = pair_stages(setup, "ab")
         self.connectors = nn.ModuleList(
@@ -65,11 +64,11 @@ class AB(Method[BoundaryConfig]):
         self.initialisation = Initialisation(config.init_epochs, self.forward)
 
     def forward(self, batch: Batch, student: ModelOutput, teacher: ModelOutput) -> dict[str, Tensor]:
-        ours = student.preactivations or student.features
-        theirs = teacher.preactivations or [(map_ > 0).to(map_.dtype) - 0.5 for map_ in teacher.features]
+        maps_s = student.preactivations or student.features
+        maps_t = teacher.preactivations or [(map_ > 0).to(map_.dtype) - 0.5 for map_ in teacher.features]
         terms = []
         for depth, (connector, (s, t)) in enumerate(zip(self.connectors, self.pairs, strict=True), 1):
-            a, b = to_same_size(ours[s], theirs[t])
+            a, b = to_same_size(maps_s[s], maps_t[t])
             weight = 2.0 ** (depth - len(self.pairs))
             terms.append(weight * hinge(connector(a).float(), b, self.margin))
         return {"boundary": SCALE * summed(terms) / len(batch.label)}

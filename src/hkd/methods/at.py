@@ -28,6 +28,7 @@ class AT(Method[NoConfig]):
     """
 
     weights = Weights(method=1000.0)
+    needs = frozenset({"features"})
 
     def __init__(self, setup: Setup, config: NoConfig) -> None:
         super().__init__(setup, config)

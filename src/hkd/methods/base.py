@@ -27,14 +27,14 @@ class Weights(NamedTuple):
 
 @dataclass(frozen=True)
 class Setup:
-    """What a method may know when it is built.
+    """What a method is built from.
 
     Attributes:
-        student, teacher: the two networks in numbers, at the image size of the training.
+        student, teacher: widths and stages of the two networks, at the image size of the training.
         num_samples: N, how many training images there are.
         labels: (N,) their classes.
         seed: of the run.
-        networks: the student and the teacher themselves, for a method that shows them other images than the batch.
+        networks: the student and the teacher, for a method that shows them other images than the batch.
     """
 
     student: ModelInfo
@@ -50,9 +50,9 @@ class Initialisation:
     """A stage before the training, in which the sum of ``terms`` alone is minimised.
 
     Attributes:
-        epochs: how long it takes.
-        terms: takes the batch, the student's output and the teacher's; without the student's where ``with_student`` is
-            False.
+        epochs: its length.
+        terms: a function of the batch, the student's output and the teacher's; without the student's where
+            ``with_student`` is False.
         with_student: whether the student is run and trained in it; if not, only parts of the method are.
         lr: its learning rate; None is the run's at the start.
         milestones: when, as parts of the stage, the rate is divided by 10.
@@ -64,14 +64,10 @@ class Initialisation:
     lr: float | None = None
     milestones: tuple[float, ...] = ()
 
-    def __post_init__(self) -> None:
-        if self.epochs < 0:
-            raise ValueError(f"init_epochs: expected 0 or more; got {self.epochs}")
-
     def __call__(self, batch: Batch, student: ModelOutput | None, teacher: ModelOutput) -> dict[str, Tensor]:
         """The terms, with no way for a gradient to the teacher."""
-        seen = (student, teacher.detach()) if self.with_student else (teacher.detach(),)
-        return self.terms(batch, *seen)
+        outputs = (student, teacher.detach()) if self.with_student else (teacher.detach(),)
+        return self.terms(batch, *outputs)
 
     def lr_at(self, epoch: int, lr: float) -> float:
         """The learning rate of an epoch of the stage, counted from 0, in a run that starts with ``lr``."""
@@ -87,16 +83,28 @@ class NoConfig:
 C = TypeVar("C")
 
 
+NEEDS = frozenset({"logits", "embedding", "features", "preactivations", "images"})
+"""What a method may need of the teacher: parts of its output for the batch, or its output for other images."""
+
+
 class Method(nn.Module, ABC, Generic[C]):
     """A way to learn from a teacher beside the labels and the classical distillation term.
 
-    A method owns whatever it trains; the loop optimises all its parameters, saves all its state, and calls it once a
+    A method owns all that it trains; the loop optimises all its parameters, saves all its state, and calls it once a
     step with both networks' outputs. The teacher's carry no gradient (:meth:`__call__` sees to it).
 
     Class attributes:
-        Config: a frozen dataclass of its settings, written in the same file. They go by ``--<settings>.<field>``.
+        Config: a frozen dataclass of its settings, written in the same file, each with its range. On the command line
+            they are ``--<settings>.<field>``.
         settings: the prefix of its settings on the command line.
         weights: the published defaults.
+        needs: which of :data:`NEEDS` it reads of the teacher. What is not needed may be missing from the
+            :class:`ModelOutput` that it is called with; without "images" the teacher need not be run at all where its
+            outputs are known. "preactivations" beside "features" are read where a network has them.
+        revision: raised by one whenever the method learns something else than before from the same settings. Part of a
+            run's key.
+        always_trains_all: whether each of its parameters gets a gradient in every step of the training in which its
+            weight is not 0. False where parts are trained in its initialisation alone.
 
     Attributes:
         initialisation: the stage before the training, of a method that has one.
@@ -107,14 +115,28 @@ class Method(nn.Module, ABC, Generic[C]):
     Config: ClassVar[type[Any]] = NoConfig
     settings: ClassVar[str] = ""
     weights: ClassVar[Weights] = Weights()
+    needs: ClassVar[frozenset[str]] = NEEDS
+    revision: ClassVar[int] = 1
+    always_trains_all: ClassVar[bool] = True
 
     initialisation: Initialisation | None = None
     warmup_epochs: int = 0
     pairs: tuple[tuple[int, int], ...] = ()
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if wrong := sorted(cls.needs - NEEDS):
+            raise TypeError(f"{cls.__name__}.needs: expected some of {', '.join(sorted(NEEDS))}; got {wrong[0]!r}")
+
     @abstractmethod
     def __init__(self, setup: Setup, config: C) -> None:
         super().__init__()
+        self.config = config
+
+    @classmethod
+    def default_weights(cls, config: C) -> Weights:
+        """The published weights, which may depend on the settings."""
+        return cls.weights
 
     def __call__(self, batch: Batch, student: ModelOutput, teacher: ModelOutput) -> dict[str, Tensor]:
         """:meth:`forward`, with no way for a gradient to the teacher, whatever loop calls it."""
@@ -125,6 +147,13 @@ class Method(nn.Module, ABC, Generic[C]):
     def forward(self, batch: Batch, student: ModelOutput, teacher: ModelOutput) -> dict[str, Tensor]:
         """The method's terms: named, unweighted, scalar. Their sum is what its weight multiplies."""
 
+    def undo_step(self) -> None:
+        """Takes back what the last call in training mode changed beside gradients, for a step that is skipped.
 
-methods: Registry[type[Method[Any]]] = Registry("method")
+        A method with a memory overrides it, so that a skipped step leaves no trace in it; without waiting for the
+        device. A second call does nothing.
+        """
+
+
+methods: Registry[type[Method[Any]]] = Registry("method", package="hkd.methods", entry_points="hkd.methods")
 """Methods by name. A method registers itself with ``@methods.register("name")``."""

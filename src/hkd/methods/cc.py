@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hkd.config import option
 from hkd.methods.base import Method, Setup, Weights, methods
 from hkd.numerics.gather import gather
 from hkd.numerics.precision import full_precision
+from hkd.options import option
 from hkd.types import Batch, ModelOutput
 
 
@@ -22,9 +22,9 @@ class CorrelationConfig:
     """The settings of CC. Bandwidth and order are the paper's, the width the benchmark's."""
 
     kernel: Literal["rbf", "adjacent"] = option("rbf", "rbf (the paper), or the benchmark's adjacent pairs")
-    gamma: float = option(0.4, "bandwidth of the Gaussian kernel")
-    order: int = option(2, "order of its Taylor series")
-    embedding_dim: int = option(128, "d, width of both linear embeddings")
+    gamma: float = option(0.4, "bandwidth of the Gaussian kernel", gt=0)
+    order: int = option(2, "order of its Taylor series", ge=1)
+    embedding_dim: int = option(128, "d, width of both linear embeddings", ge=1)
 
 
 def gaussian_correlations(embedding: Tensor, gamma: float, order: int) -> Tensor:
@@ -55,13 +55,10 @@ class CC(Method[CorrelationConfig]):
     Config = CorrelationConfig
     settings = "cc"
     weights = Weights(method=0.02)
+    needs = frozenset({"embedding"})
 
     def __init__(self, setup: Setup, config: CorrelationConfig) -> None:
         super().__init__(setup, config)
-        if config.order < 1 or config.embedding_dim < 1:
-            raise ValueError(f"order, embedding_dim: expected 1 or more; got {config.order}, {config.embedding_dim}")
-        if not config.gamma > 0:
-            raise ValueError(f"gamma: expected a number above 0; got {config.gamma}")
         self.config = config
         self.embed_student = nn.Linear(setup.student.embedding_dim, config.embedding_dim)
         self.embed_teacher = nn.Linear(setup.teacher.embedding_dim, config.embedding_dim)

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hkd.config import option
 from hkd.methods.base import Method, Setup, Weights, methods
-from hkd.numerics.gather import gather, own
-from hkd.numerics.memory import BankType, MemoryBank, NegativeSampler
+from hkd.numerics.gather import gather, local_part
+from hkd.numerics.memory import BankType, MemoryBank, as_index
+from hkd.numerics.negatives import NegativeSampler
 from hkd.numerics.precision import at_least_float32, full_precision
+from hkd.options import option
 from hkd.types import Batch, ModelOutput
 
 
@@ -22,12 +23,12 @@ from hkd.types import Batch, ModelOutput
 class ContrastiveConfig:
     """The settings of CRD. Defaults are the paper's, but for the sampling."""
 
-    embedding_dim: int = option(128, "d, width of both linear embeddings")
-    num_negatives: int = option(16384, "K, negatives of each anchor")
-    temperature: float = option(0.07, "τ")
-    momentum: float = option(0.5, "what a row of a memory bank keeps of itself at each visit")
+    embedding_dim: int = option(128, "d, width of both linear embeddings", ge=1)
+    num_negatives: int = option(16384, "K, negatives of each anchor", ge=1)
+    temperature: float = option(0.07, "τ", gt=0)
+    momentum: float = option(0.5, "the part of a memory bank's row that stays at each visit", ge=0, lt=1)
     sampling: Literal["shared", "per_sample"] = option(
-        "shared", "one draw a batch, or an own draw for each anchor (as published; many times slower)"
+        "shared", "one draw a batch, or a draw for each anchor (as published; many times slower)"
     )
     bank_dtype: BankType = option("float32", "of the memory banks; bfloat16 and float16 take half the memory")
 
@@ -41,11 +42,11 @@ class NCE(nn.Module):
     With u(x) = x - log Z - log(m/N) these are -logσ(u(x⁺)) - Σ logσ(-u(x_j)), which is how they are computed: nothing
     overflows, in float32 whatever the networks compute in.
 
-    Z is the mean of N e^x over the first batch, as published; a batch that gives none that is finite leaves the
-    estimate to the next one.
+    Z is the mean of N e^x over the first batch of the training, as published; a batch in which it is not finite leaves
+    the estimate to the next one.
 
     Attributes:
-        log_z: scalar buffer, log Z; not a number before the first batch.
+        log_z: scalar buffer, log Z; NaN before the first batch.
     """
 
     log_z: Tensor
@@ -54,59 +55,66 @@ class NCE(nn.Module):
         super().__init__()
         self.num_samples = num_samples
         self.register_buffer("log_z", torch.tensor(math.nan))
-        self._known = False
+        self._known = False  # whether log_z was finite before the last call
+        self._can_undo = False
 
     def forward(self, positive: Tensor, negatives: Tensor, mask: Tensor) -> Tensor:
         """The mean over the batch.
 
         Args:
             positive: (B,) similarities over τ.
-            negatives: (B, K) likewise.
+            negatives: (B, K) similarities over τ.
             mask: (B, K), which of them are negatives of the anchor.
         """
         count = mask.sum(dim=1).clamp(min=1)
         self._known = self._known or bool(self.log_z.isfinite())  # waits for the device in the first two steps only
+        log_z = self.log_z
         if not self._known:
-            self._estimate(positive.detach(), negatives.detach().masked_fill(~mask, -math.inf), mask)
-        shift = self.log_z + (count / self.num_samples).log()
-        apart = F.logsigmoid(shift[:, None] - negatives).masked_fill(~mask, 0).sum(dim=1)
-        return -(F.logsigmoid(positive - shift) + apart).mean()
+            log_z = self._estimate(positive.detach(), negatives.detach().masked_fill(~mask, -math.inf), mask)
+            if self.training:
+                self.log_z.copy_(log_z)
+        self._can_undo = self.training
+        shift = log_z + (count / self.num_samples).log()
+        noise = F.logsigmoid(shift[:, None] - negatives).masked_fill(~mask, 0).sum(dim=1)
+        return -(F.logsigmoid(positive - shift) + noise).mean()
 
     @torch.no_grad()
-    def _estimate(self, positive: Tensor, negatives: Tensor, mask: Tensor) -> None:
-        """Takes Z from this batch, that of all processes."""
+    def _estimate(self, positive: Tensor, negatives: Tensor, mask: Tensor) -> Tensor:
+        """log Z from this batch, that of all processes; NaN where it is not finite."""
         every = torch.cat([positive[:, None], negatives], dim=1).flatten()
         total, count = gather(every.logsumexp(dim=0)[None]), gather((mask.sum() + len(positive))[None])
-        mean = total.logsumexp(dim=0) - count.sum().log()
-        found = mean + math.log(self.num_samples)
-        self.log_z.copy_(torch.where(found.isfinite(), found, math.nan))
+        log_z = total.logsumexp(dim=0) - count.sum().log() + math.log(self.num_samples)
+        return torch.where(log_z.isfinite(), log_z, math.nan)
+
+    def undo_step(self) -> None:
+        """Takes the estimate back if the last call in training mode made it."""
+        if self._can_undo and not self._known:
+            self.log_z.fill_(math.nan)
+        self._can_undo = False
 
 
 @methods.register("crd")
 class CRD(Method[ContrastiveConfig]):
     r"""Tian et al., "Contrastive Representation Distillation", ICLR 2020.
 
-    Each network's embedding (B, D) goes through a trained linear layer to a unit vector v of width d, and is contrasted
-    with the other network's memory bank M (N, d): the row of the same image against K rows of other classes.
+    A trained linear layer takes each network's embedding (B, D) to a unit vector v of width d, which is contrasted with
+    the other network's memory bank M (N, d): the row of the same image against K rows of other classes.
 
     .. math:: \mathrm{NCE}(v_s^\top M_t / \tau) + \mathrm{NCE}(v_t^\top M_s / \tau)
 
     See :class:`NCE`. The banks follow with momentum .5 after the loss. The paper draws K rows of other classes for each
-    anchor (``sampling="per_sample"``); by default here one draw of K rows serves the batch, an anchor's own class is
-    masked, and m counts the rows that are left. With many classes that is nearly K, at the cost of one matrix product.
+    anchor (``sampling="per_sample"``); by default here one draw of K rows serves the batch, the anchor's class is
+    masked, and m counts the other rows. With many classes that is nearly K, at the cost of one matrix product.
     β = .8, K = 16384, τ = .07 are the paper's.
     """
 
     Config = ContrastiveConfig
     settings = "crd"
     weights = Weights(method=0.8)
+    needs = frozenset({"embedding"})
 
     def __init__(self, setup: Setup, config: ContrastiveConfig) -> None:
         super().__init__(setup, config)
-        if not config.temperature > 0:
-            raise ValueError(f"temperature: expected a number above 0; got {config.temperature}")
-        if config.embedding_dim < 1:
-            raise ValueError(f"embedding_dim: expected 1 or more; got {config.embedding_dim}")
         self.config = config
         self.embed_student = nn.Linear(setup.student.embedding_dim, config.embedding_dim)
         self.embed_teacher = nn.Linear(setup.teacher.embedding_dim, config.embedding_dim)
@@ -116,9 +124,11 @@ class CRD(Method[ContrastiveConfig]):
         )
         self.sampler = NegativeSampler(setup.num_samples, config.num_negatives, setup.labels, setup.seed)
         self.nce_student, self.nce_teacher = NCE(setup.num_samples), NCE(setup.num_samples)
+        self._can_undo = False
 
     def forward(self, batch: Batch, student: ModelOutput, teacher: ModelOutput) -> dict[str, Tensor]:
-        index, dtype = batch.index, self.embed_student.weight.dtype
+        dtype = self.embed_student.weight.dtype
+        index = as_index(batch.index, self.embed_student.weight.device)
         with full_precision(student.embedding):
             v_s = F.normalize(self.embed_student(student.embedding.to(dtype)), dim=1)
             v_t = F.normalize(self.embed_teacher(teacher.embedding.to(dtype)), dim=1)
@@ -126,8 +136,9 @@ class CRD(Method[ContrastiveConfig]):
                 rows = self.sampler.shared()
                 mask = self.sampler.class_of(index)[:, None] != self.sampler.class_of(rows)[None, :]
             else:
-                rows = own(self.sampler.per_sample(gather(index)))
-                mask = torch.ones_like(rows, dtype=torch.bool)
+                rows, surplus = self.sampler.per_sample(gather(index))
+                mask = torch.ones_like(rows, dtype=torch.bool) if surplus is None else ~surplus
+                rows, mask = local_part(rows), local_part(mask)
             terms = {
                 "contrast_student": self._contrast(self.nce_student, v_s, self.bank_teacher.rows, index, rows, mask),
                 "contrast_teacher": self._contrast(self.nce_teacher, v_t, self.bank_student.rows, index, rows, mask),
@@ -137,7 +148,17 @@ class CRD(Method[ContrastiveConfig]):
                 self.bank_student.update(index, gather(v_s.detach()))
                 self.bank_teacher.update(index, gather(v_t.detach()))
                 self.sampler.draws += 1
+                self._can_undo = True
         return terms
+
+    def undo_step(self) -> None:
+        if self._can_undo:
+            for bank in (self.bank_student, self.bank_teacher):
+                bank.undo_update()
+            for nce in (self.nce_student, self.nce_teacher):
+                nce.undo_step()
+            self.sampler.draws -= 1
+            self._can_undo = False
 
     def _contrast(self, nce: NCE, anchor: Tensor, bank: Tensor, index: Tensor, rows: Tensor, mask: Tensor) -> Tensor:
         anchor = anchor / self.config.temperature

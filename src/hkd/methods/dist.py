@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn import functional as F
 
-from hkd.config import option
 from hkd.methods.base import Method, Setup, Weights, methods
 from hkd.numerics.gather import gather
 from hkd.numerics.precision import at_least_float32
+from hkd.options import option
 from hkd.types import Batch, ModelOutput
 
 
@@ -18,11 +18,11 @@ from hkd.types import Batch, ModelOutput
 class DistConfig:
     """The settings of DIST. The temperature is the paper's for CIFAR-100."""
 
-    temperature: float = option(4.0, "T (the paper: 4 on CIFAR-100, 1 on ImageNet)")
+    temperature: float = option(4.0, "T (the paper: 4 on CIFAR-100, 1 on ImageNet)", gt=0)
 
 
 def pearson_distance(a: Tensor, b: Tensor) -> Tensor:
-    """1 - the Pearson correlation of each row with its counterpart, meaned: (R, n) and (R, n) -> scalar."""
+    """1 - the Pearson correlation of each row with its counterpart, the mean: (R, n) and (R, n) -> scalar."""
     a, b = (x - x.mean(dim=1, keepdim=True) for x in (a, b))
     return 1 - F.cosine_similarity(a, b, dim=1).mean()
 
@@ -41,11 +41,10 @@ class DIST(Method[DistConfig]):
     Config = DistConfig
     settings = "dist"
     weights = Weights(method=2.0)
+    needs = frozenset({"logits"})
 
     def __init__(self, setup: Setup, config: DistConfig) -> None:
         super().__init__(setup, config)
-        if not config.temperature > 0:
-            raise ValueError(f"temperature: expected a number above 0; got {config.temperature}")
         self.temperature = config.temperature
 
     def forward(self, batch: Batch, student: ModelOutput, teacher: ModelOutput) -> dict[str, Tensor]:

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hkd.config import option
 from hkd.methods.base import Method, Setup, methods
 from hkd.numerics.precision import at_least_float32
+from hkd.options import option
 from hkd.types import Batch, ModelOutput
 
 
@@ -18,10 +18,12 @@ from hkd.types import Batch, ModelOutput
 class DecoupledConfig:
     """The settings of DKD. The weights are the authors' for resnet32x4 -> resnet8x4."""
 
-    temperature: float = option(4.0, "T")
-    target_weight: float = option(1.0, "of the target-class term")
-    nontarget_weight: float = option(8.0, "of the term of the other classes (the authors use 0.5 to 8, by pair)")
-    warmup_epochs: int = option(20, "epochs over which the weight of both terms rises to β")
+    temperature: float = option(4.0, "T", gt=0)
+    target_weight: float = option(1.0, "weight of the target-class term", ge=0)
+    nontarget_weight: float = option(
+        8.0, "weight of the term of the other classes (the authors: 0.5 to 8, by pair)", ge=0
+    )
+    warmup_epochs: int = option(20, "epochs over which the weight of both terms rises to β", ge=0)
 
 
 @methods.register("dkd")
@@ -32,19 +34,15 @@ class DKD(Method[DecoupledConfig]):
 
     each a mean over the batch. b = (p_y, 1 - p_y) is the binary probability of the label y under p = softmax(l / T),
     p̂ the softmax of the logits l / T of the other classes alone (B, C - 1). α = 1, β = 8 and the warm-up of 20 epochs
-    are the authors'; both weights stand in the terms.
+    are the authors'; the terms include both weights.
     """
 
     Config = DecoupledConfig
     settings = "dkd"
+    needs = frozenset({"logits"})
 
     def __init__(self, setup: Setup, config: DecoupledConfig) -> None:
         super().__init__(setup, config)
-        if not config.temperature > 0:
-            raise ValueError(f"temperature: expected a number above 0; got {config.temperature}")
-        for name in ("target_weight", "nontarget_weight", "warmup_epochs"):
-            if not getattr(config, name) >= 0:
-                raise ValueError(f"{name}: expected 0 or more; got {getattr(config, name)}")
         self.config = config
         self.warmup_epochs = config.warmup_epochs
 
@@ -57,7 +55,7 @@ class DKD(Method[DecoupledConfig]):
             log_p = (logits / temperature).log_softmax(dim=1)
             rest = log_p.masked_fill(is_target, -torch.inf).logsumexp(dim=1, keepdim=True)
             binary.append(torch.cat([log_p.gather(1, label), rest], dim=1))
-            # What a removed class adds to a divergence is 0; a finite log keeps 0 times it from being not a number.
+            # What a removed class adds to a divergence is 0; a finite log keeps 0 times it from being NaN.
             others.append((log_p - rest).masked_fill(is_target, -1000.0))
         scale = temperature**2
         target_term = scale * F.kl_div(binary[0], binary[1], reduction="batchmean", log_target=True)

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn import functional as F
 
-from hkd.config import option
 from hkd.methods.base import Method, Setup, Weights, methods
 from hkd.methods.stages import channels, pair_stages, paired_maps, regressor
+from hkd.options import option
 from hkd.types import Batch, ModelOutput
 
 
@@ -17,7 +17,7 @@ from hkd.types import Batch, ModelOutput
 class FitNetConfig:
     """The settings of FitNet. The stage is the benchmark's."""
 
-    stage: int = option(2, "which stage map of the student is compared; 0 is the stem's")
+    stage: int = option(2, "which stage map of the student is compared; 0 is the stem's", ge=0)
 
 
 @methods.register("fitnet")
@@ -35,6 +35,7 @@ class FitNet(Method[FitNetConfig]):
     Config = FitNetConfig
     settings = "fitnet"
     weights = Weights(method=100.0)
+    needs = frozenset({"features"})
 
     def __init__(self, setup: Setup, config: FitNetConfig) -> None:
         super().__init__(setup, config)

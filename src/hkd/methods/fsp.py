@@ -7,11 +7,11 @@ from itertools import pairwise
 
 from torch import Tensor
 
-from hkd.config import option
 from hkd.errors import IncompatibleError
 from hkd.methods.base import Initialisation, Method, Setup, Weights, methods
 from hkd.methods.stages import channels, pair_stages, summed, to_same_size
 from hkd.numerics.precision import at_least_float32, full_precision
+from hkd.options import option
 from hkd.types import Batch, ModelOutput
 
 
@@ -19,7 +19,7 @@ from hkd.types import Batch, ModelOutput
 class FlowConfig:
     """The settings of FSP."""
 
-    init_epochs: int = option(30, "epochs of the initialisation stage")
+    init_epochs: int = option(30, "epochs of the initialisation stage", ge=0)
 
 
 def flow(shallow: Tensor, deep: Tensor) -> Tensor:
@@ -45,22 +45,23 @@ class FSP(Method[FlowConfig]):
     Config = FlowConfig
     settings = "fsp"
     weights = Weights(method=0.0)
+    needs = frozenset({"features"})
 
     def __init__(self, setup: Setup, config: FlowConfig) -> None:
         super().__init__(setup, config)
         self.pairs = pair_stages(setup, "fsp", stem=True, least=2)
-        ours, theirs = zip(*(channels(setup, pair) for pair in self.pairs), strict=True)
-        if ours != theirs:
+        widths_s, widths_t = zip(*(channels(setup, pair) for pair in self.pairs), strict=True)
+        if widths_s != widths_t:
             raise IncompatibleError(
                 f"method: fsp compares Gram matrices, so stage maps need equal numbers of channels; "
-                f"{setup.student.name} has {ours}, {setup.teacher.name} {theirs}"
+                f"{setup.student.name} has {widths_s}, {setup.teacher.name} {widths_t}"
             )
         self.initialisation = Initialisation(config.init_epochs, self.forward)
 
     def forward(self, batch: Batch, student: ModelOutput, teacher: ModelOutput) -> dict[str, Tensor]:
         terms = []
         for (s, t), (s_next, t_next) in pairwise(self.pairs):
-            ours = flow(student.features[s], student.features[s_next])
-            theirs = flow(teacher.features[t], teacher.features[t_next])
-            terms.append((ours - theirs).square().mean())
+            flow_s = flow(student.features[s], student.features[s_next])
+            flow_t = flow(teacher.features[t], teacher.features[t_next])
+            terms.append((flow_s - flow_t).square().mean())
         return {"flow": summed(terms)}

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hkd.config import option
 from hkd.methods.base import Initialisation, Method, Setup, Weights, methods
 from hkd.methods.stages import pair_stages, to_same_size, unit
 from hkd.numerics.precision import at_least_float32
+from hkd.options import option
 from hkd.types import Batch, ModelOutput
 
 
@@ -19,9 +19,9 @@ from hkd.types import Batch, ModelOutput
 class FactorConfig:
     """The settings of FT. Ratio and epochs are the benchmark's."""
 
-    ratio: float = option(0.5, "width of a factor, as a part of the teacher's last stage map's")
-    init_epochs: int = option(30, "epochs in which the paraphraser learns to reconstruct")
-    init_lr: float = option(0.01, "learning rate of that stage")
+    ratio: float = option(0.5, "width of a factor, as a part of the teacher's last stage map's", gt=0, le=1)
+    init_epochs: int = option(30, "epochs in which the paraphraser learns to reconstruct", ge=0)
+    init_lr: float = option(0.01, "learning rate of that stage", gt=0)
 
 
 def factor_layers(inwards: int, factor: int, *, normalise: bool) -> nn.Sequential:
@@ -55,9 +55,9 @@ class FT(Method[FactorConfig]):
 
     .. math:: \mathrm{mean}\; | n(Q_s) - n(Q_t) |, \qquad n(x) = x / \|x\|_2
 
-    over the values of both factors, p = 1. Q_t is the code that the paraphraser, an auto-encoder, makes of the
-    teacher's last stage map (B, c, h, w); Q_s what the translator makes of the student's, in the same width and at the
-    smaller of both resolutions. An initialisation of 30 epochs trains the paraphraser to reconstruct the teacher's map;
+    over the values of both factors, p = 1. Q_t is the code of the teacher's last stage map (B, c, h, w) by
+    the paraphraser, an auto-encoder; Q_s that of the student's by the translator, in the same width and at the smaller
+    of both resolutions. An initialisation of 30 epochs trains the paraphraser to reconstruct the teacher's map;
     afterwards it is fixed. β = 200 is the RepDistiller benchmark's, which compares channel means of squared factors
     instead: their unit vectors have fewer values, so that its term is some sqrt(c) times this one.
     """
@@ -65,13 +65,11 @@ class FT(Method[FactorConfig]):
     Config = FactorConfig
     settings = "ft"
     weights = Weights(method=200.0)
+    needs = frozenset({"features"})
+    always_trains_all = False  # the paraphraser is trained in the initialisation alone
 
     def __init__(self, setup: Setup, config: FactorConfig) -> None:
         super().__init__(setup, config)
-        if not 0 < config.ratio <= 1:
-            raise ValueError(f"ratio: expected a part in (0, 1]; got {config.ratio}")
-        if not config.init_lr > 0:
-            raise ValueError(f"init_lr: expected a number above 0; got {config.init_lr}")
         self.pairs = pair_stages(setup, "ft")[-1:]
         student, teacher = setup.student.stages[-1][0], setup.teacher.stages[-1][0]
         width = max(1, int(config.ratio * teacher))
@@ -88,6 +86,6 @@ class FT(Method[FactorConfig]):
 
     def forward(self, batch: Batch, student: ModelOutput, teacher: ModelOutput) -> dict[str, Tensor]:
         with torch.no_grad():
-            theirs = self.paraphraser.encoder(teacher.features[-1])
-        ours, theirs = to_same_size(self.translator(student.features[-1]), theirs)
-        return {"factor": F.l1_loss(unit(at_least_float32(ours)), unit(at_least_float32(theirs)))}
+            factor_t = self.paraphraser.encoder(teacher.features[-1])
+        factor_s, factor_t = to_same_size(self.translator(student.features[-1]), factor_t)
+        return {"factor": F.l1_loss(unit(at_least_float32(factor_s)), unit(at_least_float32(factor_t)))}

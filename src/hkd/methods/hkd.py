@@ -1,40 +1,47 @@
 """Holistic knowledge distillation as a method of the training loop."""
 
+from __future__ import annotations
+
 from dataclasses import asdict, dataclass
 
 from torch import Tensor
 
-from hkd.config import option
 from hkd.holistic import HolisticLoss
-from hkd.holistic.loss import GraphOf, NegativeBank, Sampling
+from hkd.holistic.branch import GraphOf
+from hkd.holistic.loss import NegativeBank
+from hkd.holistic.negatives import Sampling
 from hkd.methods.base import Method, Setup, Weights, methods
 from hkd.numerics.memory import BankStart, BankType
+from hkd.options import option
 from hkd.types import Batch, ModelOutput
 
 
 @dataclass(frozen=True)
 class HolisticConfig:
-    """The settings of HKD. Defaults are the paper's, but for negatives and bank_start: see ``docs/results.md``.
+    """The settings of HKD, with the defaults of :class:`hkd.HolisticLoss`: the paper's, but for ``bank_start``.
 
-    The code released with the paper has ``negatives="same", bank_start="random"``.
+    The code released with the paper has ``negatives="same", bank_start="random"``, in a loop of one's own
+    ``HolisticLoss.as_released(...)``. ``docs/results.md`` compares them.
     """
 
-    embedding_dim: int = option(128, "d, the width of the embeddings")
-    k: int = option(8, "size of a neighbourhood in the batch graph, the image itself included")
-    hops: int = option(1, "how far messages travel in one graph layer (L of the TAGCN formula)")
-    layers: int = option(1, "stacked graph layers")
-    num_negatives: int = option(16384, "K, negatives of each anchor")
-    temperature: float = option(0.07, "τ of the four contrasts")
-    momentum: float = option(0.9, "what a row of a memory bank keeps of itself at each visit")
-    smoothing: float = option(0.75, "the memory's part in the holistic positives")
+    embedding_dim: int = option(128, "d, the width of the embeddings", ge=1)
+    k: int = option(8, "size of a neighbourhood in the batch graph, the image itself included", ge=1)
+    hops: int = option(1, "how far messages travel in one graph layer (L of the TAGCN formula)", ge=0)
+    layers: int = option(1, "stacked graph layers", ge=1)
+    num_negatives: int = option(16384, "K, negatives of each anchor", ge=1)
+    temperature: float = option(0.07, "τ of the four contrasts", gt=0)
+    momentum: float = option(0.9, "the part of a memory bank's row that stays at each visit", ge=0, lt=1)
+    smoothing: float = option(0.75, "the memory's part in the holistic positives", ge=0, le=1)
     negatives: NegativeBank = option(
         "opposite",
-        "whose bank they come from: the opposite (the paper), or the same as the anchor's (its code)",
+        "the bank they come from: the opposite one (the paper), or the same as the anchor's (its code)",
     )
-    sampling: Sampling = option("shared", "one draw a batch, all rows, or an own draw for each anchor")
+    sampling: Sampling = option("shared", "one draw a batch, all rows, or a draw for each anchor")
     bank_start: BankStart = option("first", "what bank rows start as: the first embedding seen, or random (the paper)")
     bank_dtype: BankType = option("float32", "of the memory banks; bfloat16 and float16 take half the memory")
-    graph: GraphOf = option("global", "of several processes: one graph of all their images, or each its own (local)")
+    graph: GraphOf = option(
+        "global", "with several processes: one graph of all their images, or one for each process (local)"
+    )
 
 
 @methods.register("hkd")
@@ -48,6 +55,7 @@ class HKD(Method[HolisticConfig]):
     Config = HolisticConfig
     settings = "holistic"
     weights = Weights(method=3.0)
+    needs = frozenset({"logits", "embedding"})
 
     def __init__(self, setup: Setup, config: HolisticConfig) -> None:
         super().__init__(setup, config)
@@ -63,3 +71,6 @@ class HKD(Method[HolisticConfig]):
     def forward(self, batch: Batch, student: ModelOutput, teacher: ModelOutput) -> dict[str, Tensor]:
         terms = self.loss.step(student.embedding, student.logits, teacher.embedding, teacher.logits, batch.index)
         return terms._asdict()
+
+    def undo_step(self) -> None:
+        self.loss.undo_step()

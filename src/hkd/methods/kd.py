@@ -1,10 +1,22 @@
 """Classical knowledge distillation."""
 
+from __future__ import annotations
+
+from dataclasses import dataclass
+
 from torch import Tensor
 from torch.nn import functional as F
 
-from hkd.methods.base import Method, NoConfig, Setup, Weights, methods
+from hkd.methods.base import Method, Setup, Weights, methods
+from hkd.options import option
 from hkd.types import Batch, ModelOutput
+
+
+@dataclass(frozen=True)
+class KDConfig:
+    """The setting of KD, the benchmark's."""
+
+    temperature: float = option(4.0, "T of the KD term", gt=0)
 
 
 def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
@@ -24,17 +36,21 @@ def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) 
 
 
 @methods.register("kd")
-class KD(Method[NoConfig]):
+class KD(Method[KDConfig]):
     """Hinton et al., "Distilling the Knowledge in a Neural Network", 2015.
 
-    See :func:`kd_loss`. Every other method can be combined with this term (``NAME+kd``, or ``--kd-weight``, α). On its
-    own it is that same term with the benchmark's weights, .1 CE + .9 KD, so its own weight (β) is 0.
+    See :func:`kd_loss`. The training objective holds this very term beside every other method, with weight α
+    (``--kd-weight``, or ``NAME+kd``) and temperature ``--kd-temperature``. On its own it is that same term with the
+    benchmark's weights, .1 CE + .9 KD, so β, which would count it twice, is 0.
     """
 
+    Config = KDConfig
     weights = Weights(ce=0.1, kd=0.9, method=0.0)
+    needs = frozenset({"logits"})
 
-    def __init__(self, setup: Setup, config: NoConfig) -> None:
+    def __init__(self, setup: Setup, config: KDConfig) -> None:
         super().__init__(setup, config)
+        self.temperature = config.temperature
 
     def forward(self, batch: Batch, student: ModelOutput, teacher: ModelOutput) -> dict[str, Tensor]:
-        return {"kd": kd_loss(student.logits, teacher.logits, temperature=4.0)}
+        return {"kd": kd_loss(student.logits, teacher.logits, self.temperature)}

@@ -36,6 +36,7 @@ class NST(Method[NoConfig]):
     """
 
     weights = Weights(method=50.0)
+    needs = frozenset({"features"})
 
     def __init__(self, setup: Setup, config: NoConfig) -> None:
         super().__init__(setup, config)

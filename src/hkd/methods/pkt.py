@@ -12,10 +12,10 @@ from hkd.types import Batch, ModelOutput
 
 
 def neighbour_probabilities(embedding: Tensor) -> Tensor:
-    """The chance that one image picks another, (cosine + 1) / 2 with rows summing to 1: (B, D) -> (B, B)."""
+    """The probability that one image picks another, (cosine + 1) / 2 with rows summing to 1: (B, D) -> (B, B)."""
     unit = F.normalize(embedding, dim=1)
     similarity = (unit @ unit.T + 1) / 2
-    # Opposite images have chance 0, up to a rounding that must not become negative.
+    # Opposite images have probability 0, up to a rounding that must not become negative.
     return (similarity / similarity.sum(dim=1, keepdim=True)).clamp(min=1e-7)
 
 
@@ -30,6 +30,7 @@ class PKT(Method[NoConfig]):
     """
 
     weights = Weights(method=30000.0)
+    needs = frozenset({"embedding"})
 
     def __init__(self, setup: Setup, config: NoConfig) -> None:
         super().__init__(setup, config)

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hkd.config import option
 from hkd.methods.base import Method, Setup, Weights, methods
 from hkd.methods.stages import channels, pair_stages, summed
 from hkd.numerics.precision import at_least_float32
+from hkd.options import option
 from hkd.types import Batch, ModelOutput
 
 if TYPE_CHECKING:
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 class ReviewConfig:
     """The settings of ReviewKD, as the authors'."""
 
-    widest: int = option(512, "largest width of the fused maps")
-    warmup_epochs: int = option(20, "epochs over which the weight rises to β")
+    widest: int = option(512, "largest width of the fused maps", ge=1)
+    warmup_epochs: int = option(20, "epochs over which the weight rises to β", ge=0)
 
 
 class AttentionFusion(nn.Module):
-    """Joins a stage's map with what was fused of the deeper ones, by an attention over the two at each position."""
+    """Fuses a stage's map with the fused map of the deeper stages, by an attention over the two at each position."""
 
     def __init__(self, inwards: int, mid: int, outwards: int, *, fuse: bool) -> None:
         super().__init__()
@@ -46,8 +46,8 @@ class AttentionFusion(nn.Module):
         if self.attention is not None:
             assert deeper is not None
             deeper = F.interpolate(deeper, fused.shape[2:])
-            mine, theirs = self.attention(torch.cat([fused, deeper], dim=1)).split(1, dim=1)
-            fused = fused * mine + deeper * theirs
+            of_stage, of_deeper = self.attention(torch.cat([fused, deeper], dim=1)).split(1, dim=1)
+            fused = fused * of_stage + deeper * of_deeper
         if fused.shape[2:] != size:
             fused = F.interpolate(fused, size)
         return self.outer(fused), fused
@@ -75,7 +75,7 @@ class ReviewKD(Method[ReviewConfig]):
     .. math:: \sum_l \mathrm{HCL}(\mathrm{ABF}_l(F_s^l, R^{l+1}),\, F_t^l)
 
     The student's stage maps (B, c, h, w) and its embedding, as a map of 1x1, are visited from deep to shallow; each is
-    fused with what was fused of the deeper ones, R (:class:`AttentionFusion`), brought to the teacher's width and size,
+    fused with the fused map R of the deeper ones (:class:`AttentionFusion`), brought to the teacher's width and size,
     and compared with the teacher's map before its ReLU, where that is known (:func:`hierarchical_distance`). The
     warm-up of 20 epochs is the authors', as is β = 5, for resnet32x4 -> resnet8x4 (.6 to 8 for other pairs).
     """
@@ -83,13 +83,10 @@ class ReviewKD(Method[ReviewConfig]):
     Config = ReviewConfig
     settings = "reviewkd"
     weights = Weights(method=5.0)
+    needs = frozenset({"embedding", "features", "preactivations"})
 
     def __init__(self, setup: Setup, config: ReviewConfig) -> None:
         super().__init__(setup, config)
-        if config.widest < 1:
-            raise ValueError(f"widest: expected 1 or more; got {config.widest}")
-        if config.warmup_epochs < 0:
-            raise ValueError(f"warmup_epochs: expected 0 or more; got {config.warmup_epochs}")
         self.warmup_epochs = config.warmup_epochs
         self.pairs = pair_stages(setup, "reviewkd")
         widths = [channels(setup, pair) for pair in self.pairs]
@@ -100,11 +97,11 @@ class ReviewKD(Method[ReviewConfig]):
         )
 
     def forward(self, batch: Batch, student: ModelOutput, teacher: ModelOutput) -> dict[str, Tensor]:
-        theirs = teacher.preactivations or teacher.features
-        ours = [*(student.features[s] for s, _ in self.pairs), student.embedding[:, :, None, None]]
-        goals = [*(theirs[t] for _, t in self.pairs), teacher.embedding[:, :, None, None]]
+        maps_t = teacher.preactivations or teacher.features
+        maps_s = [*(student.features[s] for s, _ in self.pairs), student.embedding[:, :, None, None]]
+        goals = [*(maps_t[t] for _, t in self.pairs), teacher.embedding[:, :, None, None]]
         terms, fused = [], None
-        for fusion, feature, goal in reversed(list(zip(self.fusions, ours, goals, strict=True))):
+        for fusion, feature, goal in reversed(list(zip(self.fusions, maps_s, goals, strict=True))):
             compared, fused = fusion(feature, fused, goal.shape[2:])
             terms.append(hierarchical_distance(at_least_float32(compared), at_least_float32(goal)))
         return {"review": summed(terms)}

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hkd.config import option
 from hkd.methods.base import Method, Setup, methods
 from hkd.numerics.gather import gather
 from hkd.numerics.precision import at_least_float32, full_precision
+from hkd.options import option
 from hkd.types import Batch, ModelOutput
 
 
@@ -19,8 +19,8 @@ from hkd.types import Batch, ModelOutput
 class RelationalConfig:
     """The settings of RKD: the weights of its two terms, as in the paper."""
 
-    distance_weight: float = option(25.0, "of the distance term")
-    angle_weight: float = option(50.0, "of the angle term")
+    distance_weight: float = option(25.0, "weight of the distance term", ge=0)
+    angle_weight: float = option(50.0, "weight of the angle term", ge=0)
 
 
 def relative_distances(x: Tensor) -> Tensor:
@@ -31,8 +31,8 @@ def relative_distances(x: Tensor) -> Tensor:
 
 def angles(x: Tensor) -> Tensor:
     """The cosine of the angle that images i and k span at image j, (B, D) -> (B, B, B) with j first."""
-    to = F.normalize(x[None, :, :] - x[:, None, :], dim=2)
-    return to @ to.transpose(1, 2)
+    direction = F.normalize(x[None, :, :] - x[:, None, :], dim=2)
+    return direction @ direction.transpose(1, 2)
 
 
 @methods.register("rkd")
@@ -42,19 +42,17 @@ class RKD(Method[RelationalConfig]):
     .. math:: 25 \cdot \mathrm{Huber}\Big(\frac{d(s_i, s_j)}{\mu_s}, \frac{d(t_i, t_j)}{\mu_t}\Big)
         + 50 \cdot \mathrm{Huber}(\angle s_i s_j s_k,\, \angle t_i t_j t_k)
 
-    of the embeddings (B, D) that enter the classifiers; d is the Euclidean distance, μ its mean over the pairs that lie
-    apart, and both terms are means over all pairs and triples. The weights 25 and 50 are the paper's and stand in the
-    terms; β = 1.
+    of the embeddings (B, D) that enter the classifiers; d is the Euclidean distance, μ its mean over the pairs whose
+    distance is not 0, and both terms are means over all pairs and triples. The weights 25 and 50 are the paper's; the
+    terms include them, and β = 1.
     """
 
     Config = RelationalConfig
     settings = "rkd"
+    needs = frozenset({"embedding"})
 
     def __init__(self, setup: Setup, config: RelationalConfig) -> None:
         super().__init__(setup, config)
-        for name in ("distance_weight", "angle_weight"):
-            if not getattr(config, name) >= 0:
-                raise ValueError(f"{name}: expected 0 or more; got {getattr(config, name)}")
         self.config = config
 
     def forward(self, batch: Batch, student: ModelOutput, teacher: ModelOutput) -> dict[str, Tensor]:

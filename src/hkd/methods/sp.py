@@ -29,6 +29,7 @@ class SP(Method[NoConfig]):
     """
 
     weights = Weights(method=3000.0)
+    needs = frozenset({"features"})
 
     def __init__(self, setup: Setup, config: NoConfig) -> None:
         super().__init__(setup, config)

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hkd.config import option
 from hkd.methods.base import Initialisation, Method, Setup, Weights, methods
 from hkd.numerics.precision import at_least_float32, full_precision
+from hkd.options import option
 from hkd.types import Batch, ModelOutput
 
 
@@ -20,18 +20,22 @@ from hkd.types import Batch, ModelOutput
 class SelfSupervisedConfig:
     """The settings of SSKD, as the authors'."""
 
-    rotated_weight: float = option(2.7, "of the term on the rotated images' logits")
-    similarity_weight: float = option(10.0, "of the term on the similarities")
-    rotated_temperature: float = option(4.0, "T of the rotated images' logits")
-    similarity_temperature: float = option(0.5, "T of the similarities")
-    rotated_keep: float = option(1.0, "part kept of the rotated images that the teacher gets wrong")
-    similarity_keep: float = option(0.75, "part kept of the rotated images whose upright one the teacher does not find")
-    init_epochs: int = option(60, "epochs in which the teacher's head learns to find the upright image")
-    init_lr: float = option(0.05, "learning rate of that stage, divided by 10 after half and three quarters of it")
+    rotated_weight: float = option(2.7, "weight of the term on the rotated images' logits", ge=0)
+    similarity_weight: float = option(10.0, "weight of the term on the similarities", ge=0)
+    rotated_temperature: float = option(4.0, "T of the rotated images' logits", gt=0)
+    similarity_temperature: float = option(0.5, "T of the similarities", gt=0)
+    rotated_keep: float = option(1.0, "part kept of the rotated images that the teacher gets wrong", ge=0, le=1)
+    similarity_keep: float = option(
+        0.75, "part kept of the rotated images whose upright one the teacher does not rank first", ge=0, le=1
+    )
+    init_epochs: int = option(60, "epochs in which the teacher's head learns to rank the upright image first", ge=0)
+    init_lr: float = option(
+        0.05, "learning rate of that stage, divided by 10 after half and three quarters of it", gt=0
+    )
 
 
 def rotations(image: Tensor) -> Tensor:
-    """An image by 90, 180 and 270 degrees: (B, 3, H, H) -> (3 B, 3, H, H), all of 90 first."""
+    """Images turned by 90, 180 and 270 degrees: (B, 3, H, H) -> (3 B, 3, H, H), all of 90 first."""
     return torch.cat([image.rot90(turns, dims=(2, 3)) for turns in (1, 2, 3)])
 
 
@@ -40,19 +44,19 @@ def similarities(upright: Tensor, rotated: Tensor) -> Tensor:
     return F.normalize(rotated, dim=1) @ F.normalize(upright, dim=1).T
 
 
-def selective_kl(student: Tensor, teacher: Tensor, right: Tensor, temperature: float, keep: float) -> Tensor:
+def selective_kl(student: Tensor, teacher: Tensor, target: Tensor, temperature: float, keep: float) -> Tensor:
     r"""T² KL(softmax(t / T) || softmax(s / T)), a mean over the rows that are worth learning.
 
-    Rows are ranked by the place of the right column among the teacher's; all rows that have it first are kept and,
+    Rows are ranked by the place of the target column among the teacher's; all rows that have it first are kept and,
     in that order, the given part of the others. Looks at no value on the host.
 
     Args:
         student, teacher: (R, C).
-        right: (R,) columns.
+        target: (R,) columns.
         temperature: T.
-        keep: part of the wrong rows, rounded down.
+        keep: part of the rows that do not have it first, rounded down.
     """
-    place = (teacher > teacher.gather(1, right[:, None])).sum(dim=1)
+    place = (teacher > teacher.gather(1, target[:, None])).sum(dim=1)
     wrong = (place > 0).sum()
     kept = len(place) - wrong + (wrong * keep).floor()
     order = torch.empty_like(place)
@@ -64,7 +68,7 @@ def selective_kl(student: Tensor, teacher: Tensor, right: Tensor, temperature: f
 
 
 @contextmanager
-def running_statistics_kept(network: nn.Module) -> Iterator[None]:
+def frozen_running_statistics(network: nn.Module) -> Iterator[None]:
     """Batch normalisation by the batch, as in training, that leaves the running statistics alone."""
     tracking = [part for part in network.modules() if getattr(part, "track_running_stats", False)]
     for part in tracking:
@@ -91,69 +95,65 @@ class SSKD(Method[SelfSupervisedConfig]):
         + 10\; T'^2\,\mathrm{KL}(\mathrm{softmax}(A_t / T') \| \mathrm{softmax}(A_s / T')), \quad T = 4,\ T' = .5
 
     l̃ (3B, C) are the logits of the batch's images rotated by 90, 180 and 270 degrees. A (3B, B) are the cosines of
-    each rotated image with each upright one, of what a head of two layers makes of the embeddings (B, D). Of the
-    rotated images whose upright one is not the teacher's first, the worse quarter is left out (:func:`selective_kl`).
-    The head of the teacher learns to find the upright image in an initialisation of 60 epochs and is then fixed.
+    each rotated image with each upright one, between the outputs of a head of two layers on the embeddings (B, D). Of
+    the rotated images whose upright one the teacher does not rank first, the worst quarter is not used
+    (:func:`selective_kl`). The head of the teacher learns to rank the upright image first in an initialisation of 60
+    epochs and is then fixed.
 
-    The weights stand in the terms; β = 1, with γ = .1 and α = .9 of CE and KD on the upright images. The method shows
-    both networks the rotated images in a pass of its own, whose batch statistics stay out of the student's running
-    ones: upright images are tested by the statistics of upright images. (The authors pass all four views at once.)
+    The terms include the weights; β = 1, with γ = .1 and α = .9 of CE and KD on the upright images. The method shows
+    both networks the rotated images in a second pass, whose batch statistics stay out of the student's running ones:
+    upright images are tested by the statistics of upright images. (The authors pass all four views at once.)
     """
 
     Config = SelfSupervisedConfig
     settings = "sskd"
     weights = Weights(ce=0.1, kd=0.9, method=1.0)
+    needs = frozenset({"embedding", "images"})
+    always_trains_all = False  # the teacher's head is trained in the initialisation alone
 
     def __init__(self, setup: Setup, config: SelfSupervisedConfig) -> None:
         super().__init__(setup, config)
-        for name in ("rotated_temperature", "similarity_temperature", "init_lr"):
-            if not getattr(config, name) > 0:
-                raise ValueError(f"{name}: expected a number above 0; got {getattr(config, name)}")
-        for name in ("rotated_keep", "similarity_keep"):
-            if not 0 <= getattr(config, name) <= 1:
-                raise ValueError(f"{name}: expected a part in [0, 1]; got {getattr(config, name)}")
-        for name in ("rotated_weight", "similarity_weight"):
-            if not getattr(config, name) >= 0:
-                raise ValueError(f"{name}: expected 0 or more; got {getattr(config, name)}")
         if setup.networks is None:
-            raise ValueError("networks: the method shows the networks rotated images, so it needs them")
+            raise ValueError("networks: expected the student and the teacher, which see rotated images; got none")
         self.config = config
         self.networks = setup.networks  # in a tuple: they are no parts of the method
         self.head_student = SelfSupervisedHead(setup.student.embedding_dim)
         self.head_teacher = SelfSupervisedHead(setup.teacher.embedding_dim)
         self.initialisation = Initialisation(
-            config.init_epochs, self.find_upright, with_student=False, lr=config.init_lr, milestones=(0.5, 0.75)
+            config.init_epochs, self.rank_upright, with_student=False, lr=config.init_lr, milestones=(0.5, 0.75)
         )
 
-    def find_upright(self, batch: Batch, teacher: ModelOutput) -> dict[str, Tensor]:
+    def rank_upright(self, batch: Batch, teacher: ModelOutput) -> dict[str, Tensor]:
         """The term of the initialisation: the cross-entropy of which upright image a rotated one is."""
         with torch.no_grad():
             turned = self.networks[1](rotations(batch.image))
-        return {"upright": F.cross_entropy(self._alike(self.head_teacher, teacher, turned), self._own(batch))}
+        return {
+            "upright": F.cross_entropy(self._cosines(self.head_teacher, teacher, turned), self._upright_columns(batch))
+        }
 
     def forward(self, batch: Batch, student: ModelOutput, teacher: ModelOutput) -> dict[str, Tensor]:
         image, config = rotations(batch.image), self.config
-        with running_statistics_kept(self.networks[0]):
+        with frozen_running_statistics(self.networks[0]):
             turned_s = self.networks[0](image)
         with torch.no_grad():
             turned_t = self.networks[1](image)
-            alike_t = self._alike(self.head_teacher, teacher, turned_t)
-        alike_s = self._alike(self.head_student, student, turned_s)
+            cosines_t = self._cosines(self.head_teacher, teacher, turned_t)
+        cosines_s = self._cosines(self.head_student, student, turned_s)
         logits_s, logits_t = (at_least_float32(turned.logits) for turned in (turned_s, turned_t))
         label = batch.label.repeat(3)
         rotated = selective_kl(logits_s, logits_t, label, config.rotated_temperature, config.rotated_keep)
         similarity = selective_kl(
-            alike_s, alike_t, self._own(batch), config.similarity_temperature, config.similarity_keep
+            cosines_s, cosines_t, self._upright_columns(batch), config.similarity_temperature, config.similarity_keep
         )
         return {"rotated": config.rotated_weight * rotated, "similarity": config.similarity_weight * similarity}
 
     @staticmethod
-    def _alike(head: nn.Module, upright: ModelOutput, turned: ModelOutput) -> Tensor:
+    def _cosines(head: nn.Module, upright: ModelOutput, turned: ModelOutput) -> Tensor:
         made = [at_least_float32(head(out.embedding)) for out in (upright, turned)]
         with full_precision(upright.embedding):
             return similarities(*made)
 
     @staticmethod
-    def _own(batch: Batch) -> Tensor:
+    def _upright_columns(batch: Batch) -> Tensor:
         """(3 B,) which column is the upright one of each rotated image."""
         return torch.arange(len(batch.label), device=batch.label.device).repeat(3)

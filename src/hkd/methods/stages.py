@@ -1,4 +1,4 @@
-"""How stage maps of two networks are put beside one another, whatever their numbers, widths and resolutions."""
+"""How stage maps of two networks are paired, whatever their numbers, widths and resolutions."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ def pair_stages(setup: Setup, method: str, *, stem: bool = False, least: int = 1
     Args:
         setup: of the method.
         method: its name, for the error.
-        stem: whether the stems' maps take part.
+        stem: whether the stems' maps are paired too.
         least: how many pairs the method needs.
 
     Returns:
         (student, teacher) positions in ``ModelOutput.features``, shallow to deep.
 
     Raises:
-        IncompatibleError: a network shows too few stage maps.
+        IncompatibleError: a network has too few stage maps.
     """
     first = 0 if stem else 1
-    ours, theirs = len(setup.student.stages), len(setup.teacher.stages)
-    count = min(ours, theirs) - first
+    stages_s, stages_t = len(setup.student.stages), len(setup.teacher.stages)
+    count = min(stages_s, stages_t) - first
     if count < least:
-        fewest = setup.student if ours <= theirs else setup.teacher
+        fewest = setup.student if stages_s <= stages_t else setup.teacher
         raise IncompatibleError(
             f"method: {method} compares {least} or more stage maps{'' if stem else ' behind the stem'}, and "
-            f"{fewest.name} shows {max(len(fewest.stages) - first, 0)}; wrap_model(..., stages=...) names them"
+            f"{fewest.name} has {max(len(fewest.stages) - first, 0)}; wrap_model(..., stages=...) names them"
         )
-    return tuple((ours - n, theirs - n) for n in range(count, 0, -1))
+    return tuple((stages_s - n, stages_t - n) for n in range(count, 0, -1))
 
 
 def channels(setup: Setup, pair: tuple[int, int]) -> tuple[int, int]:
@@ -68,6 +68,6 @@ def summed(terms: list[Tensor]) -> Tensor:
 
 
 def regressor(student: int, teacher: int, *, relu: bool = True) -> nn.Sequential:
-    """From the student's width to the teacher's: a 1x1 convolution, batch normalisation and, if wanted, a ReLU."""
+    """From the student's width to the teacher's: a 1x1 convolution, batch normalisation and, with ``relu``, a ReLU."""
     layers = [nn.Conv2d(student, teacher, 1), nn.BatchNorm2d(teacher)]
     return nn.Sequential(*layers, nn.ReLU()) if relu else nn.Sequential(*layers)

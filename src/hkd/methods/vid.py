@@ -17,7 +17,7 @@ INITIAL_VARIANCE, SMALLEST_VARIANCE = 5.0, 1e-5
 
 
 class Gaussian(nn.Module):
-    """What the student's map says of the teacher's: a mean for each value and a variance for each channel."""
+    """The distribution of the teacher's map given the student's: a mean for each value, a variance for each channel."""
 
     def __init__(self, student: int, teacher: int) -> None:
         super().__init__()
@@ -49,6 +49,8 @@ class VID(Method[NoConfig]):
     over all values of each pair of stage maps (B, c, h, w) at the smaller of both resolutions; μ is three trained 1x1
     convolutions to the teacher's width, σ² a trained variance for each of its channels, 5 at the start. β = 1.
     """
+
+    needs = frozenset({"features"})
 
     def __init__(self, setup: Setup, config: NoConfig) -> None:
         super().__init__(setup, config)

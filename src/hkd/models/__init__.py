@@ -1,47 +1,28 @@
-"""The networks: the zoo of the field's benchmark, and everybody else's."""
+"""The networks: the zoo of the field's benchmark, and everybody else's. A file of this folder that registers a network
+is found without being listed anywhere."""
 
-from hkd.errors import RequestError, unknown
-from hkd.models import mobilenet, resnet, shufflenet, vgg, wide_resnet  # noqa: F401  (each registers its networks)
-from hkd.models.base import CifarModel, Model, ModelInfo, models
-from hkd.models.external import from_factory, from_timm, from_torchvision, wrap_model
-from hkd.models.weights import load_checkpoint, load_model, save_model
+from typing import TYPE_CHECKING
 
-__all__ = [
-    "CifarModel", "Model", "ModelInfo", "create_model", "list_models", "load_checkpoint", "load_model", "models",
-    "save_model", "wrap_model",
-]  # fmt: skip
+from hkd.lazy import lazy
 
-
-def create_model(name: str, num_classes: int, *, pretrained: bool = False) -> Model:
-    """Builds a network by name.
-
-    Args:
-        name: one of :func:`list_models`, ``timm:NAME``, ``torchvision:NAME``, or ``package.module:callable``, a factory
-            that is called with the number of classes.
-        num_classes: C, at least 2.
-        pretrained: start from the library's pretrained weights; timm and torchvision only.
-
-    Raises:
-        RequestError: the name is not known (near misses are named), or the network does not work as a classifier.
-    """
-    if num_classes < 2:
-        raise RequestError(f"num_classes: a classifier tells at least 2 classes apart; got {num_classes}")
-    library, _, rest = name.partition(":")
-    if library == "timm":
-        return from_timm(rest, num_classes, pretrained)
-    if library == "torchvision":
-        return from_torchvision(rest, num_classes, pretrained)
-    if pretrained:
-        raise RequestError(f"pretrained: only timm: and torchvision: models come with weights; got {name!r}")
-    if rest:
-        return from_factory(name, num_classes)
-    if name not in models:
-        raise unknown("model", name, models)
-    model = models[name](num_classes)
-    model.name = name
-    return model
-
-
-def list_models() -> list[str]:
-    """The names of the zoo. ``timm:`` and ``torchvision:`` names work beside them."""
-    return list(models)
+if TYPE_CHECKING:
+    from hkd.models.base import CifarModel as CifarModel
+    from hkd.models.base import Model as Model
+    from hkd.models.base import ModelInfo as ModelInfo
+    from hkd.models.base import models as models
+    from hkd.models.create import create_model as create_model
+    from hkd.models.create import list_models as list_models
+    from hkd.models.external import wrap_model as wrap_model
+    from hkd.models.weights import load_checkpoint as load_checkpoint
+    from hkd.models.weights import load_model as load_model
+    from hkd.models.weights import save_model as save_model
+else:
+    __getattr__, __dir__ = lazy(
+        __name__,
+        {
+            "hkd.models.base": ("CifarModel", "Model", "ModelInfo", "models"),
+            "hkd.models.create": ("create_model", "list_models"),
+            "hkd.models.external": ("wrap_model",),
+            "hkd.models.weights": ("load_checkpoint", "load_model", "save_model"),
+        },
+    )

@@ -130,7 +130,7 @@ class CifarModel(Model):
         return ModelOutput(self.classify(embedding), embedding, tuple(features), tuple(preactivations))
 
 
-models: Registry[Callable[[int], Model]] = Registry("model")
+models: Registry[Callable[[int], Model]] = Registry("model", package="hkd.models", entry_points="hkd.models")
 """The zoo: name -> a builder that takes the number of classes."""
 
 

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import importlib
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +14,7 @@ from torch import Tensor, nn
 
 from hkd.errors import RequestError, unknown
 from hkd.models.base import Model, evaluating
+from hkd.registry import search_working_directory
 from hkd.types import IMAGENET_MEAN, IMAGENET_STD, ModelOutput
 
 
@@ -254,8 +253,7 @@ def from_factory(path: str, num_classes: int) -> Model:
     The module is looked for in the working directory first, as ``python -m`` does.
     """
     module_name, _, attribute = path.partition(":")
-    if "" not in sys.path and str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
+    search_working_directory()
     try:
         factory = getattr(importlib.import_module(module_name), attribute)
     except Exception as error:  # importing runs the asker's own code

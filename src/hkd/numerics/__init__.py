@@ -1,1 +1,1 @@
-"""What several methods share: precision, gathering over processes, memory banks and their negatives, InfoNCE. Torch alone."""
+"""What several methods share: precision, gathering over processes, memory banks, negatives, InfoNCE. Torch alone."""

@@ -1,5 +1,6 @@
 """InfoNCE, computed without ever holding the similarities to all negatives."""
 
+import math
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -13,8 +14,9 @@ from hkd.numerics.precision import at_least_float32, full_precision
 _SIMILARITIES_AT_ONCE = {"cpu": 2**18}
 _SIMILARITIES_AT_ONCE_ELSEWHERE = 2**25
 
-Block = tuple[Tensor, Tensor | None]
-"""Some negatives, (k, d) for all anchors or (A, k, d) for each, and which are left out: (A', k), A' dividing A."""
+NegativeBlock = tuple[Tensor, Tensor | None]
+"""Some negatives, (k, d) for all anchors or (A, k, d) for each, and a mask that is True where one is no negative of an
+anchor: (A', k) where A' divides A, so that it may serve several groups of anchors; or None."""
 
 
 def info_nce(
@@ -31,36 +33,39 @@ def info_nce(
         positive: (A, d), one for each anchor.
         negatives: (K, d) for all anchors, or (A, K, d) for each.
         temperature: τ, above 0.
-        mask: (A, K) boolean, True where a negative is left out for an anchor; None to leave none out.
+        mask: (A, K) boolean, True where a row is no negative of an anchor; None where all rows are.
 
     Returns:
         A scalar, at least float32 whatever the inputs and whether or not autocast is on.
 
     Raises:
-        ValueError: the temperature is not above 0, or the negatives ask for a gradient.
+        ValueError: there is no anchor, the temperature is not a finite number above 0, or the negatives require a
+            gradient.
 
     Source: van den Oord et al., "Representation Learning with Contrastive Predictive Coding", 2018; equation 9 of Zhou
     et al., ICCV 2021.
     """
-    if temperature <= 0:
+    if not 0 < temperature < math.inf:
         raise ValueError(f"temperature: expected a number above 0; got {temperature}")
+    if len(anchor) == 0:
+        raise ValueError("anchor: expected at least one; got none")
     if negatives.requires_grad:
         raise ValueError("negatives: no gradient is computed for negatives; pass negatives.detach()")
     anchor, positive, negatives = at_least_float32(anchor), at_least_float32(positive), at_least_float32(negatives)
-    width = block_rows(anchor)
+    width = rows_per_block(anchor)
     pieces = torch.split(negatives, width, dim=-2)
     masks = [None] * len(pieces) if mask is None else torch.split(mask, width, dim=-1)
     with full_precision(anchor):
         return contrast(anchor, positive, zip(pieces, masks, strict=True), temperature).mean()
 
 
-def block_rows(anchor: Tensor) -> int:
-    """How many negatives to lay beside these anchors at a time."""
+def rows_per_block(anchor: Tensor) -> int:
+    """How many negatives to contrast with these anchors at a time."""
     similarities = _SIMILARITIES_AT_ONCE.get(anchor.device.type, _SIMILARITIES_AT_ONCE_ELSEWHERE)
     return max(1, similarities // max(1, len(anchor)))
 
 
-def contrast(anchor: Tensor, positive: Tensor, blocks: Iterable[Block], temperature: float) -> Tensor:
+def contrast(anchor: Tensor, positive: Tensor, blocks: Iterable[NegativeBlock], temperature: float) -> Tensor:
     """InfoNCE of each anchor, (A,), over negatives that arrive block by block. See :func:`info_nce`."""
     loss: Tensor = _BlockwiseInfoNCE.apply(anchor, positive, iter(blocks), temperature)
     return loss
@@ -81,18 +86,20 @@ class _BlockwiseInfoNCE(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, anchor: Tensor, positive: Tensor, blocks: Iterator[Block], temperature: float) -> Tensor:
+    def forward(
+        ctx: Any, anchor: Tensor, positive: Tensor, blocks: Iterator[NegativeBlock], temperature: float
+    ) -> Tensor:
         scaled = anchor / temperature
-        own = (scaled * positive).sum(dim=1)
-        highest = own.clone()
-        total = torch.ones_like(own)  # Z and the sum of e^s n, both divided by e^highest
+        positive_similarity = (scaled * positive).sum(dim=1)
+        highest = positive_similarity.clone()
+        total = torch.ones_like(highest)  # Z and the sum of e^s n, both divided by e^highest
         weighted = positive.clone()
         for negatives, mask in blocks:
             if negatives.shape[-2] == 0:
                 continue
             each = negatives.ndim == 3
             similarity = torch.einsum("ad,akd->ak", scaled, negatives) if each else scaled @ negatives.T
-            if mask is not None:  # the same mask may serve several groups of anchors
+            if mask is not None:
                 similarity.view(-1, *mask.shape).masked_fill_(mask, -torch.inf)
             new_highest = torch.maximum(highest, similarity.amax(dim=1))
             shrink = (highest - new_highest).exp_()
@@ -105,9 +112,9 @@ class _BlockwiseInfoNCE(torch.autograd.Function):
                 weighted.addmm_(exponential, negatives)
             highest = new_highest
         anchor_gradient = weighted.div_(total[:, None]).sub_(positive).div_(temperature)
-        positive_gradient = ((own - highest).exp_() / total - 1)[:, None] * scaled
+        positive_gradient = ((positive_similarity - highest).exp_() / total - 1)[:, None] * scaled
         ctx.save_for_backward(anchor_gradient, positive_gradient)
-        return highest + total.log() - own
+        return highest + total.log() - positive_similarity
 
     @staticmethod
     @once_differentiable

@@ -1,4 +1,4 @@
-"""Bank and softmax arithmetic loses what HKD is about in 8 or 11 bits of mantissa; it costs little in 24."""
+"""Arithmetic in float32 or more, where 8 or 11 bits of mantissa are too few: memory banks, softmax, relations."""
 
 import torch
 from torch import Tensor
@@ -10,4 +10,5 @@ def full_precision(like: Tensor) -> torch.autocast:
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:
+    """The tensor as float32 if its type is shorter, else as it is."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Sequence
 from typing import Any
 
 import plotly.graph_objects as go
 
-from hkd.report.collect import Numbers, Run
+from hkd.report.collect import Group, Numbers, Run
 from hkd.report.cost import Cost
-from hkd.studies.sweep import accuracies
+from hkd.report.sweeps import accuracies
 
 COLOURS = ("#3b82c4", "#e07b39", "#4c9f70", "#c0504d", "#8e6bbf", "#a0785a", "#d173b3", "#7f7f7f", "#b5b147", "#3fb3b3")
 MUTED = "#8a8a8a"
@@ -69,14 +70,15 @@ def _choices(choices: list[tuple[str, list[Any]]], axis: str, titles: list[str])
 CURVES = {"test top-1 (%)": "test_top1", "training top-1 (%)": "train_top1", "training loss": "loss"}
 
 
-def curves(groups: dict[str, list[Run]]) -> go.Figure:
+def curves(groups: Sequence[Group]) -> go.Figure:
     """Accuracies and loss by epoch, by a click: the mean of a group's runs, and each run faintly."""
     figure = _figure("epoch", next(iter(CURVES)), len(groups))
-    shown: dict[str, list[list[float]]] = {title: [] for title in CURVES}
-    for n, (label, runs) in enumerate(groups.items()):
+    shown: dict[str, list[list[float | None]]] = {title: [] for title in CURVES}
+    for n, group in enumerate(groups):
+        label, runs = group.label, group.runs
         for title, field in CURVES.items():
-            series = [[row[field] for row in run.rows] for run in runs]
-            means = [statistics.fmean(values) for values in zip(*series, strict=False)]
+            series = [[row.get(field) for row in run.rows] for run in runs]
+            means = [_mean(values) for values in zip(*series, strict=False)]
             shown[title] += [*(series if len(runs) > 1 else []), means]
         faint = {"color": colour(n), "width": 1}
         for run in runs if len(runs) > 1 else []:
@@ -93,6 +95,12 @@ def curves(groups: dict[str, list[Run]]) -> go.Figure:
         trace.y = values
     figure.update_layout(updatemenus=[_choices(list(shown.items()), "y", list(CURVES))])
     return figure
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    """Of the runs that have a value at an epoch; a run may be evaluated at its end alone."""
+    known = [value for value in values if value is not None]
+    return statistics.fmean(known) if known else None
 
 
 def _epochs(run: Run) -> list[int]:

@@ -19,23 +19,24 @@ import hkd
 from hkd.analysis.topology import NUMBERS
 from hkd.config import EvaluateConfig, ReportConfig
 from hkd.errors import RequestError
-from hkd.jobs import find_trained, open_test
+from hkd.files import write_text
 from hkd.report import figures
 from hkd.report.collect import (
     ClassAccuracy,
+    Group,
     Numbers,
     Run,
     by_class,
     common_and_differing,
-    comparison_of,
+    comparisons,
     experiments,
-    find_runs,
+    find_finished,
     grouped,
 )
 from hkd.report.cost import cost_of
-from hkd.report.labels import with_teachers
 from hkd.report.results import Comparison
 from hkd.report.tables import spread
+from hkd.trained import find_trained, open_test, teacher_of
 
 SAMPLES = 12
 
@@ -93,26 +94,25 @@ def write_report(config: ReportConfig) -> Path:
         RequestError: there is no finished run, or the file cannot be written.
     """
     config.check()
-    runs, folders = find_runs(config.runs)
+    runs, folders = find_finished(config.runs)
+    groups = grouped(runs)
     sections = [
-        _networks(runs),
-        _comparison(comparison_of([run for run in runs if run.is_student and run.has_predictions])),
-        _curves(runs),
+        _networks(groups),
+        _comparisons(comparisons(runs)),
+        _curves(groups),
         _sweeps(folders),
         _topologies(folders),
         _transfers(folders),
-        _classes([run for run in runs if run.has_predictions]),
-        _samples(config, runs),
+        _classes(groups),
+        _samples(config, groups),
         _configuration(runs),
-        _reproduce(runs),
+        _reproduce(groups),
     ]
     page = _render(config.title, _subtitle(runs), [section for section in sections if section is not None])
     output = Path(config.output)
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        partial = output.with_name(f"{output.name}.partial")
-        partial.write_text(page)
-        partial.replace(output)
+        write_text(output, page)
     except OSError as error:
         raise RequestError(f"output: cannot write {output} ({error.strerror})") from error
     return output
@@ -125,7 +125,7 @@ def _render(title: str, subtitle: str, sections: list[Section]) -> str:
 
 
 def _subtitle(runs: list[Run]) -> str:
-    datasets = ", ".join(sorted({str(run.asked["dataset"]) for run in runs}))
+    datasets = ", ".join(sorted({run.spec.data.dataset for run in runs}))
     return f"{len(runs)} runs on {datasets}; hkd {hkd.__version__}"
 
 
@@ -138,22 +138,21 @@ def _best_first(rows: list[tuple[float, TableRow]]) -> list[TableRow]:
     return [row for _, row in sorted(rows, key=lambda found: -found[0])]
 
 
-def _networks(runs: list[Run]) -> Section:
+def _networks(groups: list[Group]) -> Section:
     """Each group's accuracy, and what its network costs."""
     rows, points = [], []
-    for label, own in grouped(runs).items():
-        top1 = [run.summary["top1_last"] for run in own]
-        about = own[0].about
+    for group in groups:
+        top1, about = group.values("top1_last"), group.runs[0].about
         cost = cost_of(about["model"], about["num_classes"], about["image_size"]) if "image_size" in about else None
-        cells = [Cell(label), Cell(spread(top1), statistics.fmean(top1))]
-        cells.append(_number(statistics.fmean(run.summary["top1_best"] for run in own)))
-        cells.append(_number(statistics.fmean(run.summary["top5_last"] for run in own)))
+        cells = [Cell(group.label), Cell(spread(top1), statistics.fmean(top1))]
+        cells.append(_number(statistics.fmean(group.values("top1_best"))))
+        cells.append(_number(statistics.fmean(group.values("top5_last"))))
         if cost is None:
-            cells += [_number(own[0].summary["parameters"], "{:,}"), Cell("", 0.0), Cell("", 0.0)]
+            cells += [_number(next(iter(group.values("parameters")), 0), "{:,}"), Cell("", 0.0), Cell("", 0.0)]
         else:
             cells += [_number(cost.parameters, "{:,}"), _number(cost.flops / 1e6, "{:,.1f}"), _number(cost.latency_ms)]
-            points.append((label, not own[0].is_student, top1, cost))
-        cells.append(_number(statistics.fmean(run.summary["seconds"] for run in own) / 60, "{:.1f}"))
+            points.append((group.label, group.is_teacher, top1, cost))
+        cells.append(_number(statistics.fmean(group.values("seconds")) / 60, "{:.1f}"))
         rows.append((statistics.fmean(top1), TableRow(cells)))
     heads = ["network", "top-1, last epoch", "best epoch", "top-5", "parameters", "MFLOPs", "latency (ms)", "minutes"]
     text = (
@@ -167,10 +166,15 @@ def _networks(runs: list[Run]) -> Section:
     return Section("networks", "Networks", parts)
 
 
-def _comparison(comparison: Comparison | None) -> Section | None:
-    """Differences to the best baseline, with intervals."""
-    if comparison is None:
+def _comparisons(settings: list[tuple[str, Comparison]]) -> Section | None:
+    """Differences to the best baseline, with intervals, for each setting by itself."""
+    if not settings:
         return None
+    parts = [part for words, found in settings for part in _comparison(found, words if len(settings) > 1 else "")]
+    return Section("comparison", "Comparison", parts)
+
+
+def _comparison(comparison: Comparison, setting: str) -> list[Part]:
     parts = []
     for pair in comparison.numbers()["pairs"]:
         rows = []
@@ -191,12 +195,13 @@ def _comparison(comparison: Comparison | None) -> Section | None:
             "that holds 0 does not decide. ARI: by how much more "
             f"{comparison.headline or 'HKD'} improves on the student alone than the method does."
         )
-        parts.append(Part(heading=f"{pair['teacher']} → {pair['student']}", text=text, table=table))
-    return Section("comparison", "Comparison", parts)
+        heading = f"{pair['teacher']} → {pair['student']}{f' ({setting})' if setting else ''}"
+        parts.append(Part(heading=heading, text=text, table=table))
+    return parts
 
 
-def _curves(runs: list[Run]) -> Section:
-    return Section("curves", "Learning curves", [Part(figure=figures.html(figures.curves(grouped(runs))))])
+def _curves(groups: list[Group]) -> Section:
+    return Section("curves", "Learning curves", [Part(figure=figures.html(figures.curves(groups)))])
 
 
 def _sweeps(folders: list[Path]) -> Section | None:
@@ -246,11 +251,14 @@ def _means(rows: list[Numbers], names: list[str], digits: int) -> list[TableRow]
     return found
 
 
-def _classes(runs: list[Run]) -> Section | None:
+def _classes(groups: list[Group]) -> Section | None:
     """What each group finds hardest, then all its classes, folded."""
     hardest, parts = [], []
-    for label, own in grouped(runs).items():
-        classes = by_class(own)
+    for group in groups:
+        own = [run for run in group.runs if run.has_predictions]
+        if not own:
+            continue
+        label, classes = group.label, by_class(own)
         rows = [TableRow([*_of_class(c), _number(c.images, "{:,}")]) for c in classes]
         often = max(classes, key=lambda c: c.times)
         hardest.append(TableRow([Cell(label), *_of_class(classes[0])[:2], *_of_class(often)[2:], Cell(often.name)]))
@@ -272,19 +280,15 @@ def _of_class(found: ClassAccuracy) -> list[Cell]:
     ]
 
 
-def _samples(config: ReportConfig, runs: list[Run]) -> Section | None:
+def _samples(config: ReportConfig, groups: list[Group]) -> Section | None:
     """Test images on which a teacher and a student disagree, where the images can be found."""
-    student = next((run for run in runs if "method" in run.asked), None)
-    if student is None:
+    pair = _taught(groups)
+    if pair is None:
         return None
-    networks = with_teachers((str(student.path),))
-    by_weights = {run.path.resolve(): run for run in runs}
-    teacher = by_weights.get(networks[0].weights.parent.resolve())
-    if teacher is None or teacher is student or not (teacher.has_predictions and student.has_predictions):
-        return None
+    (teacher, teacher_label), (student, student_label) = pair
     asked = EvaluateConfig(checkpoint=str(student.path), data_root=config.data_root)
     try:
-        data = open_test(asked, find_trained(str(student.path), "of a run"))
+        data = open_test(asked, find_trained(student.path, "of a run"))
         (theirs, label), (ours, same) = teacher.folder.predictions(), student.folder.predictions()
         if len(data) != len(label) or not (label == same).all():
             return None
@@ -303,10 +307,23 @@ def _samples(config: ReportConfig, runs: list[Run]) -> Section | None:
     except RequestError:
         return None  # the images are elsewhere; the rest of the page does not need them
     text = (
-        f"{len(differing):,} of {len(label):,} test images are classified differently by {teacher.label} and "
-        f"{student.label} (seed {student.seed}); {len(samples)} of them, drawn at random."
+        f"{len(differing):,} of {len(label):,} test images are classified differently by {teacher_label} and "
+        f"{student_label} (seed {student.seed}); {len(samples)} of them, drawn at random."
     )
     return Section("samples", "Where teacher and student disagree", [Part(text=text, samples=samples)])
+
+
+def _taught(groups: list[Group]) -> tuple[tuple[Run, str], tuple[Run, str]] | None:
+    """A teacher and one of its students, both with predictions for the same images, and what they are called."""
+    labelled = [(run, group.label) for group in groups for run in group.runs if run.has_predictions]
+    for student, label in labelled:
+        if student.spec.teacher is None:
+            continue
+        trained = teacher_of(find_trained(student.path, "of a run"))
+        for teacher, name in labelled if trained is not None else ():
+            if trained is not None and teacher.path.resolve() == trained.weights.parent.resolve():
+                return (teacher, name), (student, label)
+    return None
 
 
 def _configuration(runs: list[Run]) -> Section:
@@ -323,13 +340,14 @@ def _configuration(runs: list[Run]) -> Section:
     )
 
 
-def _reproduce(runs: list[Run]) -> Section:
+def _reproduce(groups: list[Group]) -> Section:
     """The command for each run; what made them stands above where it is the same for all, else beside."""
-    made = [_made_by(run.summary) for run in runs]
+    labelled = [(run, group.label) for group in groups for run in group.runs]
+    made = [_made_by(run.summary) for run, _ in labelled]
     same = len(set(made)) == 1
     rows = []
-    for run, by in zip(runs, made, strict=True):
-        cells = [Cell(str(run.path)), Cell(run.label), _number(run.seed, "{:.0f}")]
+    for (run, label), by in zip(labelled, made, strict=True):
+        cells = [Cell(str(run.path)), Cell(label), _number(run.seed, "{:.0f}")]
         cells += [_number(run.summary["top1_last"]), *([] if same else [Cell(by)]), Cell(run.command)]
         rows.append(TableRow(cells))
     heads = ["run", "network", "seed", "top-1", *([] if same else ["made by"]), "command"]
@@ -337,9 +355,12 @@ def _reproduce(runs: list[Run]) -> Section:
     return Section("reproduce", "How to reproduce each number", [Part(text=text, table=Table(heads, rows))])
 
 
+MADE_BY = {"hkd": "hkd", "torch": "torch", "Python": "python"}
+
+
 def _made_by(summary: Numbers) -> str:
-    versions = f"hkd {summary['hkd']}, torch {summary['torch']}, Python {summary['python']}"
-    return f"{versions} on {summary.get('machine', summary['device'])}"
+    versions = ", ".join(f"{name} {summary[key]}" for name, key in MADE_BY.items() if key in summary)
+    return f"{versions} on {summary.get('machine', summary.get('device'))}"
 
 
 def _png(image: np.ndarray[Any, Any]) -> bytes:

@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hkd.analysis.bootstrap import Interval, paired_bootstrap
-from hkd.config import PLUS_KD
 from hkd.report.published import published
 from hkd.runtime.run_folder import RunFolder
+from hkd.spec import PLUS_KD
 
 OURS = "hkd"
 """The method that is no baseline, in whatever form."""
@@ -61,11 +61,14 @@ class Row:
         seeds = sorted(self.summaries.keys() & other.summaries.keys())
         if not seeds or self.label == other.label:
             return None
-        ours, theirs = (np.stack([_right(row.runs[seed]) for seed in seeds]) for row in (self, other))
+        pairs = [(_correct(self.runs[seed]), _correct(other.runs[seed])) for seed in seeds]
+        if len({part.shape for pair in pairs for part in pair}) > 1:  # of other test images
+            return None
+        ours, theirs = (np.stack(parts) for parts in zip(*pairs, strict=True))
         return paired_bootstrap(ours, theirs)
 
 
-def _right(run: RunFolder) -> NDArray[np.bool_]:
+def _correct(run: RunFolder) -> NDArray[np.bool_]:
     predicted, label = run.predictions()
     return np.asarray(predicted == label)
 

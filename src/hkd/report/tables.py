@@ -12,6 +12,7 @@ from typing import Any
 from tabulate import tabulate
 
 from hkd.analysis.bootstrap import Interval
+from hkd.files import write_text
 from hkd.report.published import CRD, HKD
 
 Numbers = dict[str, Any]
@@ -43,9 +44,7 @@ def write_whole(folder: Path, texts: dict[str, str]) -> None:
     """Writes files, each as a whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in texts.items():
-        partial = folder / f"{name}.partial"
-        partial.write_text(text)
-        partial.replace(folder / name)
+        write_text(folder / name, text)
 
 
 def pair_table(pair: Numbers, style: str = "simple") -> str:

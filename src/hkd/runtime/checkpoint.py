@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hkd.distiller import Objective
+from hkd.distiller import Distiller
 from hkd.errors import RequestError
 from hkd.runtime.engine import Engine
 from hkd.runtime.run_folder import RunFolder
@@ -18,9 +18,9 @@ from hkd.runtime.run_folder import RunFolder
 CHANGED = {
     "dataset": "the training images are",
     "teacher": "the teacher's weights are",
-    "batch_size": "the images a step, of all processes together, are",
+    "batch_size": "the number of images in a step, of all processes together, is",
 }
-"""What a run cannot go on without, in words."""
+"""What a run cannot continue without, in words."""
 
 
 @dataclass
@@ -30,10 +30,10 @@ class State:
     Attributes:
         epoch: finished epochs.
         step: finished steps of the next one.
-        sums: what was added up in those, see :class:`Sums`.
+        sums: of loss, terms and hits in those, see :class:`Sums`.
         epoch_seconds: what they took.
         rows: of ``metrics.jsonl``, one for each finished epoch.
-        skipped_steps: that were left out because their loss was no number.
+        skipped_steps: those whose loss was NaN or infinite.
     """
 
     epoch: int = 0
@@ -54,15 +54,15 @@ class Checkpoint:
 
     Attributes:
         run: where it is saved.
-        objective: holds student and method.
+        distiller: holds student and method.
         optimizer: as the engine prepared it.
         engine: holds the scaler of fp16.
-        origin: what a run cannot go on without, by the field that tells of it: digests of its images and its teacher.
+        origin: what a run cannot continue without, by option: digests of its images and its teacher.
         first_epoch: where a new run starts, 0 or before it.
     """
 
     run: RunFolder
-    objective: Objective
+    distiller: Distiller
     optimizer: torch.optim.Optimizer
     engine: Engine
     origin: dict[str, str]
@@ -70,12 +70,12 @@ class Checkpoint:
 
     def save(self, state: State) -> bool:
         """Writes everything. Returns whether it could; if not, it has warned."""
-        method, scaler = self.objective.method, self.engine.scaler
+        method, scaler = self.distiller.method, self.engine.scaler
         saved = self.run.save_checkpoint(
             {
                 "state": asdict(state),
                 "origin": self.origin,
-                "student": self.objective.student.state_dict(),
+                "student": self.distiller.student.state_dict(),
                 "method": method.state_dict() if method is not None else {},
                 "optimizer": self.optimizer.state_dict(),
                 "scaler": scaler.state_dict() if scaler is not None else {},
@@ -93,9 +93,9 @@ class Checkpoint:
                 several processes do not find the same.
         """
         state = self._resume()
-        place = next(iter(self.objective.student.state_dict().values()))
+        place = next(iter(self.distiller.student.state_dict().values()))
         key = hashlib.sha256(f"{state.epoch} {state.step} {place.double().sum().item()!r}".encode()).digest()
-        if not self.engine.alike(int.from_bytes(key[:6], "big")):
+        if not self.engine.all_equal(int.from_bytes(key[:6], "big")):
             raise RequestError(
                 f"run: the processes find different checkpoints; {self.run.path} has to be on a shared disk"
             )
@@ -112,9 +112,9 @@ class Checkpoint:
                 raise RequestError(
                     f"{name}: {CHANGED[name]} not what the run in {self.run.path} began with; start over with --fresh"
                 )
-        self.objective.student.load_state_dict(saved["student"])
-        if self.objective.method is not None:
-            self.objective.method.load_state_dict(saved["method"])
+        self.distiller.student.load_state_dict(saved["student"])
+        if self.distiller.method is not None:
+            self.distiller.method.load_state_dict(saved["method"])
         self.optimizer.load_state_dict(saved["optimizer"])
         if self.engine.scaler is not None:
             self.engine.scaler.load_state_dict(saved["scaler"])

@@ -27,6 +27,7 @@ class Engine:
         device: "auto" for the best there is, or "cpu", "cuda", "cuda:N", "mps".
         precision: "fp32", "bf16" or "fp16".
         seed: of Python, NumPy and torch; None leaves them as they are.
+        threads: of this process on the CPU; None leaves torch's choice.
 
     Raises:
         RequestError: the device is not there or cannot do the precision.
@@ -36,7 +37,11 @@ class Engine:
         share: which of the processes this is.
     """
 
-    def __init__(self, device: str = "auto", precision: str = "fp32", seed: int | None = None) -> None:
+    def __init__(
+        self, device: str = "auto", precision: str = "fp32", seed: int | None = None, threads: int | None = None
+    ) -> None:
+        if threads is not None:
+            torch.set_num_threads(threads)
         wanted = _device(device)
         if precision == "fp16" and (wanted.type if wanted else _best()) != "cuda":
             raise RequestError(f"precision: fp16 needs a GPU, this run is on {wanted or _best()}; use bf16 or fp32")
@@ -92,7 +97,7 @@ class Engine:
         total: Tensor = self._accelerator.reduce(values, "sum")
         return total
 
-    def largest(self, value: int) -> int:
+    def all_reduce_max(self, value: int) -> int:
         """The largest of the processes' values."""
         if self.share.processes == 1:
             return value
@@ -100,9 +105,9 @@ class Engine:
         everyone[self.share.rank] = value
         return int(self.sum(everyone).max())
 
-    def alike(self, value: int) -> bool:
+    def all_equal(self, value: int) -> bool:
         """Whether all processes have the same value."""
-        return self.largest(value) == -self.largest(-value)
+        return self.all_reduce_max(value) == -self.all_reduce_max(-value)
 
     def concatenate(self, values: Tensor) -> Tensor:
         """The values of all processes one after another, on the CPU; their lengths may differ."""

@@ -3,46 +3,60 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import sys
 import zipfile
 import zlib
 from collections.abc import Iterator
+from enum import StrEnum
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from filelock import FileLock, Timeout
 from torch import Tensor
 
 from hkd.errors import RequestError
+from hkd.files import PARTIAL, read_bytes, read_json, read_text, replacing, write_json, write_text
 from hkd.models.base import Model
 from hkd.models.weights import save_model
+from hkd.spec import WEIGHTS, RunSpec
 
 LOCK = ".lock"
+FORMAT = 2
+"""Of ``last.pt``; format 1, of version 0.1, names none."""
+LARGEST_PREDICTIONS = 2**28
 
-# What may differ when a run is continued: where it computes, not what.
-FREE_TO_CHANGE = frozenset(
-    {"run", "device", "workers", "data_root", "compile", "tensorboard", "save_minutes", "skip_bad_steps"}
-)
+
+class RunState(StrEnum):
+    """How far a run is. A failed run is not tried again unless that is asked for; a search prunes runs."""
+
+    MISSING = "missing"
+    BEGUN = "begun"
+    FINISHED = "finished"
+    FAILED = "failed"
+    PRUNED = "pruned"
 
 
 class RunFolder:
     """One run on disk.
 
     ==========================  =========================================================
-    ``config.yaml``             what was asked for, as ``--config`` takes it
+    ``config.yaml``             the specification, resolved, as ``--config`` takes it
     ``metrics.jsonl``           a line an epoch; those up to epoch 0 are of a method's initialisation
-    ``checkpoints/last.pt``     everything needed to continue
+    ``checkpoints/last.pt``     everything needed to continue; dropped when the run is finished
     ``checkpoints/previous.pt`` the same of the save before, for the case that the last cannot be read
     ``checkpoints/best.safetensors``  the network of the best epoch
     ``tensorboard/``            curves
     ``student.safetensors``     the network of the last epoch (``model.safetensors`` for `hkd train`)
     ``predictions.npz``         ``predicted`` and ``label`` of each test image, of the network of the last epoch
-    ``summary.json``            the result; its being there is what finished means
+    ``summary.json``            the result; a run that has one is finished
+    ``failed.json``             why a study's run ended without one
+    ``log.txt``                 what a study's run printed
     ==========================  =========================================================
 
     Args:
@@ -53,7 +67,7 @@ class RunFolder:
     def __init__(self, path: str | Path, writes: bool = True) -> None:
         self.path = Path(path)
         self.writes = writes
-        self._held: FileLock | None = None
+        self._lock: FileLock | None = None
         self.checkpoints = self.path / "checkpoints"
 
     @property
@@ -67,48 +81,88 @@ class RunFolder:
         return self.checkpoints / "previous.pt"
 
     @property
+    def config(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def log_file(self) -> Path:
+        return self.path / "log.txt"
+
+    @cached_property
+    def spec(self) -> RunSpec:
+        """The specification that the run was started with.
+
+        Raises:
+            RequestError: the folder holds none, or a corrupt one.
+        """
+        return RunSpec.load(self.config)
+
+    @property
     def summary(self) -> dict[str, Any] | None:
         """The result of a finished run, or None."""
-        file = self.path / "summary.json"
         try:
-            found: dict[str, Any] = json.loads(file.read_text())
+            found: dict[str, Any] = read_json(self.path / "summary.json")
             return found
         except (FileNotFoundError, NotADirectoryError):
             return None
-        except ValueError as error:
-            raise RequestError(f"run: {file} is corrupt; start over with --fresh") from error
+        except RequestError as error:
+            raise RequestError(f"{error}; start over with --fresh") from error
 
-    def open(self, config: dict[str, Any], defaults: dict[str, Any], *, fresh: bool) -> None:
+    @property
+    def weights(self) -> Path:
+        """The file with the network of the last epoch."""
+        return self.path / WEIGHTS[0 if self.spec.method is not None else 1]
+
+    @property
+    def failure(self) -> dict[str, Any] | None:
+        """Why the run ended without a result: its ``state``, ``message`` and exit ``status``; None if it did not."""
+        try:
+            found: dict[str, Any] = read_json(self.path / "failed.json")
+            return found
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    @property
+    def state(self) -> RunState:
+        if (self.path / "summary.json").is_file():
+            return RunState.FINISHED
+        if (failure := self.failure) is not None:
+            return RunState.PRUNED if failure.get("state") == RunState.PRUNED else RunState.FAILED
+        return RunState.BEGUN if self.config.is_file() else RunState.MISSING
+
+    # -- who works in it ----------------------------------------------------------------------------------------------
+
+    def open(self, spec: RunSpec, *, fresh: bool) -> None:
         """Prepares the folder for a new or continued run, and keeps other processes out until :meth:`close`.
 
         Args:
-            config: what is asked for.
-            defaults: what an earlier version's run means by not naming a field.
+            spec: of the run, resolved.
             fresh: keep what is there under another name, and start over.
 
         Raises:
-            RequestError: the folder holds a run that was asked for differently, or something that is no run, or another
-                process works in it.
+            RequestError: the folder holds another run, or something that is no run, or another process works in it.
         """
-        finished = self.summary is not None and not fresh  # it is read, for which nobody has to wait
-        if finished or not self.writes:
-            self.check(config, defaults)
+        if not fresh and (not self.writes or self.summary is not None):  # it is read, for which nobody has to wait
+            self.check(spec)
             return
-        file = self.path / "config.yaml"
-        if self.path.exists() and not file.is_file() and not self._is_a_beginning:
+        if not self.writes:
+            return
+        if self.path.exists() and not self.config.is_file() and not self._is_a_beginning:
             raise RequestError(f"run: {self.path} exists and is no run folder; name another with --run")
         try:
-            self._lock()
-            if fresh and file.is_file():
+            self._acquire()
+            if fresh and self.config.is_file():
                 kept = set_aside(self.path)  # the lock moves with the folder
                 (kept / LOCK).unlink(missing_ok=True)
                 self._release()
-                self._lock()
+                self.__dict__.pop("spec", None)
+                self._acquire()
             if self.begun:
-                self.check(config, defaults)
+                self.check(spec)
                 return
             self.checkpoints.mkdir(parents=True, exist_ok=True)
-            _write(file, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+            spec.save(self.config)
+            self.__dict__.pop("spec", None)
         except OSError as error:
             self.close()
             raise RequestError(f"run: cannot write to {self.path} ({error.strerror})") from error
@@ -121,52 +175,76 @@ class RunFolder:
         """Whether the folder holds no more than what a start leaves that was cut short."""
         if not self.path.is_dir() or (self.checkpoints.is_dir() and any(self.checkpoints.iterdir())):
             return False
-        ours = (LOCK, self.checkpoints.name)
-        return all(found.name in ours or found.suffix == ".partial" for found in self.path.iterdir())
+        ours = (LOCK, self.checkpoints.name, self.log_file.name, "failed.json")
+        return all(found.name in ours or found.suffix == PARTIAL for found in self.path.iterdir())
 
-    def _lock(self) -> None:
+    def _acquire(self) -> None:
         """The system lets go of it when the process ends, however it ends."""
         self.path.mkdir(parents=True, exist_ok=True)
-        self._held = FileLock(self.path / LOCK, timeout=0)
+        # A moment, since another process that only looks whether the folder is locked holds the lock while it looks.
+        self._lock = FileLock(self.path / LOCK, timeout=1)
         try:
-            self._held.acquire()
+            self._lock.acquire()
         except Timeout:
-            self._held = None
+            self._lock = None
             raise RequestError(
                 f"run: another process is working in {self.path}; wait for it, or name another folder with --run"
             ) from None
 
+    @property
+    def is_locked(self) -> bool:
+        """Whether another process is working in the folder."""
+        file = self.path / LOCK
+        if self._lock is not None or not file.is_file():
+            return False
+        lock = FileLock(file, timeout=0)
+        try:
+            lock.acquire()
+        except (Timeout, OSError):
+            return True
+        lock.release()
+        return False
+
     def close(self) -> None:
         """Lets other processes in."""
-        if self._held is not None:
-            # Before it is let go: whoever waits for this file finds it gone and makes a new one.
+        if self._lock is not None:
+            # Before it is released: whoever waits for this file finds it gone and makes a new one.
             with contextlib.suppress(OSError):
                 (self.path / LOCK).unlink(missing_ok=True)
             self._release()
 
     def _release(self) -> None:
-        if self._held is not None:
-            self._held.release()
-            self._held = None
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
 
     @property
     def begun(self) -> bool:
         """Whether there is something to continue or to keep."""
         kept = (self.last, self.previous, self.path / "summary.json")
-        return any(file.is_file() for file in kept) and (self.path / "config.yaml").is_file()
+        return any(file.is_file() for file in kept) and self.config.is_file()
 
-    def check(self, config: dict[str, Any], defaults: dict[str, Any]) -> None:
-        """Raises :class:`RequestError` where the folder holds a run that was asked for differently."""
+    def check(self, spec: RunSpec) -> None:
+        """Raises :class:`RequestError` where the folder holds another run: of another key or another seed."""
         if not self.begun:
             return
-        before = yaml.safe_load((self.path / "config.yaml").read_text()) or {}
-        before = {name: value for name, value in defaults.items() if name in config} | before
-        for name in sorted(set(before) | set(config)):
-            if name not in FREE_TO_CHANGE and before.get(name) != config.get(name):
+        before, advice = self.spec, "name another folder with --run, or start over with --fresh"
+        difference = before.difference(spec)
+        if before.data.revision == 0:
+            if difference is not None and difference[0] not in ("data_revision", "method_revision"):
+                name, old, new = difference
+                raise RequestError(f"run: {self.path} holds a run with {name} = {old}, not {new}; {advice}")
+            if self.summary is None:
                 raise RequestError(
-                    f"run: {self.path} holds a run with {name} = {before.get(name)}, not {config.get(name)}; "
-                    "name another folder with --run, or start over with --fresh"
+                    f"run: {self.path} holds an unfinished run of hkd 0.1, which cannot be continued; {advice}"
                 )
+        elif before.key() != spec.key():
+            name, old, new = difference or ("another specification", before.key(), spec.key())
+            raise RequestError(f"run: {self.path} holds a run with {name} = {old}, not {new}; {advice}")
+        if before.seed != spec.seed:
+            raise RequestError(f"run: {self.path} holds a run with seed = {before.seed}, not {spec.seed}; {advice}")
+
+    # -- what a run writes --------------------------------------------------------------------------------------------
 
     def save_checkpoint(self, state: dict[str, Any]) -> bool:
         """Writes the state to continue from, and keeps the one before; a crash loses neither.
@@ -176,42 +254,45 @@ class RunFolder:
         """
         if not self.writes:
             return True
-        partial, saved = self.checkpoints / "last.partial", False
+        saved = False
         with self._warning("the checkpoint", "the run goes on and tries again after the next epoch"):
-            with partial.open("wb") as file:
-                torch.save(state, file)
-                file.flush()
-                os.fsync(file.fileno())
-            if not _is_whole(partial):
+            with replacing(self.checkpoints / "new.pt") as file:
+                torch.save({"format": FORMAT} | state, file)
+            if not _is_whole(self.checkpoints / "new.pt"):
                 raise OSError(0, "what was written cannot be read back")
             if self.last.is_file():
                 self.last.replace(self.previous)
-            partial.replace(self.last)
-            _sync_folder(self.checkpoints)
+            (self.checkpoints / "new.pt").replace(self.last)
             saved = True
         return saved  # noqa: RET504  (a warning was given on the way)
 
     def load_checkpoint(self) -> dict[str, Any] | None:
         """The state to continue from, on the CPU, or None at the start of a run.
 
-        Where the last checkpoint cannot be read, the one before it is taken, and said so.
+        Where the last checkpoint cannot be read, the one before it is taken, with a warning.
 
         Raises:
-            RequestError: there are checkpoints, and none can be read.
+            RequestError: there are checkpoints, and none can be read, or one is of another version's format.
         """
-        found = [file for file in (self.last, self.previous) if file.is_file()]
-        for number, file in enumerate(found):
+        files = [file for file in (self.last, self.previous) if file.is_file()]
+        for number, file in enumerate(files):
             try:
                 if not _is_whole(file):
                     raise ValueError("broken")
                 state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+                version = state.pop("format", 1)
             except Exception:  # a torn file may break its reader anywhere
                 continue
+            if version != FORMAT:
+                raise RequestError(
+                    f"run: {file} has checkpoint format {version}, and this version continues format {FORMAT}; "
+                    "start over with --fresh"
+                )
             if number and self.writes:
-                print(f"{self.last} is corrupt; going on from {file}", file=sys.stderr)
+                print(f"{self.last} is corrupt; continuing from {file}", file=sys.stderr)
             return state
-        if found:
-            raise RequestError(f"run: {found[0]} is corrupt; start over with --fresh")
+        if files:
+            raise RequestError(f"run: {files[0]} is corrupt; start over with --fresh")
         return None
 
     def save_best(self, student: Model, **about: Any) -> None:
@@ -226,7 +307,7 @@ class RunFolder:
         if not self.writes:
             return
         with self._warning("the metrics", "they are written again after the next epoch"):
-            _write(self.path / "metrics.jsonl", "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
+            write_text(self.path / "metrics.jsonl", "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
 
     @contextlib.contextmanager
     def _warning(self, what: str, then: str) -> Iterator[None]:
@@ -236,28 +317,29 @@ class RunFolder:
         except (OSError, RuntimeError) as error:
             reason = " ".join(str(getattr(error, "strerror", None) or error).split())
             print(f"warning: {what} could not be saved in {self.path} ({reason}); {then}", file=sys.stderr)
-            for partial in (*self.path.glob("*.partial"), *self.checkpoints.glob("*.partial")):
-                with contextlib.suppress(OSError):
-                    partial.unlink()
 
     def rows(self) -> list[dict[str, Any]]:
         """The lines of ``metrics.jsonl``, without one that a crash cut short."""
-        file = self.path / "metrics.jsonl"
-        found = []
-        for line in file.read_text().splitlines() if file.is_file() else []:
+        rows: list[dict[str, Any]] = []
+        try:
+            lines = read_text(self.path / "metrics.jsonl").splitlines()
+        except FileNotFoundError:
+            return rows
+        for line in lines:
             try:
-                found.append(json.loads(line))
-            except json.JSONDecodeError:
+                row = json.loads(line)
+            except (ValueError, RecursionError):
                 break
-        return found
+            if not isinstance(row, dict) or not isinstance(row.get("epoch"), int):
+                break
+            rows.append(row)
+        return rows
 
     def save_predictions(self, predicted: Tensor, label: Tensor) -> None:
         """Writes the classes (N,) that were predicted and that were right, of each test image in order."""
-        if not self.writes:
-            return
-        partial = self.path / "predictions.partial.npz"
-        np.savez_compressed(partial, predicted=predicted.numpy(), label=label.numpy())
-        partial.replace(self.path / "predictions.npz")
+        if self.writes:
+            with replacing(self.path / "predictions.npz") as file:
+                np.savez_compressed(file, predicted=predicted.numpy(), label=label.numpy())
 
     def predictions(self) -> tuple[np.ndarray, np.ndarray]:
         """The predicted and the right class of each test image, (N,) int64 each.
@@ -267,15 +349,35 @@ class RunFolder:
         """
         file = self.path / "predictions.npz"
         try:
-            with np.load(file, allow_pickle=False) as found:
-                return found["predicted"], found["label"]
-        except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            with np.load(io.BytesIO(read_bytes(file, LARGEST_PREDICTIONS)), allow_pickle=False) as content:
+                predicted, label = content["predicted"], content["label"]
+            if (
+                predicted.shape != label.shape
+                or predicted.ndim != 1
+                or {predicted.dtype.kind, label.dtype.kind} != {"i"}
+            ):
+                raise ValueError("not two lists of classes")
+            return predicted, label
+        except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
             raise RequestError(f"run: {file} is missing or corrupt; start the run over with --fresh") from error
 
-    def finish(self, summary: dict[str, Any]) -> None:
-        """Writes the result."""
-        if self.writes:
-            _write(self.path / "summary.json", json.dumps(summary, indent=2) + "\n")
+    def finish(self, summary: dict[str, Any], *, keep_checkpoints: bool = False) -> None:
+        """Writes the result, and drops what only an unfinished run needs."""
+        if not self.writes:
+            return
+        write_json(self.path / "summary.json", summary)
+        for file in () if keep_checkpoints else (self.last, self.previous):
+            with contextlib.suppress(OSError):
+                file.unlink(missing_ok=True)
+
+    def fail(self, state: RunState, message: str, status: int) -> None:
+        """Records why a run ended without a result."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_json(self.path / "failed.json", {"state": str(state), "message": message, "status": status})
+
+    def forget_failure(self) -> None:
+        """So that the run is tried again."""
+        (self.path / "failed.json").unlink(missing_ok=True)
 
 
 def _is_whole(file: Path) -> bool:
@@ -287,30 +389,15 @@ def _is_whole(file: Path) -> bool:
         return False
 
 
-def _sync_folder(folder: Path) -> None:
-    """Makes sure that renamed files are found under their new names after a power cut, where the system can."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
 def set_aside(path: Path) -> Path:
     """Starting over keeps what was there, under another name, which is returned."""
-    path, number = path.resolve(), 1
+    path, number = Path(os.path.abspath(path)), 1
     while (aside := path.with_name(f"{path.name}.{number}")).exists():
         number += 1
     path.rename(aside)
     return aside
 
 
-def _write(path: Path, text: str) -> None:
-    """Writes a file as a whole or not at all."""
-    partial = path.with_name(f"{path.name}.partial")
-    with partial.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+def find_runs(folder: Path) -> list[RunFolder]:
+    """The run folders in a folder, itself included, in the order of their paths."""
+    return [RunFolder(config.parent) for config in sorted(folder.rglob("config.yaml"))]

@@ -23,6 +23,9 @@ class RuntimeSpec:
     workers: int | None = option(
         None, "processes or threads that decode images [one a core, at most 8]", ge=0, le=1024, key=False
     )
+    image_cache: str | None = option(
+        None, "folder where decoded images are kept [cache, beside the run folder]", key=False
+    )
     tensorboard: bool = option(True, "write TensorBoard curves into the run folder", key=False)
     evaluate: Literal["every", "last"] = option(
         "every", "evaluate after every epoch, or once after the last", key=False

@@ -12,23 +12,24 @@ from typing import Any
 from hkd.runtime.engine import Engine
 
 
-class Wish(IntEnum):
-    GO_ON = 0
+class StopAction(IntEnum):
+    CONTINUE = 0
     SAVE = 1
     STOP = 2
 
 
 class Stopping:
-    """Between its beginning and end Ctrl-C and SIGTERM are noted, and the step at hand is finished.
+    """Between its beginning and end Ctrl-C, SIGTERM and SIGHUP are noted, and the step at hand is finished.
 
-    A second Ctrl-C ends the program at once. Several processes agree: what one wishes, all do, after the same step.
+    A second Ctrl-C ends the program at once. Several processes agree: what one of them
+    wants, all do, after the same step.
 
     Args:
         engine: of the run.
         minutes: between saves.
     """
 
-    SIGNALS = (signal.SIGINT, signal.SIGTERM)
+    SIGNALS = (signal.SIGINT, signal.SIGTERM, *((signal.SIGHUP,) if hasattr(signal, "SIGHUP") else ()))
     AGREE_EVERY = 20  # steps; to agree, processes wait for one another
 
     def __init__(self, engine: Engine, minutes: float) -> None:
@@ -57,18 +58,18 @@ class Stopping:
         """What a program that was ended by the signal exits with."""
         return 128 + (self.signal or signal.SIGTERM)
 
-    def wish(self, step: int) -> Wish:
+    def action(self, step: int) -> StopAction:
         """What to do after a step, counted from 1 in its epoch."""
-        own = Wish.GO_ON
+        wanted = StopAction.CONTINUE
         if self.signal is not None:
-            own = Wish.STOP
+            wanted = StopAction.STOP
         elif time.monotonic() - self.saved > self.seconds:
-            own = Wish.SAVE
+            wanted = StopAction.SAVE
         if self.engine.share.processes == 1:
-            return own
+            return wanted
         if step % self.AGREE_EVERY:
-            return Wish.GO_ON
-        return Wish(self.engine.largest(int(own)))
+            return StopAction.CONTINUE
+        return StopAction(self.engine.all_reduce_max(int(wanted)))
 
-    def has_saved(self) -> None:
+    def saved_now(self) -> None:
         self.saved = time.monotonic()

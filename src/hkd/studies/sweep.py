@@ -1,253 +1,173 @@
-"""How results depend on one field: several values, methods and trials, in parallel on the devices there are."""
+"""How results depend on one field: several values, methods and trials."""
 
 from __future__ import annotations
 
-import dataclasses
-import multiprocessing
-import statistics
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from tabulate import tabulate
-
-from hkd.config import PLUS_KD, STUDENT, TEACHER, DistillConfig, Entry, SweepConfig, TrainConfig
+from hkd.config import MethodRequest, SweepConfig
 from hkd.errors import RequestError, TrainingError
-from hkd.jobs import Data, check_continuation, check_request, distill, open_data, train
-from hkd.methods import methods
-from hkd.report.labels import file_name
-from hkd.report.tables import spread, write_numbers
-from hkd.runtime.run_folder import RunFolder
+from hkd.options import coerce, hints_of
+from hkd.report.sweeps import draw_sweep, sweep_table
+from hkd.report.tables import write_numbers
+from hkd.spec import FIELDS, PARTS, RunSpec
+from hkd.studies.engines import carry_out, make_engine
+from hkd.studies.plan import Plan, PlannedRun, each_seed
+
+SHARED_WITH_TEACHER = frozenset(
+    {
+        "dataset",
+        "data_root",
+        "image_size",
+        "limit_classes",
+        "holdout",
+        "holdout_seed",
+        "mean",
+        "std",
+        "teacher",
+        "teacher_lr",
+    }
+)
+"""Fields that decide which teacher fits: where one of them varies, each value has a teacher of its own."""
 
 
 @dataclass(frozen=True)
 class Point:
     """One run of a sweep."""
 
-    value: bool | int | float | str
+    value: Any
     label: str
-    seed: int
-    config: TrainConfig
+    run: PlannedRun
 
 
-def sweep(config: SweepConfig) -> dict[str, Any]:
+def sweep(config: SweepConfig, *, fresh: bool = False) -> dict[str, Any]:
     """Trains what is missing of a sweep and writes ``sweep.md``, ``.csv``, ``.json``, ``.png`` and ``.svg``.
 
-    In ``config.run``, ``teacher`` and ``VALUE/METHOD-SEED`` are run folders. Finished runs are read, unfinished ones
-    continued. Several processes share the work through an Optuna study in ``study.log``.
+    In ``config.run``, ``teachers/NAME`` and ``FIELD=VALUE/METHOD-SEED`` are run folders. Finished runs are read,
+    unfinished ones continued. With ``search`` it looks for the best values of several fields instead; see
+    :func:`hkd.studies.search.search`.
+
+    Args:
+        config: what to vary, on what, and how.
+        fresh: start over; what the folder holds is kept under another name.
 
     Returns:
         What stands in ``sweep.json``.
 
     Raises:
-        RequestError: the request is wrong, which is found before anything is trained.
+        RequestError: the request is wrong, which is noticed before anything is trained.
         TrainingError: a run failed; the others have been done.
+        Stopped: a signal asked to stop; the same call continues.
     """
     config.check()
-    points = list(_points(config))
-    teacher = _check(config, points)
-    if teacher is not None and RunFolder(teacher.run).summary is None:
-        print(f"teacher {teacher.teacher}", file=sys.stderr, flush=True)
-        train(teacher)
-    missing = [n for n, point in enumerate(points) if RunFolder(point.config.run).summary is None]
-    failed = _run(config, missing) if missing else []
+    if config.search:
+        from hkd.studies.search import search
+
+        return search(config, fresh=fresh)
+    plan = Plan(config.run, "sweep", processes=config.processes_per_run)
+    plan.check_folder()
+    if fresh:
+        plan.existing = {}
+    points = _plan(config, plan)
+    if config.dry_run:
+        print("\n".join(plan.describe()))
+        return _numbers(config, points)
+    plan.begin(fresh=fresh)
+    engine = make_engine(config, plan.folder)
+    try:
+        carry_out(plan, engine, lambda run: _say(run, plan), retry_failed=config.retry_failed)
+    finally:
+        engine.close()
     numbers = _numbers(config, points)
-    folder = Path(config.run)
-    write_numbers(folder, "sweep", numbers, numbers["points"], markdown(numbers))
-    draw(numbers, folder)
-    if failed:
-        raise TrainingError("; ".join(failed))
+    write_numbers(plan.folder, "sweep", numbers, numbers["points"], sweep_table(numbers))
+    draw_sweep(numbers, plan.folder)
+    failures = [f"{run.folder.path}: {failure.get('message')}" for run in plan.runs if (failure := run.folder.failure)]
+    if failures:
+        raise TrainingError("; ".join(failures) + "; --retry-failed tries again")
     return numbers
 
 
-def _points(config: SweepConfig) -> Iterator[Point]:
-    """Trial after trial, so that an interrupted sweep holds whole ones."""
-    for seed in range(config.seed, config.seed + config.trials):
+def _plan(config: SweepConfig, plan: Plan) -> list[Point]:
+    """Plans trial after trial, so that an interrupted sweep holds whole ones."""
+    for value in config.points:
+        for request in config.requests:
+            plan.dry_check(run_spec(config, request, value, config.seed))
+    points = []
+    for seed in each_seed(config.seed, config.trials):
         for value in config.points:
-            for entry in config.entries:
-                yield Point(value, entry.label, seed, _asked(config, entry, value, seed))
+            for request in config.requests:
+                spec = run_spec(config, request, value, seed)
+                needs = None
+                if spec.method is not None:
+                    shared = config.field in SHARED_WITH_TEACHER
+                    taught = spec if shared else run_spec(config, request, None, seed)
+                    needs = plan.teacher(taught, config.seed)
+                title = f"{config.field} = {value}, {request.label}, seed {seed}"
+                run = plan.add(spec, f"{config.field}={value}/{request.label}-{seed}", title, needs)
+                points.append(Point(value, request.label, run))
+    return points
 
 
-def _asked(config: SweepConfig, entry: Entry, value: Any, seed: int) -> TrainConfig:
-    """The run of one value, method and trial."""
-    run = Path(config.run) / f"{config.field}={value}" / f"{file_name(entry.label)}-{seed}"
-    own = {"run": str(run), "seed": seed}
-    shared = {f.name: getattr(config, f.name) for f in dataclasses.fields(TrainConfig) if f.name != "role"} | own
-    settings = dict(entry.settings)
-    prefix, dot, key = config.field.partition(".")
-    if entry.method == "ce":
-        shared |= {"teacher": None, "teacher_pretrained": False, "student": config.student or STUDENT}
-        kind: type[TrainConfig] = TrainConfig
+def run_spec(config: SweepConfig, request: MethodRequest, value: Any, seed: int) -> RunSpec:
+    """The specification of one value, method and trial; of no value the field's default is taken."""
+    values: dict[str, Any] = {**config.run_options(), "run": "-", "seed": seed, "student": config.student}
+    if request.options is None:
+        values = {n: v for n, v in values.items() if n not in ("teacher_pretrained", "kd_temperature")}
     else:
-        kind = DistillConfig
-        checkpoint = config.teacher_checkpoint or str(Path(config.run) / "teacher")
-        shared |= entry.weights | {"teacher": config.teacher or TEACHER, "teacher_checkpoint": checkpoint}
-        shared |= {"method": entry.method, "settings": settings}
+        names = ("teacher", "teacher_checkpoint", "teacher_lr")
+        values |= {name: getattr(config, name) for name in names} | request.options
+    if value is not None:
+        values = with_field(values, config.field, value, request.label)
+    return RunSpec.from_flat(values)
+
+
+def with_field(values: dict[str, Any], field: str, value: Any, label: str) -> dict[str, Any]:
+    """Flat options with one field at a value: an option, or a setting of the line's method.
+
+    Raises:
+        RequestError: the line has no such field.
+    """
+    prefix, dot, key = field.partition(".")
     if dot:
-        method = entry.method.removesuffix(PLUS_KD)
-        if entry.method == "ce" or methods[method].settings != prefix:
-            raise RequestError(f"field: {config.field} is no setting of {entry.label}")
-        settings[key] = value
-        return kind(**shared)
-    known = [f.name for f in dataclasses.fields(kind) if f.init and "help" in f.metadata]
-    if config.field not in known:
-        raise RequestError(f"field: {entry.label} has no field {config.field}; it has {', '.join(known)}")
-    usual = next(f.default for f in dataclasses.fields(kind) if f.name == config.field)
-    if isinstance(usual, float) and type(value) is int:
-        value = float(value)
-    return kind(**shared | {config.field: value})
+        from hkd.methods import methods
+
+        name = str(values.get("method", "")).removesuffix("+kd")
+        if name not in methods or methods[name].settings != prefix:
+            raise RequestError(f"field: {field} is no setting of {label}")
+        return values | {"settings": {**values.get("settings", {}), key: value}}
+    known = [name for name in values if name in FIELDS] + (
+        ["method_weight", "kd_weight", "ce_weight"] if "method" in values else []
+    )
+    if field not in known:
+        raise RequestError(f"field: {label} has no field {field}; it has {', '.join(sorted(set(known)))}")
+    part, attribute = FIELDS[field]
+    return values | {field: coerce(field, value, hints_of(PARTS[part])[attribute])}
 
 
-DATA = ("dataset", "data_root", "image_size", "limit_classes", "limit_train", "train_fraction")
-"""The fields that decide which images a run sees."""
-
-
-def _check(config: SweepConfig, points: list[Point]) -> TrainConfig | None:
-    """Refuses wrong requests. Returns the teacher's run where it is to be trained here."""
-    opened: dict[tuple[Any, ...], Data] = {}
-    untrained = False
-    for point in points:
-        key = tuple(getattr(point.config, name) for name in DATA)
-        if key not in opened:
-            opened[key] = open_data(point.config)
-        asked = point.config
-        if isinstance(asked, DistillConfig):  # a teacher that is still to be trained has no file to look at
-            asked = dataclasses.replace(asked, teacher_checkpoint=config.teacher_checkpoint)
-        untrained |= check_request(asked, opened[key])
-        if RunFolder(point.config.run).begun:
-            check_continuation(point.config, opened[key])
-    if not untrained:
-        return None
-    shared = {f.name: getattr(config, f.name) for f in dataclasses.fields(TrainConfig) if f.name != "role"}
-    own = {"run": str(Path(config.run) / "teacher"), "teacher": config.teacher or TEACHER, "student": None}
-    return TrainConfig(**shared | own)
-
-
-def _run(config: SweepConfig, missing: list[int]) -> list[str]:
-    """Trains points, by number. Returns what went wrong."""
-    import optuna
-
-    # A study for each start: what an interrupted one left undone is enqueued again.
-    name = f"start {len(optuna.get_all_study_names(_storage(config))) + 1}"
-    study = _study(config, name)
-    for number in missing:
-        study.enqueue_trial({}, user_attrs={"point": number})
-    gpus = torch.cuda.device_count() if config.device in ("auto", "cuda") else 0
-    jobs = min(config.jobs or max(1, gpus), len(missing))
-    if jobs == 1:
-        _work(config, name, 0, 1)
-    else:
-        context = multiprocessing.get_context("spawn")
-        workers = [context.Process(target=_work, args=(config, name, n, jobs)) for n in range(jobs)]
-        for worker in workers:
-            worker.start()
-        try:
-            for worker in workers:
-                worker.join()
-        finally:
-            for worker in workers:
-                worker.terminate()
-        if any(worker.exitcode for worker in workers):
-            return ["a worker ended early; the same command continues"]
-    return [trial.user_attrs["error"] for trial in study.get_trials() if "error" in trial.user_attrs]
-
-
-def _storage(config: SweepConfig) -> Any:
-    """A file that processes lock and share."""
-    import optuna
-    from optuna.storages.journal import JournalFileBackend
-
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    Path(config.run).mkdir(parents=True, exist_ok=True)
-    return optuna.storages.JournalStorage(JournalFileBackend(str(Path(config.run) / "study.log")))
-
-
-def _study(config: SweepConfig, name: str) -> Any:
-    import optuna
-
-    return optuna.create_study(study_name=name, storage=_storage(config), direction="maximize", load_if_exists=True)
-
-
-def _work(config: SweepConfig, name: str, worker: int, jobs: int) -> None:
-    """Takes points from a study until none waits."""
-    import optuna
-
-    study, points = _study(config, name), list(_points(config))
-    if jobs > 1:
-        torch.set_num_threads(max(1, torch.get_num_threads() // jobs))
-    while study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.WAITING,)):
-        trial = study.ask()
-        if "point" not in trial.user_attrs:  # another worker took the last one in between
-            study.tell(trial, state=optuna.trial.TrialState.FAIL)
-            return
-        point = points[trial.user_attrs["point"]]
-        print(f"{config.field} = {point.value}, {point.label}, seed {point.seed}", file=sys.stderr, flush=True)
-        asked = point.config
-        if config.device in ("auto", "cuda") and torch.cuda.is_available():
-            asked = dataclasses.replace(asked, device=f"cuda:{worker % torch.cuda.device_count()}")
-        try:
-            result = distill(asked) if isinstance(asked, DistillConfig) else train(asked)
-        except TrainingError as error:
-            trial.set_user_attr("error", f"{asked.run}: {error}")
-            study.tell(trial, state=optuna.trial.TrialState.FAIL)
-        else:
-            study.tell(trial, result.summary["top1_last"])
+def _say(run: PlannedRun, plan: Plan) -> None:
+    failure = run.folder.failure
+    words = f"failed: {failure.get('message')}" if failure else "finished"
+    print(f"{run.title}: {words}; {plan.estimate()}", file=sys.stderr, flush=True)
 
 
 def _numbers(config: SweepConfig, points: list[Point]) -> dict[str, Any]:
     rows = []
     for point in points:
-        summary = RunFolder(point.config.run).summary
+        summary = point.run.folder.summary
         if summary is not None:
-            row = {"method": point.label, config.field: point.value, "seed": point.seed}
+            row = {"method": point.label, config.field: point.value, "seed": point.run.spec.seed}
             row |= {name: summary[name] for name in ("top1_last", "top1_best")}
-            rows.append(row | {"run": point.config.run})
+            rows.append(row | {"key": point.run.identity[0], "run": str(_relative(point.run.folder.path))})
     return {
         "field": config.field,
         "values": list(config.points),
-        "methods": [entry.label for entry in config.entries],
+        "methods": [request.label for request in config.requests],
         "points": rows,
     }
 
 
-def accuracies(numbers: dict[str, Any], method: str, value: Any) -> list[float]:
-    """The last-epoch accuracies of the trials of one method at one value."""
-    field = numbers["field"]
-    return [row["top1_last"] for row in numbers["points"] if row["method"] == method and row[field] == value]
-
-
-def markdown(numbers: dict[str, Any]) -> str:
-    """A row for each value, a column for each method."""
-    lines = [
-        [value, *(spread(accuracies(numbers, method, value)) for method in numbers["methods"])]
-        for value in numbers["values"]
-    ]
-    table = tabulate(lines, [numbers["field"], *numbers["methods"]], "github", disable_numparse=True)
-    legend = "Test accuracy of the last epoch in percent, mean ± standard deviation (n trials)."
-    return f"# {numbers['field']}\n\n{table}\n\n{legend}\n"
-
-
-def draw(numbers: dict[str, Any], folder: Path) -> None:
-    """Writes a line for each method with error bars of one standard deviation, as ``sweep.png`` and ``.svg``."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6, 4), layout="constrained")
-    axes = figure.subplots()
-    positions = range(len(numbers["values"]))
-    for n, method in enumerate(numbers["methods"]):
-        aside = 0.02 * (n - (len(numbers["methods"]) - 1) / 2)  # so that error bars stand beside one another
-        values_at = zip(positions, numbers["values"], strict=True)
-        found = {x + aside: accuracies(numbers, method, value) for x, value in values_at}
-        known = {x: values for x, values in found.items() if values}
-        bars = [statistics.stdev(values) if len(values) > 1 else 0.0 for values in known.values()]
-        axes.errorbar(list(known), [*map(statistics.fmean, known.values())], bars, marker="o", capsize=3, label=method)
-    axes.set_xticks(list(positions), [str(value) for value in numbers["values"]])
-    axes.set(xlabel=numbers["field"], ylabel="top-1, last epoch (%)")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="y", color="#dddddd")
-    axes.legend(frameon=False)
-    for suffix in ("png", "svg"):
-        figure.savefig(folder / f"sweep.{suffix}", dpi=160)
+def _relative(path: Path) -> Path:
+    """As seen from the working directory, where it lies below it."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

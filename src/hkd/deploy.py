@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from hkd.config import EvaluateConfig, ExportConfig
 from hkd.data import make_loader, prepare
 from hkd.errors import RequestError, TrainingError
-from hkd.jobs import Trained, find_trained, open_test
 from hkd.models import create_model, load_checkpoint, save_model
 from hkd.models.base import Model
 from hkd.models.external import WrappedModel
+from hkd.trained import Trained, find_trained, method_label, open_test
 
 AT_ONCE = 256
 """Images a call while checking."""
@@ -76,7 +76,7 @@ class Check:
     difference: float
     top1: float | None
 
-    def told(self) -> str:
+    def describe(self) -> str:
         """One line."""
         accuracy = "" if self.top1 is None else f", top-1 {self.top1:.2f} %"
         return (
@@ -255,7 +255,7 @@ CARD = """# {name}
 
 Files take uint8 images (batch, 3, {size}, {size}), red first, and return logits (batch, {count}). The normalisation is
 inside: mean {mean} and deviation {std} of channels in [0, 1].
-An image of another shape is scaled by its shorter side and cropped in the middle.
+{crop}
 
 Checked on export:
 
@@ -272,7 +272,9 @@ from PIL import Image, ImageOps
 
 session = onnxruntime.InferenceSession("model.onnx")
 about = session.get_modelmeta().custom_metadata_map
-image = ImageOps.fit(Image.open(sys.argv[1]).convert("RGB"), (int(about["image_size"]),) * 2)
+size = int(about["image_size"])
+image = ImageOps.exif_transpose(Image.open(sys.argv[1])).convert("RGB")
+{snippet}
 logits = session.run(None, {{"image": np.asarray(image).transpose(2, 0, 1)[None]}})[0]
 print(json.loads(about["classes"])[logits.argmax()])
 ```
@@ -283,14 +285,30 @@ print(json.loads(about["classes"])[logits.argmax()])
 """
 """``MODEL_CARD.md``."""
 
+CROPS = {
+    "fit": (
+        "An image of another shape is scaled by its shorter side and cropped in the middle.",
+        "image = ImageOps.fit(image, (size, size), method=Image.Resampling.BILINEAR)",
+    ),
+    "centre": (
+        "An image of another shape is scaled so that its shorter side is 8/7 of that, and the middle is cut out.",
+        "scale = round(size * 8 / 7) / min(image.size)\n"
+        "image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BILINEAR)\n"
+        "left, top = (image.width - size) // 2, (image.height - size) // 2\n"
+        "image = image.crop((left, top, left + size, top + size))",
+    ),
+}
+"""How an evaluation crops, by the kind of data set: decoded into memory, or streamed from its files."""
+
 
 def _card(found: Trained, model: Model, size: int, result: Exported) -> str:
-    about, asked = found.about, found.asked
+    about = found.about
     trained = f" Trained on {about.get('dataset', 'an unnamed data set')}"
-    if "method" in asked:
-        trained += f" with {asked['method']} from the teacher {asked['teacher']}"
+    if found.spec is not None and found.spec.teacher is not None:
+        trained += f" with {method_label(found.spec)} from the teacher {found.spec.teacher.name}"
     if "top1" in about:
         trained += f"; top-1 on the test split {about['top1']:.2f} % after epoch {about.get('epoch')}"
+    crop = about.get("crop", "fit")
     kinds = {
         ".onnx": "ONNX, for onnxruntime and others",
         ".pt2": "for `torch.export.load`, in torch without hkd",
@@ -303,8 +321,11 @@ def _card(found: Trained, model: Model, size: int, result: Exported) -> str:
         size=size,
         trained=trained + ".",
         files="\n".join(f"| `{file.name}` | {kinds[file.suffix]} |" for file in result.files),
+        crop=CROPS[crop][0],
+        snippet=CROPS[crop][1],
         mean=", ".join(f"{value:.4f}" for value in about["mean"]),
         std=", ".join(f"{value:.4f}" for value in about["std"]),
-        checks="\n".join(f"- {check.told()}" for check in result.checks) or "- nothing was asked for that can be run",
+        checks="\n".join(f"- {check.describe()}" for check in result.checks)
+        or "- nothing was asked for that can be run",
         classes=", ".join(str(name) for name in about["classes"]),
     )

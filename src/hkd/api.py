@@ -1,0 +1,275 @@
+"""What a person asks for: train a network, distil one, test one. The first two leave a run folder."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import hkd
+from hkd.config import EvaluateConfig, FlatConfig
+from hkd.data import ArrayDataset, Data, make_loader, open_data, prepare
+from hkd.data.open import worker_count
+from hkd.errors import RequestError, TrainingError
+from hkd.metrics import Evaluation, evaluate_model
+from hkd.models import Model, create_model, load_checkpoint, save_model
+from hkd.models.spec import StudentSpec
+from hkd.parts import Parts, build, report_stage_pairs
+from hkd.runtime.engine import Engine
+from hkd.runtime.run_folder import RunFolder
+from hkd.spec import RunSpec
+from hkd.trained import find_trained, open_test
+from hkd.trainer import Trainer, check_shares
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run leaves.
+
+    Attributes:
+        run: the run folder.
+        model: the trained network, in evaluation mode.
+        summary: what stands in ``summary.json``.
+        weights: the file with the network of the last epoch.
+        skipped: whether the run was finished before, and nothing was done.
+    """
+
+    run: Path
+    model: Model
+    summary: dict[str, Any]
+    weights: Path
+    skipped: bool = False
+
+
+def train(
+    config: FlatConfig | RunSpec,
+    model: nn.Module | None = None,
+    *,
+    train_data: Any = None,
+    test_data: Any = None,
+    data: Data | None = None,
+    fresh: bool = False,
+) -> Result:
+    """Trains one network with cross-entropy: a teacher, or a student alone.
+
+    Args:
+        config: what to train on what, and how.
+        model: an own network, instead of the one that the configuration names.
+        train_data, test_data: own data sets, instead of the one that the configuration names; see :func:`as_dataset`.
+        data: what :func:`hkd.data.open_data` returned for this configuration, so that several runs share it.
+        fresh: start over; what the run folder holds is kept under another name.
+    """
+    spec = as_spec(config)
+    if spec.method is not None:
+        raise RequestError("method: train learns from labels alone; see distill")
+    return _run(spec, model, None, train_data, test_data, data, fresh)
+
+
+def distill(
+    config: FlatConfig | RunSpec,
+    student: nn.Module | None = None,
+    teacher: nn.Module | None = None,
+    *,
+    train_data: Any = None,
+    test_data: Any = None,
+    data: Data | None = None,
+    fresh: bool = False,
+) -> Result:
+    """Distils a student from a teacher.
+
+    Without a checkpoint or an own network, the teacher is trained first, with the same settings, in the folder
+    ``teacher`` of the run.
+
+    Args:
+        config: who learns from whom on what, and how.
+        student, teacher: own networks, instead of those that the configuration names. The teacher is taken as trained,
+            or gets the weights of ``teacher_checkpoint``.
+        train_data, test_data: own data sets, instead of the one that the configuration names; see :func:`as_dataset`.
+        data: what :func:`hkd.data.open_data` returned for this configuration, so that several runs share it.
+        fresh: start over; what the run folder holds is kept under another name.
+    """
+    spec = as_spec(config)
+    if spec.method is None or spec.teacher is None:
+        raise RequestError("method: name how to learn from the teacher; train learns from labels alone")
+    if (student is not None and spec.student.name) or (teacher is not None and spec.teacher.name):
+        raise RequestError("student: a network is passed or named in the configuration, not both; so is a teacher")
+    if student is not None and student is teacher:
+        raise RequestError("student: the same network is passed as student and as teacher")
+    return _run(spec, student, teacher, train_data, test_data, data, fresh)
+
+
+def as_spec(config: FlatConfig | RunSpec) -> RunSpec:
+    """A run's specification, from itself or from a flat configuration."""
+    spec = config if isinstance(config, RunSpec) else config.spec()
+    spec.check()
+    return spec
+
+
+def _run(
+    spec: RunSpec, student: nn.Module | None, teacher: nn.Module | None, train_data: Any, test_data: Any,
+    data: Data | None, fresh: bool,
+) -> Result:  # fmt: skip
+    """Builds everything, then trains what is not trained: a wrong request must not cost a teacher's training."""
+    engine = new_engine(spec)
+    with engine.first_of_node():  # downloads and decodes for the others
+        data = data or open_data(
+            spec.data, train_data, test_data, workers=spec.runtime.workers, cache=image_cache(spec)
+        )
+    check_shares(spec, data, engine)
+    parts = build(spec, data, student, teacher)
+    folder = RunFolder(spec.run, writes=engine.is_main)
+    with session(folder, parts.spec, engine, fresh):
+        if folder.summary is not None:
+            load_checkpoint(parts.student, folder.weights)
+            return Result(folder.path, parts.student.to(engine.device).eval(), folder.summary, folder.weights, True)
+        if not parts.teacher_is_trained:
+            _train_teacher(parts)
+            engine = new_engine(spec)
+        if engine.is_main:
+            report_start(parts, engine)
+        trainer = Trainer(parts.spec, parts.distiller, parts.data, engine, folder)
+        summary = trainer.run()
+        return _finish(parts, engine, folder, trainer, summary)
+
+
+def _finish(parts: Parts, engine: Engine, folder: RunFolder, trainer: Trainer, summary: dict[str, Any]) -> Result:
+    """Writes the network, its predictions and the summary, by which the run counts as finished."""
+    assert trainer.evaluated is not None
+    folder.save_predictions(trainer.evaluated.predicted, trainer.evaluated.label)
+    if folder.writes:
+        save_model(parts.student, folder.weights, **trainer.about(summary["epochs"], summary["top1_last"]))
+    summary |= {
+        "student": parts.student.name,
+        "parameters": parts.student.info_at(parts.data.image_size).parameters,
+        "train_images": len(parts.data.train),
+        "test_images": len(parts.data.test),
+        "device": str(engine.device),
+        "machine": engine.machine,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "hkd": hkd.__version__,
+        "key": parts.spec.key(),
+    }
+    folder.finish(summary, keep_checkpoints=parts.spec.runtime.keep_checkpoints)
+    engine.wait()  # the others may read it next
+    return Result(folder.path, parts.student.eval(), summary, folder.weights)
+
+
+def new_engine(spec: RunSpec) -> Engine:
+    runtime = spec.runtime
+    return Engine(runtime.device, runtime.precision, runtime.seed, runtime.threads)
+
+
+def image_cache(spec: RunSpec) -> Path:
+    """Where decoded images are kept."""
+    return Path(spec.runtime.image_cache) if spec.runtime.image_cache else Path(spec.run).parent / "cache"
+
+
+def teacher_spec(spec: RunSpec, run: Path, seed: int) -> RunSpec:
+    """The specification of the training of a distillation's teacher."""
+    assert spec.teacher is not None
+    return replace(
+        spec,
+        student=StudentSpec(name=spec.teacher.name, pretrained=spec.teacher.pretrained),
+        teacher=None,
+        method=None,
+        optimisation=replace(spec.optimisation, lr=spec.teacher.lr or spec.optimisation.lr),
+        runtime=replace(spec.runtime, run=str(run), seed=seed),
+    )
+
+
+def _train_teacher(parts: Parts) -> None:
+    """Trains the teacher as a run of its own, in a folder of the student's, into the network that the method knows."""
+    first = teacher_spec(parts.spec, Path(parts.spec.run) / "teacher", parts.spec.seed)
+    assert parts.distiller.teacher is not None
+    load_checkpoint(parts.distiller.teacher, train(first, data=parts.data).weights)
+
+
+@contextmanager
+def session(folder: RunFolder, spec: RunSpec, engine: Engine, fresh: bool) -> Iterator[None]:
+    """Around work in a run folder, in which one process writes and which the others find as it has prepared it.
+
+    Errors of the machine come out as :class:`TrainingError`, in words.
+    """
+    with engine.first_of_all():
+        folder.open(spec, fresh=fresh)
+    if not engine.all_equal(int(folder.summary is not None)):
+        raise RequestError(
+            f"run: some processes find {folder.path} finished, others do not; it has to be on a shared disk"
+        )
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if (explained := in_words(error, spec, engine)) is None:
+            raise
+        raise explained from error
+    except OSError as error:
+        raise TrainingError(
+            f"cannot read or write {error.filename or folder.path} ({error.strerror or error}); the same command "
+            "continues from the last checkpoint"
+        ) from error
+    finally:
+        folder.close()
+
+
+def in_words(error: BaseException, spec: RunSpec, engine: Engine) -> TrainingError | None:
+    """An error of the machine as what a person can do about it; None for any other."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+        return TrainingError(
+            f"out of memory with {spec.optimisation.batch_size} images in a step on {engine.device}; lower "
+            "--batch-size, or use --precision bf16; HKD and CRD keep smaller banks with --holistic.bank-dtype, "
+            "--crd.bank-dtype bfloat16"
+        )
+    if "DataLoader worker" in str(error):  # torch notices it wherever the run is
+        reason = " ".join(str(error).split()).split(". ")[0]
+        return TrainingError(
+            f"a process that decodes images died ({reason}); the same command continues from the last checkpoint; "
+            "if memory ran out, lower --workers or --batch-size"
+        )
+    return None
+
+
+def report_start(parts: Parts, engine: Engine) -> None:
+    """Says what is learnt from what, and what will be on the device before a step is made, in each process."""
+    report_stage_pairs(parts.distiller)
+    print(parts.data.describe(), file=sys.stderr)
+    distiller, data = parts.distiller, parts.data
+    sizes = {"weights, gradients and momentum": 3 * sum(p.nbytes for p in distiller.parameters())}
+    if distiller.teacher is not None:
+        sizes["teacher"] = sum(p.nbytes for p in distiller.teacher.parameters())
+    if distiller.method is not None:
+        sizes["memory banks and tables"] = sum(b.nbytes for b in distiller.method.buffers())
+    images = data.train.images.nbytes if isinstance(data.train, ArrayDataset) else 0
+    words = [f"{name} {_megabytes(size)}" for name, size in sizes.items()]
+    words.append(f"training images {_megabytes(images)}" if images else "training images streamed")
+    print(f"memory on {engine.device}: {', '.join(words)}; activations come on top", file=sys.stderr)
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:,.0f} MB" if size >= 1e7 else f"{size / 1e6:.1f} MB"
+
+
+def evaluate(config: EvaluateConfig) -> Evaluation:
+    """Tests a network on the evaluation split of a data set, as its file says that it was trained."""
+    config.check()
+    trained = find_trained(config.checkpoint, config.model)
+    engine = Engine(config.device, config.precision)
+    data = open_test(config, trained)
+    model = create_model(trained.name, data.info.num_classes)
+    load_checkpoint(model, trained.weights)
+    workers = worker_count(config.workers)
+    bad_images = "stop" if trained.spec is None else trained.spec.data.bad_images
+    data = prepare(data, None, workers, bad_images)
+    if len(data) < engine.share.processes:
+        raise RequestError(f"dataset: {len(data)} images cannot be shared by {engine.share.processes} processes")
+    loader = make_loader(
+        data, config.batch_size, engine.device, train=False, workers=workers, share=engine.share, bad_images=bad_images
+    )
+    return evaluate_model(model.to(engine.device), loader, engine)

@@ -1,0 +1,86 @@
+"""The command line: parse, call, print. Heavy imports wait until a command needs them."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+import hkd
+from hkd.errors import RequestError, Stopped, TrainingError, unknown
+from hkd.runtime.parent import end_with_parent
+
+DONE, FAILED, WRONG_REQUEST, INTERRUPTED = 0, 1, 2, 130
+IN_SEVERAL_PROCESSES = ("train", "distill", "evaluate")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command. Returns 0 when done, 1 when it failed, 2 when the request was wrong, 130 or 143 when stopped."""
+    from hkd.cli.commands import COMMANDS
+
+    argv = list(sys.argv[1:] if arguments is None else arguments)
+    argv = argv[1:] if argv[:1] == ["--"] else argv  # launchers need it before options of the same name as their own
+    if not argv or argv[0] in ("-h", "--help"):
+        print(_overview())
+        return DONE
+    if argv[0] == "--version":
+        print(f"hkd {hkd.__version__}")
+        return DONE
+    debug = "--debug" in argv
+    argv = [word for word in argv if word != "--debug"]
+    end_with_parent()
+    try:
+        if argv[0] not in COMMANDS:
+            raise unknown("command", argv[0], COMMANDS)
+        if processes() > 1 and argv[0] not in IN_SEVERAL_PROCESSES:
+            raise RequestError(f"processes: {argv[0]} uses one process, and {processes()} were started")
+        return COMMANDS[argv[0]](argv[1:])
+    except (Exception, KeyboardInterrupt) as error:
+        if debug:
+            raise
+        status, line = explain(error)
+        print(line if is_first_process() else f"process {os.environ['RANK']}: {line}", file=sys.stderr)
+        return status
+
+
+def explain(error: BaseException) -> tuple[int, str]:
+    """The exit status of an error, and the line that says what went wrong."""
+    match error:
+        case RequestError():
+            return WRONG_REQUEST, f"hkd: {error}"
+        case TrainingError():
+            return FAILED, f"hkd: failed: {error}"
+        case Stopped():
+            return error.status, f"hkd: {error}"
+        case KeyboardInterrupt():
+            return INTERRUPTED, "\nhkd: interrupted; the same command continues a run from its last checkpoint"
+    return FAILED, f"hkd: failed: {type(error).__name__}: {' '.join(str(error).split())}; --debug shows where"
+
+
+def processes() -> int:
+    """How many processes a launcher started together."""
+    value = os.environ.get("WORLD_SIZE", "1")
+    if not value.isdigit() or value == "0":
+        raise RequestError(f"WORLD_SIZE: expected a number of processes; got {value!r}")
+    return int(value)
+
+
+def is_first_process() -> bool:
+    """Of several processes (torchrun sets the rank) the first one prints."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _overview() -> str:
+    from hkd.cli.commands import COMMANDS
+
+    lines = [
+        "usage: hkd COMMAND [options]",
+        "",
+        "Distil a large image classifier into a small one.",
+        "",
+        *(f"  {name:<10} {command.__doc__}" for name, command in COMMANDS.items()),
+        "",
+        "`hkd COMMAND --help` shows the options of a command, `hkd --version` the version.",
+        "--debug shows where an unexpected error arose.",
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,170 @@
+"""How this project reads and writes files: as a whole or not at all, never through a link, never more than is meant."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import stat
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import yaml
+
+from hkd.errors import RequestError
+
+LARGEST_TEXT = 16 * 2**20
+"""Bytes of a text file that is read: configurations, metrics and summaries are far smaller."""
+DEEPEST = 32
+"""Levels of nesting in a YAML file."""
+PARTIAL = ".partial"
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A new file beside ``path`` that takes its place when the block ends; where it raises, nothing has changed.
+
+    The new file has a name that nobody knows beforehand and is made by this call alone; what stands under ``path``, a
+    link too, is replaced and not written through.
+    """
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}{PARTIAL}")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+    descriptor = os.open(partial, flags, 0o666)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        raise
+    sync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def replacing_path(path: Path) -> Iterator[Path]:
+    """As :func:`replacing`, for libraries that write to a path: a name in a new folder of this call alone."""
+    folder = path.with_name(f".{path.name}.{secrets.token_hex(4)}{PARTIAL}")
+    folder.mkdir(mode=0o700)
+    partial = folder / path.name
+    try:
+        yield partial
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+            folder.rmdir()
+    sync_folder(path.parent)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file as a whole or not at all, in UTF-8."""
+    with replacing(path) as file:
+        file.write(text.encode())
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes a JSON file as a whole or not at all. NaN and infinity are refused."""
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def read_bytes(path: Path, largest: int = LARGEST_TEXT) -> bytes:
+    """The content of a regular file that is not a link.
+
+    Raises:
+        FileNotFoundError: there is none.
+        RequestError: it is a link, no regular file, or too large.
+    """
+    flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    try:
+        descriptor = os.open(path, flags)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise RequestError(f"run: {path} cannot be read ({error.strerror})") from error
+    with os.fdopen(descriptor, "rb") as file:
+        found = os.fstat(file.fileno())
+        if not stat.S_ISREG(found.st_mode):
+            raise RequestError(f"run: {path} is not a regular file")
+        if found.st_size > largest:
+            raise RequestError(f"run: {path} is too large ({found.st_size:,} bytes; expected at most {largest:,})")
+        return file.read(largest + 1)
+
+
+def read_text(path: Path) -> str:
+    """A text file in UTF-8; see :func:`read_bytes`."""
+    try:
+        return read_bytes(path).decode()
+    except UnicodeDecodeError as error:
+        raise RequestError(f"run: {path} is corrupt (not UTF-8)") from error
+
+
+def read_json(path: Path, kind: Callable[..., Any] = dict) -> Any:
+    """A JSON file of one kind of value, a mapping if not said otherwise."""
+    try:
+        value = json.loads(read_text(path))
+    except (ValueError, RecursionError) as error:
+        raise RequestError(f"run: {path} is corrupt (no JSON)") from error
+    if not isinstance(value, kind):  # type: ignore[arg-type]
+        raise RequestError(f"run: {path} is corrupt (expected a JSON {getattr(kind, '__name__', kind)})")
+    return value
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """YAML without aliases, by which a short file can stand for gigabytes, and without deep nesting."""
+
+    depth = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("aliases are not accepted")
+        self.depth += 1
+        if self.depth > DEEPEST:
+            raise yaml.YAMLError("nested too deeply")
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+
+def parse_yaml(text: str) -> Any:
+    """Plain YAML data: no tags, no aliases, no deep nesting.
+
+    Raises:
+        yaml.YAMLError: it is anything else.
+    """
+    return yaml.load(text, Loader=_PlainLoader)  # a SafeLoader
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML file of options by name.
+
+    Raises:
+        RequestError: there is no such file, or it holds something else.
+    """
+    try:
+        values = parse_yaml(read_text(path))
+    except FileNotFoundError:
+        raise RequestError(f"config: no file {path}") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        reason = " ".join(str(error).split())
+        raise RequestError(f"config: {path} is no plain YAML ({reason[:200]})") from error
+    values = {} if values is None else values
+    if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
+        raise RequestError(f"config: {path} is corrupt (expected options by name)")
+    return values
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes sure that renamed files are found under their new names after a power cut, where the system can."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

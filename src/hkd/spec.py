@@ -1,0 +1,397 @@
+"""The specification of a run: what decides what it learns, in typed parts, nested in Python and flat on disk.
+
+Imports nothing heavy; opening the data set and reading the method's settings do.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from hkd.data.spec import DataSpec
+from hkd.errors import RequestError, unknown
+from hkd.files import read_yaml, write_text
+from hkd.methods.spec import MethodSpec
+from hkd.models.spec import STUDENT, TEACHER, StudentSpec, TeacherSpec
+from hkd.optimisation import OptimisationSpec
+from hkd.options import check_fields, coerce, hints_of, key_values, options
+from hkd.runtime.spec import RuntimeSpec
+
+if TYPE_CHECKING:
+    from hkd.data import Data
+
+FORMAT = 2
+"""Of the flat shape on disk. Format 1, of version 0.1, names none."""
+PLUS_KD = "+kd"
+"""NAME+kd in the flat shape is NAME with the KD term at weight 1."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSpec:
+    """A run. One without a method trains ``student`` with cross-entropy; it has no teacher.
+
+    What is open (None) is resolved when the run starts: names, the method's published weights, digests of the data and
+    of the teacher. Two runs belong together if and only if their :meth:`key` is equal.
+    """
+
+    data: DataSpec = DataSpec()
+    student: StudentSpec = StudentSpec()
+    teacher: TeacherSpec | None = None
+    method: MethodSpec | None = None
+    optimisation: OptimisationSpec = OptimisationSpec()
+    runtime: RuntimeSpec = RuntimeSpec()
+
+    @property
+    def run(self) -> str:
+        """The run folder."""
+        return self.runtime.run
+
+    @property
+    def seed(self) -> int:
+        return self.runtime.seed
+
+    def with_options(self, **values: Any) -> RunSpec:
+        """The specification with some options, by their flat names, at other values."""
+        return _build(self, values)
+
+    # -- flat shape ---------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_flat(cls, values: Mapping[str, Any], *, ignore_other_methods: bool = False) -> RunSpec:
+        """Reads the flat shape: a run with ``method`` is a distillation, one without trains the student alone.
+
+        Args:
+            values: options by their flat names, and the method's settings under its prefix (or under ``settings``).
+            ignore_other_methods: whether settings of methods other than the run's are skipped, as in a recipe that
+                serves several, instead of refused.
+
+        Raises:
+            RequestError: an unknown name, a wrong type, a value out of range, or a format of a later version.
+        """
+        values = dict(values)
+        version = values.pop("format", FORMAT)
+        if version == 1:
+            values = _from_format_1(values)
+        elif version != FORMAT:
+            raise RequestError(f"format: expected 1 or {FORMAT}, of this or an earlier version of hkd; got {version}")
+        distils = values.get("method") is not None
+        if ignore_other_methods:
+            values = _without_other_methods(values)
+        blank = cls(teacher=TeacherSpec(), method=MethodSpec()) if distils else cls()
+        if not distils:
+            values = {name: value for name, value in values.items() if value is not None or name in FIELDS}
+        spec = _build(blank, values)
+        spec.check()
+        return spec
+
+    def to_flat(self) -> dict[str, Any]:
+        """The flat shape: what ``config.yaml`` holds and ``--config`` takes, lists for tuples."""
+        flat: dict[str, Any] = {"format": FORMAT}
+        for part in self._parts():
+            for entry in fields(part):
+                if entry.metadata:
+                    value = getattr(part, entry.name)
+                    flat[entry.metadata.get("flat") or entry.name] = list(value) if isinstance(value, tuple) else value
+        if self.method is not None and is_dataclass(self.method.settings):
+            flat[_prefix(self.method.name)] = asdict(self.method.settings)  # type: ignore[arg-type]
+        return flat
+
+    @classmethod
+    def load(cls, file: str | Path) -> RunSpec:
+        """Reads the ``config.yaml`` of a run folder, of this or an earlier version."""
+        values = read_yaml(Path(file))
+        try:
+            return cls.from_flat({"format": 1} | values)
+        except RequestError as error:
+            raise RequestError(f"run: {file} is no configuration of a run ({error})") from error
+
+    def save(self, file: Path) -> None:
+        """Writes ``config.yaml``."""
+        import yaml
+
+        write_text(file, yaml.safe_dump(self.to_flat(), sort_keys=False, allow_unicode=True))
+
+    def _parts(self) -> list[Any]:
+        parts = (self.runtime, self.data, self.student, self.teacher, self.method, self.optimisation)
+        return [part for part in parts if part is not None]
+
+    # -- what belongs together ----------------------------------------------------------------------------------------
+
+    def check(self) -> None:
+        """Raises :class:`RequestError` for the first option that has the wrong type or is out of its range."""
+        for part in self._parts():
+            check_fields(part)
+        for name, value in (("run", self.run), ("dataset", self.data.dataset), ("student", self.student.name)):
+            if value == "":
+                raise RequestError(f"{name}: expected a name; got an empty one")
+        if self.teacher is not None and self.teacher.name == "":
+            raise RequestError("teacher: expected a name; got an empty one")
+        if self.method is not None:
+            check_weights(self.method)
+
+    @property
+    def is_resolved(self) -> bool:
+        """Whether nothing that decides what is learnt is open. Runs of version 0.1 are taken as they are."""
+        return self.data.revision == 0 or (self.data.digest != "" and self.student.name is not None)
+
+    def resolved(self, data: Data | None = None) -> RunSpec:
+        """The specification with nothing open.
+
+        Args:
+            data: what :func:`hkd.data.open_data` returned for it, where it is open already.
+        """
+        if self.is_resolved and data is None:
+            return self
+        from hkd.data import open_data
+
+        data = data or open_data(self.data, workers=self.runtime.workers)
+        teacher = None if self.teacher is None else resolve_teacher(self.teacher)
+        return replace(
+            self,
+            data=replace(self.data, dataset=data.name, digest=data.digest),
+            student=replace(self.student, name=self.student.name or STUDENT),
+            teacher=teacher,
+            method=None if self.method is None else resolve_method(self.method),
+        )
+
+    def key(self) -> str:
+        """A digest of everything that decides what is learnt, except the seed, the folder and the machine.
+
+        A specification that is not resolved is resolved first, which opens its data set.
+        """
+        spec = self.resolved()
+        values = dict(
+            entry for part in (spec.data, spec.student, spec.optimisation, spec.runtime) for entry in key_values(part)
+        )
+        if not spec.data.digest:  # runs of version 0.1 did not record it
+            values["dataset"] = spec.data.dataset
+        if spec.teacher is not None:
+            values |= dict(key_values(spec.teacher))
+            if spec.teacher.digest:  # the weights say it all
+                values = {k: v for k, v in values.items() if k not in ("teacher", "teacher_pretrained", "teacher_lr")}
+        if spec.method is not None:
+            values |= dict(key_values(replace(spec.method, settings=None)))
+            if spec.method.settings is not None:
+                values |= dict(key_values(spec.method.settings, f"{_prefix(spec.method.name)}."))
+            del values["settings"]
+        text = json.dumps(values, sort_keys=True, allow_nan=False)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def difference(self, other: RunSpec) -> tuple[str, Any, Any] | None:
+        """The first option that decides what is learnt and differs: its name and both values; None if all agree."""
+        mine, theirs = self.to_flat(), other.to_flat()
+        spelled = {name for name, (part, field) in FIELDS.items() if not field_of(part, field).metadata["key"]}
+        names = [*mine, *(name for name in theirs if name not in mine)]
+        known = (name for name in names if name not in spelled | {"format"} and mine.get(name) != theirs.get(name))
+        name = min(known, key=lambda n: n in RECORDED, default=None)  # what a person wrote says more than a digest
+        if name in ("data_digest", "teacher_digest"):  # said by the options behind them, where these differ
+            behind = {"data_digest": DATA_OPTIONS, "teacher_digest": ("teacher_checkpoint",)}[name]
+            name = next((n for n in behind if mine.get(n) != theirs.get(n)), name)
+        return None if name is None else (name, mine.get(name), theirs.get(name))
+
+
+DATA_OPTIONS = ("dataset", "limit_classes", "limit_train", "train_fraction", "data_root")
+"""What decides the digest of the data."""
+
+
+class Place(NamedTuple):
+    """Where a flat name is in the specification."""
+
+    part: str
+    field: str
+
+
+PARTS = {
+    "data": DataSpec, "student": StudentSpec, "teacher": TeacherSpec, "method": MethodSpec,
+    "optimisation": OptimisationSpec, "runtime": RuntimeSpec,
+}  # fmt: skip
+FIELDS: dict[str, Place] = {
+    entry.metadata.get("flat") or entry.name: Place(part, entry.name)
+    for part, kind in PARTS.items()
+    for entry in fields(kind)
+    if entry.metadata
+}
+"""Every flat name, recorded ones included."""
+RECORDED = frozenset(name for name, (part, field) in FIELDS.items() if "help" not in {
+    entry.name: entry for entry in fields(PARTS[part])}[field].metadata)  # fmt: skip
+TRAINING = tuple(
+    entry.metadata.get("flat") or entry.name
+    for part in (RuntimeSpec, DataSpec, StudentSpec, OptimisationSpec)
+    for entry in options(part)
+)
+"""The options of a run without a teacher, by their flat names."""
+DISTILLATION = tuple(
+    entry.metadata.get("flat") or entry.name for part in (TeacherSpec, MethodSpec) for entry in options(part)
+)
+"""The options that a distillation has beside those."""
+
+
+def field_of(part: str, name: str) -> Any:
+    """A field of one of the specification's parts."""
+    return next(entry for entry in fields(PARTS[part]) if entry.name == name)
+
+
+def _build(base: RunSpec, values: Mapping[str, Any]) -> RunSpec:
+    """A specification with flat values put into its parts."""
+    changes: dict[str, dict[str, Any]] = {}
+    settings: dict[str, Any] = {}
+    for name, value in values.items():
+        if name in FIELDS:
+            part, field = FIELDS[name]
+            changes.setdefault(part, {})[field] = coerce(name, value, hints_of(PARTS[part])[field])
+        else:
+            settings[name] = value
+    absent = [name for part in ("teacher", "method") if getattr(base, part) is None for name in changes.pop(part, {})]
+    if settings and base.method is None:
+        raise unknown("option", next(iter(settings)), FIELDS)
+    del absent  # what only a distillation needs has no meaning here; a pair's recipe trains its networks, too
+    if "method" in changes:
+        changes["method"] = _plus_kd(changes["method"])
+    made = {part: replace(getattr(base, part), **own) for part, own in changes.items()}
+    spec = replace(base, **made)
+    if settings and spec.method is not None:
+        spec = replace(spec, method=_with_settings(spec.method, settings))
+    return spec
+
+
+def _plus_kd(values: dict[str, Any]) -> dict[str, Any]:
+    """The classical term's suffix of a method's name as what it stands for."""
+    name = values.get("name")
+    if not isinstance(name, str) or not name.endswith(PLUS_KD):
+        return values
+    if name == f"kd{PLUS_KD}":
+        raise RequestError("method: kd is the KD term itself; its weight is kd_weight")
+    weight = 1.0 if values.get("kd_weight") is None else values["kd_weight"]
+    return values | {"name": name.removesuffix(PLUS_KD), "kd_weight": weight}
+
+
+def _with_settings(method: MethodSpec, values: Mapping[str, Any]) -> MethodSpec:
+    """A method with settings of its own: under its prefix, or under ``settings``; what it already has is kept."""
+    from hkd.methods import methods
+    from hkd.methods.create import method_config
+
+    prefix = methods[method.name].settings
+    own: dict[str, Any] = {} if method.settings is None else asdict(method.settings)
+    for name, value in values.items():
+        if name not in (prefix, "settings") or not name:
+            owners = {methods[other].settings: other for other in methods if methods[other].settings}
+            if name in owners:
+                raise RequestError(f"{name}: these are settings of {owners[name]}, and the method is {method.name}")
+            raise unknown("option", name, [*FIELDS, *owners])
+        if not isinstance(value, Mapping):
+            raise RequestError(f"{name}: expected settings by name; got {value}")
+        own |= value
+    return replace(method, settings=method_config(method.name, own))
+
+
+def _without_other_methods(values: dict[str, Any]) -> dict[str, Any]:
+    """A recipe's values without the settings of methods that the run does not use."""
+    if all(name in FIELDS or name == "settings" for name in values):
+        return values
+    from hkd.methods import methods
+
+    chosen = str(values.get("method") or "").removesuffix(PLUS_KD)
+    others = {methods[name].settings for name in methods if name != chosen} - {""}
+    if chosen in methods:
+        others -= {methods[chosen].settings}
+    return {name: value for name, value in values.items() if name not in others}
+
+
+def _prefix(method: str) -> str:
+    from hkd.methods import methods
+
+    return methods[method].settings or method
+
+
+def check_weights(method: MethodSpec) -> None:
+    """Raises :class:`RequestError` for a method that is not known, or weights that it cannot have."""
+    from hkd.methods import methods
+
+    methods[method.name]  # an unknown name raises
+    if method.name == "kd" and method.weight:
+        raise RequestError("method_weight: kd is the KD term, whose weight is kd_weight")
+    if 0 == method.weight == method.kd_weight == method.ce_weight:
+        raise RequestError("method_weight: all weights are 0, so there is nothing to learn from")
+
+
+def resolve_method(method: MethodSpec) -> MethodSpec:
+    """A method with its published weights and its settings where they were open."""
+    from hkd.methods import methods
+    from hkd.methods.create import method_config
+
+    kind = methods[method.name]
+    settings = method.settings if method.settings is not None else method_config(method.name, {})
+    usual = kind.default_weights(settings)
+    done = replace(
+        method,
+        weight=usual.method if method.weight is None else method.weight,
+        kd_weight=usual.kd if method.kd_weight is None else method.kd_weight,
+        ce_weight=usual.ce if method.ce_weight is None else method.ce_weight,
+        settings=settings if kind.settings else None,
+        revision=kind.revision,
+    )
+    check_weights(done)
+    return done
+
+
+def resolve_teacher(teacher: TeacherSpec) -> TeacherSpec:
+    """A teacher with its name, and the digest of its weights where they are given."""
+    if teacher.checkpoint is None:
+        return replace(teacher, name=teacher.name or TEACHER)
+    if teacher.digest:  # a run that is yet to be trained
+        return replace(teacher, name=teacher.name or TEACHER)
+    from hkd.models.weights import read_about
+
+    file, folder = locate(teacher.checkpoint)
+    name = teacher.name or read_about(file).get("model")
+    if name is None:
+        raise RequestError(f"teacher: {file} does not say which network it holds; name it with --teacher")
+    return replace(teacher, name=str(name), digest=identity(file, folder))
+
+
+def identity(file: Path, folder: Path | None) -> str:
+    """Which weights a file holds: those of a run with its seed, or those with a digest."""
+    if folder is not None:
+        spec = RunSpec.load(folder / "config.yaml")
+        return f"run {spec.key()} {spec.seed}"
+    with file.open("rb") as content:
+        return f"weights {hashlib.file_digest(content, 'sha256').hexdigest()[:16]}"
+
+
+def locate(checkpoint: str | Path) -> tuple[Path, Path | None]:
+    """A checkpoint's file of weights, and the run folder whose result it is, if any.
+
+    Raises:
+        RequestError: there is no such file.
+    """
+    path = Path(checkpoint)
+    if path.is_dir():
+        file = next((path / name for name in WEIGHTS if (path / name).is_file()), path / WEIGHTS[0])
+    else:
+        file = path
+    if not file.is_file():
+        raise RequestError(f"checkpoint: no file {file}")
+    folder = file.parent
+    return file, folder if file.name in WEIGHTS and (folder / "config.yaml").is_file() else None
+
+
+WEIGHTS = ("student.safetensors", "model.safetensors")
+"""The result of a distillation and of a training, in their run folders."""
+
+
+def _from_format_1(values: dict[str, Any]) -> dict[str, Any]:
+    """The flat shape of version 0.1, whose runs never belong together with later ones."""
+    values = dict(values)
+    role = values.pop("role", None)
+    values.pop("settings", None)
+    if values.get("method") is None:
+        role = role or ("student" if values.get("student") else "teacher")
+        values["student"] = values.get(role)
+        values["student_pretrained"] = values.get(f"{role}_pretrained", False)
+        for name in ("teacher", "teacher_pretrained"):
+            values.pop(name, None)
+    return values | {"data_revision": 0, "method_revision": 0}
