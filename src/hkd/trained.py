@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,12 +27,21 @@ class Trained:
         weights: the file with its weights.
         about: what stands beside them: classes, mean, std, image_size and more; empty for files of other origin.
         asked: the configuration of its run; empty where there is no run folder.
+        key: equal for runs that differ in their seed alone; empty where there is no run folder.
+        label: what tables call it.
     """
 
     name: str
     weights: Path
     about: dict[str, Any]
     asked: dict[str, Any]
+    key: str = ""
+    label: str = ""
+
+    @property
+    def seed(self) -> int | None:
+        """Of its run."""
+        return self.asked.get("seed")
 
 
 def find_trained(checkpoint: str, model: str | None = None) -> Trained:
@@ -50,7 +61,16 @@ def find_trained(checkpoint: str, model: str | None = None) -> Trained:
         raise RequestError(f"model: {path} does not say which network it holds; name it with --model")
     if model is None and ":" not in name and name not in list_models():
         raise RequestError(f"model: {path} holds an own network, {name}; name its factory with --model module:callable")
-    return Trained(name, path, about, asked)
+    return Trained(name, path, about, asked, _key(asked), name)
+
+
+NOT_LEARNT = frozenset({"run", "seed", "device", "workers", "tensorboard", "save_minutes", "data_root"})
+"""Fields of a run's configuration that do not decide what is learnt."""
+
+
+def _key(asked: dict[str, Any]) -> str:
+    learnt = {name: value for name, value in asked.items() if name not in NOT_LEARNT}
+    return hashlib.sha256(json.dumps(learnt, sort_keys=True).encode()).hexdigest()[:16] if asked else ""
 
 
 def open_test(config: EvaluateConfig, found: Trained) -> Dataset:

@@ -11,27 +11,12 @@ import pytest
 import torch
 
 import hkd
-from hkd.analysis import features, transfer
-from hkd.jobs import find_trained
+from hkd.analysis import features
+from hkd.analysis import transfer as probes
 from hkd.report.labels import label_of, method_label
-from hkd.runtime.engine import Engine
+from hkd.report.transfer import transfer
+from hkd.trained import find_trained
 from tests.data.test_datasets import class_folders, write_files
-
-SMALL = {"epochs": 1, "limit_train": 20, "tensorboard": False, "device": "cpu"}
-
-
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A teacher, two students of it that differ in seed, one alone."""
-    folder = tmp_path_factory.mktemp("runs")
-    hkd.train(hkd.TrainConfig(run=str(folder / "alone"), student="resnet8", **SMALL))
-    for seed in (0, 1):
-        hkd.distill(
-            hkd.DistillConfig(
-                run=str(folder / f"kd-{seed}"), method="kd", teacher="resnet14", student="resnet8", seed=seed, **SMALL
-            )
-        )
-    return folder
 
 
 def config(runs: Path, tmp_path: Path, **changes: Any) -> hkd.TransferConfig:
@@ -41,8 +26,8 @@ def config(runs: Path, tmp_path: Path, **changes: Any) -> hkd.TransferConfig:
 
 
 def test_a_transfer(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = hkd.transfer(config(runs, tmp_path))
-    labels = [row["network"] for row in found["rows"]]
+    found = transfer(config(runs, tmp_path))
+    labels = [row["label"] for row in found["rows"]]
     assert labels == ["resnet14", "resnet14", "resnet8 alone", "resnet8, kd", "resnet8, kd"]
     assert all(row["top1"] > 30 for row in found["rows"]), "features of digits tell digits apart"
     text = (tmp_path / "t" / "transfer.md").read_text()
@@ -50,34 +35,7 @@ def test_a_transfer(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert json.loads((tmp_path / "t" / "transfer.json").read_text()) == found
 
     monkeypatch.setattr(features, "_run", lambda *_: pytest.fail("features are extracted once"))
-    assert hkd.transfer(config(runs, tmp_path)) == found
-
-
-def test_other_images_or_weights_are_other_features(runs: Path, tmp_path: Path) -> None:
-    engine = Engine("cpu")
-    data = hkd.load_dataset("digits", "test")
-    for name in ("alone", "kd-0"):
-        found = find_trained(str(runs / name))
-        for part in (data, hkd.load_dataset("digits", "train"), hkd.load_dataset("digits", "test", image_size=12)):
-            features.extract(found, part, engine, tmp_path)
-            features.extract(found, part, engine, tmp_path)
-    assert len(list(tmp_path.glob("features-*.npz"))) == 6
-    kept = next(iter(tmp_path.glob("features-*.npz")))
-    kept.write_bytes(kept.read_bytes()[:100])
-    features.extract(find_trained(str(runs / "alone")), data, engine, tmp_path)
-
-
-def test_features_are_what_the_network_gives(runs: Path, tmp_path: Path) -> None:
-    data = hkd.load_dataset("digits", "test")
-    found = features.extract(find_trained(str(runs / "alone")), data, Engine("cpu"), tmp_path)
-    model, about = hkd.load_model(runs / "alone" / "model.safetensors")
-    image = torch.stack([data[n][0] for n in range(5)]).float() / 255
-    mean, std = (torch.tensor(about[name]).view(3, 1, 1) for name in ("mean", "std"))
-    with torch.no_grad():
-        out = model.eval()((image - mean) / std)
-    np.testing.assert_allclose(found.embedding[:5], out.embedding.numpy(), rtol=1e-3, atol=1e-4)
-    np.testing.assert_allclose(found.logits[:5], out.logits.numpy(), rtol=1e-3, atol=1e-3)
-    assert found.label.tolist() == data.labels.tolist()
+    assert transfer(config(runs, tmp_path)) == found
 
 
 def test_the_penalty_is_chosen_without_the_test_split(
@@ -87,18 +45,18 @@ def test_the_penalty_is_chosen_without_the_test_split(
 
     def watch(x: np.ndarray, y: np.ndarray, penalty: float, seed: int) -> Any:
         seen.append((len(y), penalty))
-        return transfer.logistic(x, y, penalty, seed)
+        return probes.logistic(x, y, penalty, seed)
 
-    monkeypatch.setitem(transfer.PROBES, "logistic", watch)
-    found = hkd.transfer(config(runs, tmp_path, holdout=0.25))
+    monkeypatch.setitem(probes.PROBES, "logistic", watch)
+    found = transfer(config(runs, tmp_path, holdout=0.25))
     for row, trained in zip(found["rows"], np.split(np.array(seen), len(found["rows"])), strict=True):
         assert [int(count) for count, _ in trained] == [225] * 6 + [300]
-        assert sorted(p for _, p in trained[:6]) == list(transfer.PENALTIES)
+        assert sorted(p for _, p in trained[:6]) == list(probes.PENALTIES)
         assert trained[-1][1] == row["penalty"]
 
 
-@pytest.mark.parametrize("probe", [transfer.logistic, transfer.sgd])
-def test_probes_separate_what_can_be_separated(probe: transfer.Probe) -> None:
+@pytest.mark.parametrize("probe", [probes.logistic, probes.sgd])
+def test_probes_separate_what_can_be_separated(probe: probes.Probe) -> None:
     draw = np.random.default_rng(0)
     y = draw.integers(3, size=300)
     x = (3 * np.eye(3, 5)[y] + 0.5 * draw.standard_normal((300, 5))).astype(np.float32)
@@ -129,15 +87,17 @@ def test_logistic_regression_minimises_what_it_says() -> None:
 
     optimizer.step(loss)
     expected = ((scaled @ weight + bias) > 0).long().numpy()
-    assert (transfer.logistic(x, y, penalty, 0)(x) == expected).mean() > 0.98
+    assert (probes.logistic(x, y, penalty, 0)(x) == expected).mean() > 0.98
 
 
 def test_folders_and_wrong_requests(runs: Path, tmp_path: Path) -> None:
     photos = write_files(tmp_path / "photos", class_folders())
-    found = hkd.transfer(config(runs, tmp_path, datasets=(f"folder:{photos}",), limit_train=None, image_size=16))
+    found = transfer(config(runs, tmp_path, datasets=(f"folder:{photos}",), limit_train=None, image_size=16))
     assert found["datasets"] == [f"folder:{photos}"]
-    with pytest.raises(hkd.RequestError, match=r"holdout: 0.2 of 10 images cannot hold every class"):
-        hkd.transfer(config(runs, tmp_path, limit_train=1))
+    with pytest.raises(
+        hkd.RequestError, match=r"holdout: expected a fraction with an image of every class; got 0.2 of 10"
+    ):
+        transfer(config(runs, tmp_path, limit_train=1))
     for changes, message in (
         ({"checkpoints": ()}, "checkpoints: name at least one"),
         ({"datasets": ()}, "datasets: name at least one"),
@@ -147,7 +107,7 @@ def test_folders_and_wrong_requests(runs: Path, tmp_path: Path) -> None:
     ):
         asked = {"checkpoints": (str(runs / "alone"),), "datasets": ("digits",), "run": str(tmp_path / "t")} | changes
         with pytest.raises(hkd.RequestError, match=message):
-            hkd.transfer(hkd.TransferConfig(device="cpu", **asked))
+            transfer(hkd.TransferConfig(device="cpu", **asked))
 
 
 def test_labels(runs: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,5 +52,5 @@ def with_teachers(checkpoints: tuple[str, ...]) -> list[Trained]:
             given = found.asked.get("teacher_checkpoint") or str(Path(checkpoint) / "teacher")
             if Path(given).exists():
                 teachers.append(find_trained(given, found.asked["teacher"]))
-    unique = {found.weights.resolve(): found for found in [*teachers, *students]}
+    unique = {found.weights.resolve(): replace(found, label=label_of(found)) for found in [*teachers, *students]}
     return list(unique.values())
