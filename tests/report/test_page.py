@@ -16,6 +16,8 @@ import hkd
 from hkd.cli import main
 from hkd.report.collect import by_class, find_runs, grouped
 from hkd.report.cost import cost_of
+from hkd.report.page import _topologies, _transfers
+from hkd.report.topology import topology
 
 OF_THE_MODEL = ("model", "num_classes")
 SECTIONS = ["networks", "comparison", "curves", "topology", "classes", "samples", "configuration", "reproduce"]
@@ -31,7 +33,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         )
     )  # fmt: skip
     students = tuple(str(folder / "compare" / "resnet14-resnet8" / name) for name in ("kd-0", "hkd+kd-0"))
-    hkd.topology(
+    topology(
         hkd.TopologyConfig(checkpoints=students, run=str(folder / "compare" / "topology"), images=40, device="cpu")
     )
     return folder
@@ -130,6 +132,28 @@ def test_class_names_and_runs_are_escaped(runs: Path, tmp_path: Path) -> None:
     for hostile in ("<script>alert", "<img src=x", "<b>t</b>"):
         assert hostile not in page
     assert "&lt;script&gt;alert(3)" in page
+
+
+def test_results_of_version_0_1_are_shown_without_pooling(tmp_path: Path) -> None:
+    """Their rows have no key, and their distance correlation is the biased statistic."""
+    kept = {"knn_overlap": 0.25, "linear_cka": 0.5, "trustworthiness": 0.75, "distance_correlation": 0.875}
+    rows = [{"network": "kd", "weights": f"{f}/s.safetensors", "seed": 0} | kept for f in ("a", "b")]
+    numbers = {"rows": rows, "teacher": "resnet14", "images": 60, "neighbours": 5}
+    (tmp_path / "topology.json").write_text(json.dumps(numbers))
+    section = _topologies([tmp_path])
+    assert section is not None and section.parts[0].table is not None
+    cells = [[cell.text for cell in row.cells] for row in section.parts[0].table.rows]
+    assert cells == [[f"kd [{f}/s.safetensors]", "0.250 (1)", "0.500 (1)", "0.750 (1)", ""] for f in ("a", "b")]
+
+    rows = [
+        {"label": "kd", "key": "k", "seed": n, "weights": f"{n}/s", "dataset": name, "top1": 50.0 + n}
+        for n in (0, 2) for name in ("digits", "stl10")
+    ]  # fmt: skip
+    (tmp_path / "transfer.json").write_text(json.dumps({"rows": rows, "protocol": [], "datasets": ["digits", "stl10"]}))
+    section = _transfers([tmp_path])
+    assert section is not None and section.parts[0].table is not None
+    (row,) = section.parts[0].table.rows
+    assert [cell.text for cell in row.cells] == ["kd", "51.00 ± 1.41 (2)", "51.00 ± 1.41 (2)"]
 
 
 def test_confusions_are_counted(runs: Path) -> None:

@@ -16,7 +16,7 @@ from PIL import Image
 from plotly.offline import get_plotlyjs
 
 import hkd
-from hkd.analysis.topology import NUMBERS
+from hkd.analysis.trials import by_key
 from hkd.config import EvaluateConfig, ReportConfig
 from hkd.errors import RequestError
 from hkd.files import write_text
@@ -36,6 +36,7 @@ from hkd.report.collect import (
 from hkd.report.cost import cost_of
 from hkd.report.results import Comparison
 from hkd.report.tables import spread
+from hkd.report.topology import MEASURES
 from hkd.trained import find_trained, open_test, teacher_of
 
 SAMPLES = 12
@@ -215,40 +216,36 @@ def _sweeps(folders: list[Path]) -> Section | None:
 def _topologies(folders: list[Path]) -> Section | None:
     parts = []
     for folder, numbers in experiments(folders, "topology"):
-        rows = _means(numbers["rows"], list(NUMBERS), 3)
+        rows = _means(numbers["rows"], list(MEASURES), 3)
         text = (
             f"How {numbers['images']:,} test images lie beside one another for {numbers['teacher']} and its students, "
             f"and how much of it the students keep (1: all), by the {numbers['neighbours']} nearest neighbours."
         )
         image = folder / "topology.png"
         picture = _data_url(image.read_bytes()) if image.is_file() else ""
-        parts.append(Part(text=text, table=Table(["network", *NUMBERS.values()], rows), image=picture))
+        parts.append(Part(text=text, table=Table(["network", *MEASURES.values()], rows), image=picture))
     return Section("topology", "Topology", parts) if parts else None
 
 
 def _transfers(folders: list[Path]) -> Section | None:
     parts = []
     for _, numbers in experiments(folders, "transfer"):
-        wide = [
-            {"network": row["network"]}
-            | {name: row["top1"] if row["dataset"] == name else None for name in numbers["datasets"]}
-            for row in numbers["rows"]
-        ]
+        wide = [row | {row["dataset"]: row["top1"]} for row in numbers["rows"]]
         table = Table(["network", *numbers["datasets"]], _means(wide, numbers["datasets"], 2))
         parts.append(Part(text="; ".join(numbers["protocol"]) + ".", table=table))
     return Section("transfer", "Transfer", parts) if parts else None
 
 
 def _means(rows: list[Numbers], names: list[str], digits: int) -> list[TableRow]:
-    """A row for each network with the mean of its values."""
-    found = []
-    for label in dict.fromkeys(row["network"] for row in rows):
-        cells = [Cell(label)]
+    """A row for each experiment with the means over its seeds. Numbers that a result of version 0.1 lacks are blank."""
+    table = []
+    for trials in by_key(rows):
+        cells = [Cell(trials.label)]
         for name in names:
-            values = [row[name] for row in rows if row["network"] == label and row[name] is not None]
+            values = trials.values(name)
             cells.append(Cell(spread(values, digits), statistics.fmean(values) if values else 0.0))
-        found.append(TableRow(cells))
-    return found
+        table.append(TableRow(cells))
+    return table
 
 
 def _classes(groups: list[Group]) -> Section | None:

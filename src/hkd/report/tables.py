@@ -6,12 +6,15 @@ import csv
 import io
 import json
 import statistics
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from tabulate import tabulate
 
 from hkd.analysis.bootstrap import Interval
+from hkd.analysis.trials import Row, repetition_notes
 from hkd.files import write_text
 from hkd.report.published import CRD, HKD
 
@@ -143,6 +146,12 @@ def spread(values: list[float], digits: int = 2) -> str:
         return ""
     deviation = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
     return f"{statistics.fmean(values):.{digits}f}{deviation} ({len(values)})"
+
+
+def print_repetitions(rows: Sequence[Row]) -> None:
+    """Names the networks that tables do not count, on standard error."""
+    for note in repetition_notes(rows):
+        print(note, file=sys.stderr, flush=True)
 
 
 def _told(row: Numbers) -> str:
