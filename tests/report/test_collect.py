@@ -46,7 +46,7 @@ def compared(*folders: Path) -> dict[str, dict[str, Row]]:
     ],
 )
 def test_other_experiments_are_other_groups(tmp_path: Path, other: dict[str, Any], labels: tuple[str, str]) -> None:
-    """They share network, method and seeds, and were pooled, or counted as one another, when a label was an identity."""
+    """They share network, method and seeds, and were pooled as long as a label was an identity."""
     for seed in (0, 1):
         fake_run(tmp_path / f"a-{seed}", 0.5 + seed / 10, seed=seed, **KD)
         fake_run(tmp_path / f"b-{seed}", 0.8 + seed / 10, seed=seed, **KD | other)
@@ -100,9 +100,7 @@ def test_runs_of_version_0_1_are_shown_and_never_pool(tmp_path: Path) -> None:
 def taught(tmp_path: Path) -> Path:
     """A student in ``students``, its teacher in ``elsewhere``, and the teacher's own teacher in ``farther``."""
     first = fake_run(tmp_path / "farther" / "first", student="resnet20")
-    second = fake_run(
-        tmp_path / "elsewhere" / "second", student="resnet14", method="kd", teacher_checkpoint=str(first)
-    )
+    second = fake_run(tmp_path / "elsewhere" / "second", student="resnet14", method="kd", teacher_checkpoint=str(first))
     fake_run(tmp_path / "students" / "kd", method="kd", teacher_checkpoint=str(second))
     return tmp_path
 

@@ -34,7 +34,9 @@ def test_the_three_files_of_a_comparison(comparison: Comparison, tmp_path: Path)
     assert sorted(file.name for file in (tmp_path / "tables").iterdir()) == [
         "comparison.csv", "comparison.json", "comparison.md",
     ]  # fmt: skip
-    rows = sorted(csv.DictReader((tmp_path / "tables" / "comparison.csv").open()), key=lambda row: row["top1_last_mean"])
+    rows = sorted(
+        csv.DictReader((tmp_path / "tables" / "comparison.csv").open()), key=lambda row: row["top1_last_mean"]
+    )
     assert [(row["method"], row["n"], row["top1_last_mean"]) for row in rows] == [
         ("ce", "2", "50.0"), ("kd", "2", "69.0"), ("hkd", "2", "89.0"),
     ]  # fmt: skip

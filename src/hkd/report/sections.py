@@ -54,8 +54,13 @@ def networks(groups: list[Group]) -> Section:
 
 def comparison(comparisons: list[tuple[str, Comparison]]) -> Section | None:
     """Differences to the best baseline with their intervals, for each pair of networks under each setting by itself."""
-    parts = [_comparison(heading, one) for heading, one in comparisons]
-    return Section("comparison", "Comparison", parts) if parts else None
+    text = (
+        "Differences in points with 95 % intervals, a paired bootstrap over trials and test images: an interval that "
+        "contains 0 does not decide, and a single trial says nothing about other seeds. Runs are compared only if they "
+        "differ in nothing but the method and the seed."
+    )
+    parts = [Part(text=text), *(_comparison(heading, one) for heading, one in comparisons)]
+    return Section("comparison", "Comparison", parts) if comparisons else None
 
 
 def _comparison(heading: str, one: Comparison) -> Part:
@@ -73,13 +78,11 @@ def _comparison(heading: str, one: Comparison) -> Part:
         rows.append([*cells, mean(row["images_per_second"], "{:,.0f}")])
     heads = ["method", "top-1, last epoch", f"minus {pair['baseline']}" if pair["baseline"] else "difference"]
     text = (
-        "Differences in points with 95 % intervals, a paired bootstrap over trials and test images: an interval that "
-        "contains 0 does not decide, and a single trial says nothing about other seeds."
+        f"ARI: by how much more {one.headline} improves on the student alone than the method does, relative to the "
+        "method's own improvement."
     )
-    if has_ari:
-        text += f" ARI: by how much more {one.headline} improves on the student alone than the method does."
     table = Table([*heads, *(["ARI"] if has_ari else []), "images/s"], best_first(rows))
-    return Part(heading=heading, text=text, table=table)
+    return Part(heading=heading, text=text if has_ari else "", table=table)
 
 
 def curves(groups: list[Group]) -> Section:
@@ -108,7 +111,7 @@ def searches(folders: list[Path]) -> Section | None:
         names, tries = ranked_tries(numbers)
         rows = [
             [number(row["try"], "{:.0f}"), number(row["top1_holdout"]),
-             *(Cell(short(row["values"].get(name))) for name in names), Cell(row["state"])]
+             *(_value(row["values"].get(name)) for name in names), Cell(row["state"])]
             for row in tries
         ]  # fmt: skip
         text = (
@@ -118,6 +121,11 @@ def searches(folders: list[Path]) -> Section | None:
         table = Table(["try", "top-1, held out", *names, "state"], rows)
         parts.append(Part(heading=" in ".join(filter(None, [numbers["method"], place])), text=text, table=table))
     return Section("searches", "Search", parts) if parts else None
+
+
+def _value(value: Any) -> Cell:
+    """A field's value: numbers are sorted as numbers."""
+    return Cell(short(value), float(value) if isinstance(value, int | float) else None)
 
 
 def topologies(folders: list[Path], labels: Labels) -> Section | None:
