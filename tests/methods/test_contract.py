@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 import hkd
-from hkd.distiller import Objective
+from hkd.distiller import Distiller
 from hkd.errors import IncompatibleError
-from hkd.methods import Method, Setup, Weights, methods
+from hkd.methods import Method, Setup, methods
 from hkd.methods.base import NEEDS, NoConfig
 from hkd.options import check_fields
 from hkd.types import Batch, ModelOutput
@@ -171,7 +171,7 @@ def test_bf16_autocast_is_finite(name: str, networks: tuple) -> None:
 @pytest.mark.parametrize("name", hkd.list_methods())
 def test_all_parameters_are_trained(name: str, networks: tuple) -> None:
     method = build(name, networks)
-    trained = {id(p) for p in Objective(networks[0], method, Weights()).parameters()}
+    trained = {id(p) for p in Distiller(*networks, method).parameters()}
     assert all(id(p) in trained for p in [*method.parameters(), *networks[0].parameters()])
 
 

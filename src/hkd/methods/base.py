@@ -131,6 +131,12 @@ class Method(nn.Module, ABC, Generic[C]):
     @abstractmethod
     def __init__(self, setup: Setup, config: C) -> None:
         super().__init__()
+        self.config = config
+
+    @classmethod
+    def default_weights(cls, config: C) -> Weights:
+        """The published weights, which may depend on the settings."""
+        return cls.weights
 
     def __call__(self, batch: Batch, student: ModelOutput, teacher: ModelOutput) -> dict[str, Tensor]:
         """:meth:`forward`, with no way for a gradient to the teacher, whatever loop calls it."""

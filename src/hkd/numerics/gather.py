@@ -47,3 +47,15 @@ class _Gather(torch.autograd.Function):
             total = gradient.clone()  # autograd may hold the same tensor elsewhere
         dist.all_reduce(total)
         return local_part(total)
+
+
+@torch.no_grad()
+def agree(*tensors: Tensor) -> bool:
+    """Whether tensors have the same values in all processes, by their sums and the sums of their squares in float64."""
+    if world_size() == 1 or not tensors:
+        return True
+    parts = [tensor.detach().double().nan_to_num() for tensor in tensors]
+    sums = torch.stack([value for part in parts for value in (part.sum(), part.square().sum())])
+    everyone = [torch.empty_like(sums) for _ in range(world_size())]
+    dist.all_gather(everyone, sums)
+    return all(torch.equal(everyone[0], other) for other in everyone)
