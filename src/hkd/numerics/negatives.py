@@ -54,10 +54,10 @@ class NegativeSampler(nn.Module):
         self.register_buffer("_class_size", size, persistent=False)
         # How many negatives an anchor may have: known to the host, so that no draw has to ask the device.
         populations = sorted(num_samples - n for n in torch.unique(size).tolist())
-        self._fewest, self._most = populations[0], populations[-1]
-        self._plan = _Plan.of(populations, min(self.num_negatives, self._most))
-        if self._fewest < 1:
+        if populations[0] < 1:
             raise ValueError("labels: all training images have the same class, so none is a negative of another")
+        self._fewest = populations[0]
+        self._plan = _Plan.of(populations, min(self.num_negatives, populations[-1]))
         if self.use_stream_sampling:
             self.register_buffer("_first_place", torch.zeros(num_samples, dtype=torch.int32), persistent=False)
         self._generator = torch.Generator()
