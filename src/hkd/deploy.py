@@ -160,7 +160,7 @@ def _samples(config: ExportConfig, found: Trained, size: int) -> _Samples:
             raise
         noise = np.random.default_rng(0).integers(0, 256, (NOISE_IMAGES, 3, size, size), dtype=np.uint8)
         return _Samples(noise, None, "noise")
-    mean, std = (torch.tensor(value).view(3, 1, 1) for value in (data.info.mean, data.info.std))
+    mean, std = (torch.tensor(value).view(3, 1, 1) for value in data.info.normalisation)
     loader = make_loader(prepare(data), AT_ONCE, torch.device("cpu"), train=False)
     batches = list(loader.epoch(0))
     # Loaders normalise; the pixels they started from are whole numbers.

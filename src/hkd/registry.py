@@ -1,4 +1,4 @@
-"""What is known by name: methods, models and data sets, found in the package, in other packages and in plugins."""
+"""Names of methods, models and data sets: of this package, of other packages and of plugins."""
 
 from __future__ import annotations
 
