@@ -70,7 +70,7 @@ class Run:
             if trained is None or trained.spec is None:
                 return None
             run = read_run(RunFolder(trained.weights.parent))
-        except RequestError:  # it was moved, is unfinished or is corrupt, and this run stands without it
+        except RequestError:  # it was moved or is corrupt; this run is shown without it
             return None
         digest = "" if self.spec.teacher is None else self.spec.teacher.digest
         return None if run is None or digest not in ("", f"run {run.key} {run.seed}") else run
@@ -124,7 +124,7 @@ def read_run(folder: RunFolder) -> Run | None:
 def find_finished(paths: Iterable[str]) -> tuple[list[Run], list[Path]]:
     """The finished runs in some folders with the runs of their teachers, wherever these are, and the folders.
 
-    Folders are searched for runs, so the folder of a comparison or a sweep stands for all of its runs.
+    Folders are searched for runs, so the folder of a comparison or a sweep gives all of its runs.
 
     Raises:
         RequestError: a folder does not exist, there is no finished run, or a file of one is corrupt.

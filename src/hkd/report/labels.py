@@ -35,9 +35,9 @@ def base_label(spec: RunSpec) -> str:
 def labels(specs: Mapping[str, RunSpec], base: Callable[[RunSpec], str] = base_label) -> dict[str, str]:
     """A label for each key, so that no two keys share one.
 
-    A label is the base with what differs, as name=value. If there are several settings, each label says its own. What
-    else differs is added where labels would be equal, and a part of the key where options do not tell, as of two files
-    of weights under one name.
+    A label is the base with what differs, as name=value. If there are several settings, each label names its setting.
+    What else differs is added where labels would be equal, and a part of the key where no option differs, as for two
+    files of weights under one name.
 
     Args:
         specs: a specification of each key that is shown.
@@ -71,7 +71,7 @@ def setting_words(specs: Iterable[RunSpec]) -> dict[Setting, list[str]]:
     for spec in specs:
         first.setdefault(setting(spec), spec)
     words = dict(zip(first, what_differs(list(first.values()), SETTING), strict=True))
-    for same in _sharing({key: ", ".join(own) for key, own in words.items()}):  # a folder whose content has changed
+    for same in _sharing({key: ", ".join(some) for key, some in words.items()}):  # a folder whose content has changed
         for key, short in zip(same, _prefixes([first[key].data.digest for key in same]), strict=True):
             words[key] = [*words[key], f"data {short}"]
     return words
