@@ -160,8 +160,11 @@ def test_runs_of_the_first_version_are_read(tmp_path: Path) -> None:
         ({"lr": float("nan")}, "lr: expected a number above 0; got nan"),
         ({"lr": None}, "lr: expected float; got None"),
         ({"epochs": 1.5}, "epochs: expected int; got 1.5"),
-        ({"epochs": 0}, r"epochs: expected a number in \[1, 1e\+06\]; got 0"),
-        ({"seed": 2**32}, "seed: expected a number in"),
+        ({"epochs": 0}, r"epochs: expected a number in \[1, 1000000\]; got 0"),
+        ({"seed": 2**32}, r"seed: expected a number in \[0, 4294967296\); got 4294967296"),
+        ({"milestones": [0.5, 0.2]}, r"milestones: expected rising fractions of the run; got \[0.5, 0.2\]"),
+        ({"milestones": [0.5, 0.5]}, "milestones: expected rising fractions"),
+        ({"milestones": [0.5, 1.0]}, r"milestones: expected a number in \(0, 1\); got 1.0"),
         ({"momentum": 1.0}, r"momentum: expected a number in \[0, 1\); got 1"),
         ({"milestones": [0.5, "late"]}, "milestones: expected float; got 'late'"),
         ({"milestones": 0.5}, "milestones: expected a list of float; got 0.5"),
@@ -176,6 +179,7 @@ def test_runs_of_the_first_version_are_read(tmp_path: Path) -> None:
         ({"method": "kd", "method_weight": 1.0}, "method_weight: kd is the KD term, whose weight is kd_weight"),
         ({"method": "hkd", "method_weight": 0, "kd_weight": 0, "ce_weight": 0}, "all weights are 0"),
         ({"epoch": 3}, "option: unknown name 'epoch'; did you mean epochs"),
+        ({"lr": "1e-3x"}, "lr: expected float; got '1e-3x'"),
         ({"format": 3}, "format: expected 1 or 2"),
     ],
 )
@@ -198,3 +202,19 @@ def test_the_first_difference_is_named() -> None:
     assert a.difference(resolved(lr=0.1)) == ("lr", 0.05, 0.1)
     other = dataclasses.replace(a, data=dataclasses.replace(a.data, digest="f" * 16, limit_train=20))
     assert a.difference(other) == ("limit_train", None, 20)
+    assert a.difference(resolved(holistic={"hops": 2})) == ("holistic.hops", 1, 2)
+
+
+@pytest.mark.parametrize(("text", "lr"), [("1e-3", 1e-3), ("1E2", 100.0), ("2.5e1", 25.0), ("1", 1.0)])
+def test_numbers_that_yaml_takes_for_text(tmp_path: Path, text: str, lr: float) -> None:
+    (tmp_path / "r.yaml").write_text(f"lr: {text}\nmilestones: [1e-1]\n")
+    spec = RunSpec.load(tmp_path / "r.yaml")
+    assert (spec.optimisation.lr, spec.optimisation.milestones) == (lr, (0.1,))
+
+
+def test_learning_rates_follow_the_milestones() -> None:
+    schedule = hkd.TrainConfig().spec().optimisation
+    rates = [schedule.lr_at(epoch) for epoch in (0, 149, 150, 179, 180, 209, 210, 239)]
+    assert rates == pytest.approx([0.05, 0.05, 5e-3, 5e-3, 5e-4, 5e-4, 5e-5, 5e-5])
+    imagenet = dataclasses.replace(schedule, epochs=100, lr=0.1, milestones=(0.3, 0.6, 0.9))
+    assert [imagenet.lr_at(e) for e in (29, 30, 60, 90)] == pytest.approx([0.1, 0.01, 1e-3, 1e-4])

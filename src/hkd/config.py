@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from hkd.errors import RequestError, unknown
 from hkd.models.spec import STUDENT, TEACHER
-from hkd.options import check_fields, default_of, hints_of, option
+from hkd.options import check_fields, default_of, hints_of, option, shown
 from hkd.runtime.spec import Precision
 from hkd.spec import DISTILLATION, FIELDS, PARTS, PLUS_KD, TRAINING, RunSpec, field_of
 
@@ -50,25 +50,38 @@ def trained_network(values: Mapping[str, Any], *, lr_given: bool = True) -> dict
         lr_given: whether the learning rate is meant for this network, whichever it is.
 
     Raises:
-        RequestError: both networks are named and no role, or only the other one is.
+        RequestError: see :func:`trained_role`.
     """
-    values = dict(values)
-    role, teacher = values.pop("role", None), values.pop("teacher", None)
-    pretrained, lr = values.pop("teacher_pretrained", False), values.pop("teacher_lr", None)
-    student = values.get("student")
-    if role is None:
-        if student and teacher:
-            raise RequestError(f"role: student {student} and teacher {teacher} are named; --role says which to train")
-        role = "teacher" if teacher else "student"
-    if role not in ("student", "teacher"):
-        raise RequestError(f"role: expected one of student, teacher; got {role!r}")
+    role, values = trained_role(values), dict(values)
+    values.pop("role", None)
+    teacher, lr = values.pop("teacher", None), values.pop("teacher_lr", None)
+    pretrained = values.pop("teacher_pretrained", False)
     if role == "teacher":
-        if student and not teacher:
-            raise RequestError(f"role: expected the teacher's name, --teacher NAME; only student {student} is named")
         values |= {"student": teacher or TEACHER, "student_pretrained": pretrained}
         if lr is not None and not lr_given:
             values["lr"] = lr
     return values
+
+
+def trained_role(values: Mapping[str, Any]) -> str:
+    """Which of the two networks `train` trains: the one that ``role`` says, or the only one that is named.
+
+    Raises:
+        RequestError: both networks are named and no role, or only the other one is.
+    """
+    role, named = values.get("role"), {name: values.get(name) for name in ("student", "teacher")}
+    if role is None:
+        if all(named.values()):
+            raise RequestError(
+                f"role: student {named['student']} and teacher {named['teacher']} are named; --role says which to train"
+            )
+        return "teacher" if named["teacher"] else "student"
+    if role not in named:
+        raise RequestError(f"role: expected one of student, teacher; got {shown(role)}")
+    other = "student" if role == "teacher" else "teacher"
+    if named[other] and not named[role]:
+        raise RequestError(f"role: expected the {role}'s name, --{role} NAME; only {other} {named[other]} is named")
+    return str(role)
 
 
 def flat_fields(names: tuple[str, ...], defaults: dict[str, Any]) -> list[tuple[str, Any, Any]]:

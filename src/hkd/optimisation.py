@@ -1,4 +1,4 @@
-"""How weights are found: the optimiser and its schedule."""
+"""The optimiser and its learning-rate schedule."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class OptimisationSpec:
     lr: float = option(0.05, "learning rate (the paper: 0.01 for MobileNetV2 and ShuffleNet students)", gt=0)
     lr_decay: float = option(0.1, "the learning rate is multiplied by this at each milestone", gt=0, le=1)
     milestones: tuple[float, ...] = option(
-        (0.625, 0.75, 0.875), "when, as fractions of the run (150, 180, 210 of 240)", ge=0, le=1
+        (0.625, 0.75, 0.875), "when, as fractions of the run (150, 180, 210 of 240)", gt=0, lt=1
     )
     momentum: float = option(0.9, "of SGD", ge=0, lt=1)
     weight_decay: float = option(5e-4, "of SGD, on all parameters", ge=0)

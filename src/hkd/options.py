@@ -6,6 +6,7 @@ Imports nothing heavy, so that the command line answers at once.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, Field, field, fields
 from functools import cache
@@ -14,6 +15,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from hkd.errors import RequestError
 
+SCIENTIFIC = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+")
 LONGEST_SHOWN = 80
 """Characters of a value that an error message repeats."""
 
@@ -93,7 +95,8 @@ def coerced(config: type, values: Mapping[str, Any], prefix: str = "") -> dict[s
 def coerce(name: str, value: Any, hint: Any) -> Any:  # noqa: PLR0911, PLR0912  (a case for each kind of type)
     """A value in the type that a field declares.
 
-    A whole number serves as a float and a list as a tuple; nothing else is converted.
+    A whole number serves as a float, a list as a tuple, and text like ``1e-3``, which YAML does not take for a number,
+    as a float; nothing else is converted.
 
     Raises:
         RequestError: it is of another type.
@@ -118,6 +121,8 @@ def coerce(name: str, value: Any, hint: Any) -> Any:  # noqa: PLR0911, PLR0912  
     elif origin is dict and isinstance(value, Mapping):
         return {coerce(name, k, arguments[0]): coerce(f"{name}.{k}", v, arguments[1]) for k, v in value.items()}
     elif hint is float and isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**1000:
+        return float(value)
+    elif hint is float and isinstance(value, str) and SCIENTIFIC.fullmatch(value):
         return float(value)
     elif hint in (None, NoneType) and value is None:
         return None
@@ -168,11 +173,11 @@ def range_words(bounds: Mapping[str, float]) -> str:
     high = next((kind for kind in ("le", "lt") if kind in bounds), None)
     if low and high:
         left, right = ("[" if low == "ge" else "("), ("]" if high == "le" else ")")
-        return f"a number in {left}{bounds[low]:g}, {bounds[high]:g}{right}"
+        return f"a number in {left}{bounds[low]}, {bounds[high]}{right}"
     if low:
-        return f"{bounds[low]:g} or more" if low == "ge" else f"a number above {bounds[low]:g}"
+        return f"{bounds[low]} or more" if low == "ge" else f"a number above {bounds[low]}"
     if high:
-        return f"{bounds[high]:g} or less" if high == "le" else f"a number below {bounds[high]:g}"
+        return f"{bounds[high]} or less" if high == "le" else f"a number below {bounds[high]}"
     return "a finite number"
 
 

@@ -18,7 +18,7 @@ from hkd.files import read_yaml, write_text
 from hkd.methods.spec import MethodSpec
 from hkd.models.spec import STUDENT, TEACHER, StudentSpec, TeacherSpec
 from hkd.optimisation import OptimisationSpec
-from hkd.options import check_fields, coerce, hints_of, key_values, options
+from hkd.options import check_fields, coerce, hints_of, key_values, options, shown
 from hkd.runtime.spec import RuntimeSpec
 
 if TYPE_CHECKING:
@@ -81,10 +81,7 @@ class RunSpec:
         distils = values.get("method") is not None
         if ignore_other_methods:
             values = _without_other_methods(values)
-        blank = cls(teacher=TeacherSpec(), method=MethodSpec()) if distils else cls()
-        if not distils:
-            values = {name: value for name, value in values.items() if value is not None or name in FIELDS}
-        spec = _build(blank, values)
+        spec = _build(cls(teacher=TeacherSpec(), method=MethodSpec()) if distils else cls(), values)
         spec.check()
         return spec
 
@@ -107,7 +104,8 @@ class RunSpec:
         try:
             return cls.from_flat({"format": 1} | values)
         except RequestError as error:
-            raise RequestError(f"run: {file} is no configuration of a run ({error})") from error
+            hint = "; --plugin imports a method of another package" if str(error).startswith("method: unknown") else ""
+            raise RequestError(f"run: {file} is no configuration of a run ({error}){hint}") from error
 
     def save(self, file: Path) -> None:
         """Writes ``config.yaml``."""
@@ -130,6 +128,9 @@ class RunSpec:
                 raise RequestError(f"{name}: expected a name; got an empty one")
         if self.teacher is not None and self.teacher.name == "":
             raise RequestError("teacher: expected a name; got an empty one")
+        milestones = list(self.optimisation.milestones)
+        if milestones != sorted(set(milestones)):
+            raise RequestError(f"milestones: expected rising fractions of the run; got {milestones}")
         if self.method is not None:
             check_weights(self.method)
 
@@ -183,7 +184,7 @@ class RunSpec:
 
     def difference(self, other: RunSpec) -> tuple[str, Any, Any] | None:
         """The first option that decides what is learnt and differs: its name and both values; None if all agree."""
-        mine, theirs = self.to_flat(), other.to_flat()
+        mine, theirs = _dotted(self.to_flat()), _dotted(other.to_flat())
         spelled = {name for name, (part, field) in FIELDS.items() if not field_of(part, field).metadata["key"]}
         names = [*mine, *(name for name in theirs if name not in mine)]
         known = (name for name in names if name not in spelled | {"format"} and mine.get(name) != theirs.get(name))
@@ -192,6 +193,14 @@ class RunSpec:
             behind = {"data_digest": DATA_OPTIONS, "teacher_digest": ("teacher_checkpoint",)}[name]
             name = next((n for n in behind if mine.get(n) != theirs.get(n)), name)
         return None if name is None else (name, mine.get(name), theirs.get(name))
+
+
+def _dotted(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """The flat shape with a method's settings one by one, as ``holistic.k``."""
+    values: dict[str, Any] = {}
+    for name, value in flat.items():
+        values |= {f"{name}.{key}": one for key, one in value.items()} if isinstance(value, Mapping) else {name: value}
+    return values
 
 
 DATA_OPTIONS = ("dataset", "limit_classes", "limit_train", "train_fraction", "data_root")
@@ -245,10 +254,10 @@ def _build(base: RunSpec, values: Mapping[str, Any]) -> RunSpec:
             changes.setdefault(part, {})[field] = coerce(name, value, hints_of(PARTS[part])[field])
         else:
             settings[name] = value
-    absent = [name for part in ("teacher", "method") if getattr(base, part) is None for name in changes.pop(part, {})]
-    if settings and base.method is None:
-        raise unknown("option", next(iter(settings)), FIELDS)
-    del absent  # what only a distillation needs has no meaning here; a pair's recipe trains its networks, too
+    if base.method is None:  # what only a distillation needs is ignored: a pair's recipe trains its networks, too
+        changes = {part: values for part, values in changes.items() if part not in ("teacher", "method")}
+        if settings:
+            raise unknown("option", next(iter(settings)), sorted(FIELDS.keys() - RECORDED))
     if "method" in changes:
         changes["method"] = _plus_kd(changes["method"])
     made = {part: replace(getattr(base, part), **own) for part, own in changes.items()}
@@ -281,9 +290,9 @@ def _with_settings(method: MethodSpec, values: Mapping[str, Any]) -> MethodSpec:
             owners = {methods[other].settings: other for other in methods if methods[other].settings}
             if name in owners:
                 raise RequestError(f"{name}: these are settings of {owners[name]}, and the method is {method.name}")
-            raise unknown("option", name, [*FIELDS, *owners])
+            raise unknown("option", name, sorted({*FIELDS, *owners} - RECORDED))
         if not isinstance(value, Mapping):
-            raise RequestError(f"{name}: expected settings by name; got {value}")
+            raise RequestError(f"{name}: expected settings by name; got {shown(value)}")
         own |= value
     return replace(method, settings=method_config(method.name, own))
 

@@ -12,7 +12,7 @@ import yaml
 
 import hkd
 from hkd.runtime.engine import Engine
-from tests.runtime.two_processes import LABELS, learn
+from tests.runtime.two_processes import CASES, LOCAL, Case, learn
 
 ROOT = Path(__file__).parents[2]
 SMALL = ["--device", "cpu", "--limit-train", "24", "--no-tensorboard", "--student", "resnet8"]
@@ -27,28 +27,43 @@ def launch(*arguments: str, processes: int = 2) -> subprocess.CompletedProcess[s
     )
 
 
+Learnt = dict[str, torch.Tensor]
+
+
 @pytest.fixture(scope="module")
-def two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str, torch.Tensor]]]:
+def two(tmp_path_factory: pytest.TempPathFactory) -> dict[Case, tuple[Learnt, Learnt]]:
+    """What each of two processes has at the end, for each case."""
     folder = tmp_path_factory.mktemp("two")
     done = launch("tests.runtime.two_processes", str(folder))
     assert done.returncode == 0, done.stderr
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
+    both = [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
+    return {case: (first, second) for case, first, second in zip(CASES + LOCAL, *both, strict=True)}
 
 
-@pytest.mark.parametrize("label", LABELS)
-def test_gradients_and_banks_are_those_of_one_process(
-    two: list[dict[str, dict[str, torch.Tensor]]], label: str
-) -> None:
-    alone = learn(label, Engine("cpu", seed=0))
-    first, second = (found[label] for found in two)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_gradients_and_banks_are_those_of_one_process(two: dict[Case, tuple[Learnt, Learnt]], case: Case) -> None:
+    alone = learn(case, Engine("cpu", seed=0))
+    first, second = two[case]
     assert set(first) == set(second) == set(alone)
     assert any(name.startswith("gradient") for name in alone)
     for name, value in alone.items():
         assert value.isfinite().all()
         assert torch.equal(first[name], second[name]), f"{name} differs between the processes"
-        part = 3e-2 if "bfloat16" in label else 1e-4  # a rounding to 8 bits may fall to either side
+        part = 3e-2 if "bfloat16" in case.line else 1e-4  # a rounding to 8 bits may fall to either side
         tolerance = part * float(value.double().abs().max().clamp(min=1e-3))
         torch.testing.assert_close(first[name], value, rtol=1e-3, atol=tolerance, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.parametrize("case", LOCAL, ids=str)
+def test_both_processes_have_the_same_gradients(two: dict[Case, tuple[Learnt, Learnt]], case: Case) -> None:
+    first, second = two[case]
+    assert set(first) == set(second)
+    trained, idle = ("head_student", "head_teacher") if case.epoch == 0 else ("head_teacher", "head_student")
+    assert any(name.startswith(f"gradient of method.{trained}") for name in first)
+    assert not any(name.startswith(f"gradient of method.{idle}") for name in first)
+    for name, value in first.items():
+        assert value.isfinite().all()
+        assert torch.equal(value, second[name]), f"{name} differs between the processes"
 
 
 def test_a_run_of_two_processes_goes_on_in_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,18 +140,18 @@ def test_a_stop_at_the_end_of_an_epoch_goes_on_in_two_processes(
     """20 steps an epoch, after the last of which the processes agree to stop; and a method of weight 0."""
     run = tmp_path / "run"
     code = "import os, signal, sys; import hkd.runtime.stopping as s; from hkd.cli import main\n"
-    code += "wish = s.Stopping.wish\n"
+    code += "action = s.Stopping.action\n"
     code += "def after(self, step):\n"
     code += "    if step == 19 and os.environ['RANK'] == '1': self.signal = signal.SIGTERM\n"
-    code += "    return wish(self, step)\n"
-    code += "if os.environ.get('STOP'): s.Stopping.wish = after\n"
+    code += "    return action(self, step)\n"
+    code += "if os.environ.get('STOP'): s.Stopping.action = after\n"
     code += "sys.exit(main(sys.argv[1:]))\n"
     (tmp_path / "stops.py").write_text(code)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
     asked = ["train", "--run", str(run), "--epochs", "2", "--batch-size", "12", *SMALL]
     monkeypatch.setenv("STOP", "1")
     stopped = launch("stops", "--", *asked)
-    assert "hkd: stopped after step 20 of epoch 1; the same command goes on from there" in stopped.stderr
+    assert "hkd: stopped after step 20 of epoch 1; the same command continues from there" in stopped.stderr
     monkeypatch.delenv("STOP")
     done = launch("stops", "--", *asked)
     assert done.returncode == 0, done.stderr

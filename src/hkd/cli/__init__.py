@@ -20,14 +20,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     argv = list(sys.argv[1:] if arguments is None else arguments)
     argv = argv[1:] if argv[:1] == ["--"] else argv  # launchers need it before options of the same name as their own
+    debug = "--debug" in argv
+    argv = [word for word in argv if word != "--debug"]
     if not argv or argv[0] in ("-h", "--help"):
         print(_overview())
         return DONE
     if argv[0] == "--version":
         print(f"hkd {hkd.__version__}")
         return DONE
-    debug = "--debug" in argv
-    argv = [word for word in argv if word != "--debug"]
     end_with_parent()
     try:
         if argv[0] not in COMMANDS:

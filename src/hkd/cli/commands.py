@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import itertools
+import difflib
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import hkd
 from hkd.cli import DONE, FAILED, is_first_process
-from hkd.cli.parser import Parser, configured, merged
+from hkd.cli.parser import Parser, Request, configured, merged, plugins_of, read_config, values_of
 from hkd.config import (
     DEFAULTS,
     CompareConfig,
@@ -25,11 +24,12 @@ from hkd.config import (
     TrainConfig,
     TransferConfig,
     trained_network,
+    trained_role,
 )
 from hkd.errors import RequestError, unknown
-from hkd.options import options
-from hkd.recipes import list_recipes
-from hkd.spec import DISTILLATION, PLUS_KD, RunSpec
+from hkd.options import options, shown
+from hkd.recipes import find_recipe, list_recipes
+from hkd.spec import DISTILLATION, PLUS_KD, RECORDED, RunSpec
 
 Command = Callable[[list[str]], int]
 
@@ -42,13 +42,16 @@ def train_command(argv: list[str]) -> int:
     parser.add(DistillConfig, [entry for entry in options(DistillConfig) if entry.name not in own], hidden=True)
     _add_method_settings(parser, argv, hidden=True)
     request = parser.parse(argv)
-    if foreign := [name for name in request.given if name not in own and name != "teacher_lr"]:
-        raise RequestError(f"{foreign[0]}: is for a distillation, and train learns from labels alone; see hkd distill")
-    wanted = {n: v for n, v in request.values.items() if n in own or n in ("teacher_lr", "settings")}
-    if unknown_names := [n for n in request.config if n not in own and not _is_of_a_distillation(n)]:
-        raise unknown("config", unknown_names[0], sorted(own))
-    values = trained_network(DEFAULTS["train"] | wanted, lr_given="lr" in request.given)
-    spec = RunSpec.from_flat(values, ignore_other_methods=True)
+    for name, value in request.given.items():
+        if name not in own and name != "teacher_lr":
+            option = f"{name}.{next(iter(value))}" if isinstance(value, Mapping) else name
+            raise RequestError(f"{option}: is for a distillation, and train learns from labels alone; see hkd distill")
+    _check_names("train", request.config, own | set(DISTILLATION))
+    values = {name: value for name, value in request.values.items() if name in own or name == "teacher_lr"}
+    lr_given = "lr" in request.given and "teacher_lr" not in request.given
+    if "teacher_lr" in request.given and trained_role(values) == "student":
+        raise RequestError("teacher_lr: is the teacher's, and the student is trained; name --lr, or --role teacher")
+    spec = RunSpec.from_flat(trained_network(DEFAULTS["train"] | values, lr_given=lr_given))
     if request.print_config:
         return _print_config(spec)
     from hkd.api import train
@@ -62,8 +65,10 @@ def distill_command(argv: list[str]) -> int:
     parser = Parser("distill", str(distill_command.__doc__), DistillConfig, run=True, epilog=epilog)
     _add_method_settings(parser, argv)
     request = parser.parse(argv)
-    config = merged(DEFAULTS["distill"], request.config)
-    spec = RunSpec.from_flat(_settings_of(config, request.given), ignore_other_methods=True)
+    _check_names("distill", request.config, {entry.name for entry in options(DistillConfig)})
+    values = merged(DEFAULTS["distill"], merged(_for_method(request.config, request.given), request.given))
+    _check_settings(str(values["method"]), request.given)
+    spec = RunSpec.from_flat(values, ignore_other_methods=True)
     if request.print_config:
         return _print_config(spec)
     from hkd.api import distill
@@ -71,34 +76,56 @@ def distill_command(argv: list[str]) -> int:
     return _print_result(distill(spec, fresh=request.fresh))
 
 
-def _settings_of(config: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Both, where the settings of a method that is not the run's are refused from the command line."""
-    values = merged(config, given)
-    groups = [name for name, value in given.items() if isinstance(value, Mapping)]
-    if groups:
-        from hkd.methods import methods
+def _for_method(config: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """A file's options without the weights of its method, where the command line names another method.
 
-        chosen = methods[str(values["method"]).removesuffix(PLUS_KD)]
-        for name in groups:
-            if name != chosen.settings:
-                owner = next(other for other in methods if methods[other].settings == name)
-                key = next(iter(given[name]))
-                raise RequestError(f"{name}.{key}: is a setting of {owner}, and the method is {values['method']}")
-    return values
+    ``NAME+kd`` on the command line sets the KD term's weight, whatever the file's is.
+    """
+    here, there = given.get("method"), config.get("method")
+    if here is None:
+        return dict(config)
+    weights: tuple[str, ...] = ()
+    if there is not None and str(there).removesuffix(PLUS_KD) != here.removesuffix(PLUS_KD):
+        weights = ("method_weight", "kd_weight", "ce_weight")
+    elif here.endswith(PLUS_KD):
+        weights = ("kd_weight",)
+    return {name: value for name, value in config.items() if name not in weights}
 
 
-def _is_of_a_distillation(name: str) -> bool:
-    """Whether a name in a recipe has a meaning for distillations alone: an option, or the settings of a method."""
-    if name in DISTILLATION or name == "role":
-        return True
+def _check_settings(method: str, given: Mapping[str, Any]) -> None:
+    """Raises :class:`RequestError` for settings on the command line that are not the method's."""
+    groups = {name: value for name, value in given.items() if isinstance(value, Mapping)}
+    if not groups:
+        return
     from hkd.methods import methods
 
-    return name in {methods[method].settings for method in methods}
+    chosen = methods[method.removesuffix(PLUS_KD)]
+    for name, settings in groups.items():
+        if name != chosen.settings:
+            owner = next(other for other in methods if methods[other].settings == name)
+            raise RequestError(f"{name}.{next(iter(settings))}: is a setting of {owner}, and the method is {method}")
+
+
+def _check_names(command: str, config: Mapping[str, Any], known: set[str]) -> None:
+    """Raises :class:`RequestError` for a name in a file that the command does not have; methods' settings pass."""
+    unknown_names = [name for name in config if name not in known]
+    if command in ("train", "distill") and unknown_names:
+        from hkd.methods import methods
+
+        groups = {methods[method].settings for method in methods}
+        unknown_names = [name for name in unknown_names if name not in groups]
+    for name in unknown_names:
+        others = [other for other, kind in CONFIGS.items() if name in {entry.name for entry in options(kind)}]
+        if near := difflib.get_close_matches(name, known, n=3):
+            hint = f"did you mean {' or '.join(near)}?"
+        else:
+            hint = f"it is an option of hkd {', hkd '.join(others)}" if others else f"see hkd {command} --help"
+        raise RequestError(f"config: hkd {command} has no option {shown(name)}; {hint}")
 
 
 def compare_command(argv: list[str]) -> int:
     """several methods between the same networks, over several trials, with the table of what they gain"""
-    request, config = _request("compare", compare_command, CompareConfig, argv, run=True)
+    request, config = _request("compare", compare_command, argv, run=True)
     from hkd.studies.compare import compare
 
     comparison = compare(config, fresh=request.fresh)
@@ -112,7 +139,7 @@ def compare_command(argv: list[str]) -> int:
 
 def sweep_command(argv: list[str]) -> int:
     """how results depend on one field: several values, methods and trials, with a plot; or a search"""
-    request, config = _request("sweep", sweep_command, SweepConfig, argv, run=True)
+    request, config = _request("sweep", sweep_command, argv, run=True)
     from hkd.studies.sweep import sweep
 
     sweep(config, fresh=request.fresh)
@@ -126,7 +153,7 @@ def sweep_command(argv: list[str]) -> int:
 
 def evaluate_command(argv: list[str]) -> int:
     """top-1 and top-5 of a run folder or a checkpoint on a data set"""
-    _, config = _request("evaluate", evaluate_command, EvaluateConfig, argv, positional="checkpoint")
+    _, config = _request("evaluate", evaluate_command, argv, positional="checkpoint")
     from hkd.api import evaluate
 
     found = evaluate(config)
@@ -137,7 +164,7 @@ def evaluate_command(argv: list[str]) -> int:
 
 def transfer_command(argv: list[str]) -> int:
     """a linear classifier on frozen networks' features, on other data: how far what was learnt carries"""
-    _, config = _request("transfer", transfer_command, TransferConfig, argv, positional="checkpoints")
+    _, config = _request("transfer", transfer_command, argv, positional="checkpoints")
     from hkd.report.transfer import transfer
 
     transfer(config)
@@ -149,7 +176,7 @@ def transfer_command(argv: list[str]) -> int:
 
 def topology_command(argv: list[str]) -> int:
     """teacher's and students' embeddings of test images side by side, and numbers for how alike they are"""
-    _, config = _request("topology", topology_command, TopologyConfig, argv, positional="checkpoints")
+    _, config = _request("topology", topology_command, argv, positional="checkpoints")
     from hkd.report.topology import topology
 
     topology(config)
@@ -160,7 +187,7 @@ def topology_command(argv: list[str]) -> int:
 
 def report_command(argv: list[str]) -> int:
     """one self-contained HTML page from run folders"""
-    _, config = _request("report", report_command, ReportConfig, argv, positional="runs")
+    _, config = _request("report", report_command, argv, positional="runs")
     from hkd.report.page import write_report
 
     file = write_report(config)
@@ -170,7 +197,7 @@ def report_command(argv: list[str]) -> int:
 
 def export_command(argv: list[str]) -> int:
     """a trained network as ONNX, torch.export and safetensors, checked against the original"""
-    _, config = _request("export", export_command, ExportConfig, argv, positional="checkpoint")
+    _, config = _request("export", export_command, argv, positional="checkpoint")
     from hkd.deploy import export
 
     exported = export(config)
@@ -183,17 +210,16 @@ def export_command(argv: list[str]) -> int:
 def list_command(argv: list[str]) -> int:
     """what there is: models, methods, datasets or recipes"""
     kinds = ("models", "methods", "datasets", "recipes")
-    plugins = [after for word, after in itertools.pairwise(argv) if word == "--plugin"]
-    words = [word for word in argv if word != "--plugin" and word not in plugins]
+    if {"-h", "--help"} & set(argv):
+        print(f"usage: hkd list {'|'.join(kinds)} [--plugin MODULE]\n\n{list_command.__doc__}")
+        return DONE
+    words, plugins = _words_and_plugins(argv)
     if not words:
         raise RequestError(f"list: name one of {', '.join(kinds)}")
-    if words[0] in ("-h", "--help"):
-        print(f"usage: hkd list {'|'.join(kinds)} [--plugin MODULE]")
-        return DONE
     if words[0] not in kinds:
         raise unknown("list", words[0], kinds)
     if len(words) > 1:
-        raise RequestError(f"list: takes one word; got {' '.join(words)}")
+        raise RequestError(f"list: takes one word; got {shown(' '.join(words))}")
     if plugins:
         from hkd.registry import load_plugins
 
@@ -202,6 +228,22 @@ def list_command(argv: list[str]) -> int:
     cited = words[0] == "methods" and sys.stdout.isatty()  # a script wants the names alone
     print("\n".join(_cited(names) if cited else names))
     return DONE
+
+
+def _words_and_plugins(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The words of a command without a configuration, and the modules that --plugin names."""
+    rest, words, plugins = list(argv), [], []
+    while rest:
+        word, equals, value = rest.pop(0).partition("=")
+        if word == "--plugin":
+            plugins.append(value if equals else rest.pop(0) if rest else "")
+            if not plugins[-1]:
+                raise RequestError("plugin: expected the name of a module")
+        elif word.startswith("-"):
+            raise RequestError(f"option: unknown option {word}; see hkd list --help")
+        else:
+            words.append(word + equals + value)
+    return words, plugins
 
 
 def _cited(names: Sequence[str]) -> list[str]:
@@ -226,24 +268,30 @@ COMMANDS: dict[str, Command] = {
 }
 
 
+CONFIGS: dict[str, Any] = {
+    "train": TrainConfig,
+    "distill": DistillConfig,
+    "evaluate": EvaluateConfig,
+    "compare": CompareConfig,
+    "sweep": SweepConfig,
+    "transfer": TransferConfig,
+    "topology": TopologyConfig,
+    "report": ReportConfig,
+    "export": ExportConfig,
+}
+"""The options of each command."""
+
+
 def _request(
-    name: str,
-    command: Command,
-    kind: Any,
-    argv: list[str],
-    *,
-    positional: str = "",
-    run: bool = False,
-) -> tuple[Any, Any]:
-    """What was asked of a command, and its configuration, checked."""
+    name: str, command: Command, argv: list[str], *, positional: str = "", run: bool = False
+) -> tuple[Request, Any]:
+    """A command's options, and its configuration, checked."""
+    kind = CONFIGS[name]
     request = Parser(name, str(command.__doc__), kind, positional=positional, run=run).parse(argv)
+    _check_names(name, request.config, {entry.name for entry in options(kind)})
     config = configured(kind, request.values)
     if request.print_config:
-        import yaml
-
-        values = {f.name: getattr(config, f.name) for f in fields(kind)}
-        plain = {n: list(v) if isinstance(v, tuple) else v for n, v in values.items()}
-        print(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True), end="")
+        _print_yaml({entry.name: getattr(config, entry.name) for entry in options(kind)})
         raise SystemExit(DONE)
     config.check()
     return request, config
@@ -255,18 +303,17 @@ def _add_method_settings(parser: Parser, argv: list[str], hidden: bool = False) 
     Methods need torch, so they are looked at only where their options are used or one is named for its help.
     """
     wants_help = bool({"-h", "--help"} & set(argv))
-    words = " ".join(argv)
-    named = re.findall(r"--method[ =](\S+)", words)
-    if (wants_help and not named) or (hidden and wants_help) or not (wants_help or re.search(r"--\w+\.\w", words)):
+    named = values_of("--method", argv)[-1:] if wants_help and not hidden else []
+    if not named and (wants_help or not any(re.match(r"--[\w-]+\.\w", word) for word in argv)):
         return
-    plugins = re.findall(r"--plugin[ =](\S+)", words)
-    if plugins:
+    plugins = [name for file in values_of("--config", argv) for name in plugins_of(read_config(find_recipe(file)))]
+    if plugins := values_of("--plugin", argv) + plugins:
         from hkd.registry import load_plugins
 
         load_plugins(plugins)
     from hkd.methods import methods
 
-    for name in [n.removesuffix(PLUS_KD) for n in named[-1:]] if wants_help else methods:
+    for name in [n.removesuffix(PLUS_KD) for n in named] or methods:
         method = methods[name]
         if method.settings:
             title = f"settings of {name}"
@@ -274,10 +321,15 @@ def _add_method_settings(parser: Parser, argv: list[str], hidden: bool = False) 
 
 
 def _print_config(spec: RunSpec) -> int:
+    _print_yaml({name: value for name, value in spec.to_flat().items() if name not in RECORDED})
+    return DONE
+
+
+def _print_yaml(values: Mapping[str, Any]) -> None:
     import yaml
 
-    print(yaml.safe_dump(spec.to_flat(), sort_keys=False, allow_unicode=True), end="")
-    return DONE
+    plain = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+    print(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True), end="")
 
 
 def _print_result(result: Any) -> int:

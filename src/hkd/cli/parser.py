@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import itertools
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
-from types import NoneType
-from typing import Any, Literal, get_args, get_origin
+from types import NoneType, UnionType
+from typing import Any, Literal, NoReturn, Union, get_args, get_origin
+
+from yaml import YAMLError
 
 from hkd.config import parse_value
 from hkd.errors import RequestError
 from hkd.files import parse_yaml, read_yaml
 from hkd.options import coerce, default_of, hints_of, options, shown
 from hkd.recipes import find_recipe
+from hkd.spec import FORMAT, RECORDED
 
 HELP_GROUPS = {
     "run": "checkpoint checkpoints runs run output title formats seed trials tensorboard evaluate keep_checkpoints",
@@ -36,13 +41,13 @@ HELP_GROUPS = {
 
 @dataclass(frozen=True)
 class Request:
-    """What was asked for.
+    """The options of one command.
 
     Attributes:
-        given: options of the command line, by their flat names.
-        config: options of the ``--config`` files.
+        given: those of the command line, by their flat names.
+        config: those of the ``--config`` files.
         fresh: whether to start over.
-        print_config: whether to print what would be done, and stop.
+        print_config: whether to print the configuration and stop.
     """
 
     given: dict[str, Any]
@@ -74,7 +79,6 @@ class Parser:
         config: the dataclass whose fields are the options; ``field_name`` is ``--field-name``.
         positional: the field that words without an option fill.
         run: whether the command has a run folder to start over in.
-        hidden: options that are accepted, from recipes above all, and not shown: (prefix, dataclass).
         epilog: printed below.
     """
 
@@ -83,9 +87,9 @@ class Parser:
     ) -> None:
         words = f" {positional.upper().rstrip('S')}{'...' if positional.endswith('s') else ''}" if positional else ""
         self.name, self.config, self.positional = name, config, positional
-        self.parser = argparse.ArgumentParser(
+        self.parser = _Arguments(
             prog=f"hkd {name}", usage=f"hkd {name}{words} [options]", description=description, epilog=epilog or None,
-            exit_on_error=False, allow_abbrev=False, formatter_class=_Help, argument_default=argparse.SUPPRESS,
+            allow_abbrev=False, formatter_class=_Help, argument_default=argparse.SUPPRESS,
         )  # fmt: skip
         add = self.parser.add_argument
         add("--config", action="append", metavar="FILE", help="a YAML file or the name of a recipe")
@@ -126,70 +130,92 @@ class Parser:
         Raises:
             RequestError: a word, a value or a file is not accepted.
         """
-        argv = [_dashed(word) for word in argv]
         if {"-h", "--help"} & set(argv):
-            self.parser.parse_args(argv)
-        argv, words = self._apart(argv)
-        try:
-            given = vars(self.parser.parse_args(argv))
-        except argparse.ArgumentError as error:
-            raise RequestError(self._one_line(str(error))) from error
+            self.parser.print_help()
+            raise SystemExit(0)
+        assigned, words = self._split([_dashed(word) for word in argv])
+        given = vars(self.parser.parse_args(assigned))
         files, plugins = given.pop("config", []), given.pop("plugin", [])
         fresh, show = given.pop("fresh", False), given.pop("print_config", False)
         if words:
-            hint = hints_of(self.config)[self.positional]
-            if hint is str and len(words) > 1:
-                raise RequestError(f"{self.positional}: takes one; got {shown(' '.join(words))}")
-            given[self.positional] = words[0] if hint is str else tuple(words)
+            given[self.positional] = self._positional(words, given)
         config: dict[str, Any] = {}
         for name in files:
             config = merged(config, read_config(find_recipe(name)))
-        plugins += config.pop("plugins", None) or []
-        if plugins:
+        if plugins := plugins + plugins_of(config):
             from hkd.registry import load_plugins
 
-            load_plugins(coerce("plugins", plugins, tuple[str, ...]))
+            load_plugins(plugins)
+        config.pop("plugins", None)
         return Request(_nested(given), config, fresh, show)
 
-    def _apart(self, argv: list[str]) -> tuple[list[str], list[str]]:
-        """Options with their values, and the words between them, wherever they are."""
-        alone = {o for a in self.parser._actions if a.nargs == 0 for o in a.option_strings}
-        rest, words, takes_value = [], [], False
-        for word in argv:
-            if takes_value or word.startswith("-"):
-                rest.append(word)
-                takes_value = not takes_value and "=" not in word and word not in alone
-            else:
+    def _split(self, argv: Sequence[str]) -> tuple[list[str], list[str]]:
+        """Options, each in one word with its value (``--lr=0.1``), and the words between them, wherever they are."""
+        flags = {o for action in self.parser._actions if action.nargs == 0 for o in action.option_strings}
+        assigned: list[str] = []
+        words: list[str] = []
+        rest = list(argv)
+        while rest:
+            word = rest.pop(0)
+            if word == "--":
+                words, rest = words + rest, []
+            elif not word.startswith("-"):
                 words.append(word)
-        if words and not self.positional:
-            raise RequestError(f"option: unexpected {shown(words[0])}; see hkd {self.name} --help")
-        return rest, words
+            elif "=" in word or word in flags or not rest or rest[0].startswith("--"):
+                assigned.append(word)
+            else:
+                assigned.append(f"{word}={rest.pop(0)}")
+        return assigned, words
 
-    def _one_line(self, message: str) -> str:
-        """The parsing library's message as: field, what is accepted, what was given."""
+    def _positional(self, words: list[str], given: Mapping[str, Any]) -> str | tuple[str, ...]:
+        """The value of the field that words without an option fill."""
+        if not self.positional:
+            raise RequestError(f"option: unexpected {shown(words[0])}; see hkd {self.name} --help")
+        several = hints_of(self.config)[self.positional] is not str
+        if self.positional in given:
+            raise RequestError(f"{self.positional}: named with --{self.positional} and again as {shown(words[0])}")
+        if not several and len(words) > 1:
+            raise RequestError(f"{self.positional}: takes one; got {shown(' '.join(words))}")
+        return tuple(words) if several else words[0]
+
+
+class _Arguments(argparse.ArgumentParser):
+    """Reports what is wrong as this project does: field, what is accepted, what was given."""
+
+    def error(self, message: str) -> NoReturn:
         message = " ".join(message.split())
         if match := re.match(r"unrecognized arguments: (\S+)", message):
+            known = [o for action in self._actions for o in action.option_strings if o.startswith("--")]
             option = match[1].split("=")[0]
-            known = [o for action in self.parser._actions for o in action.option_strings if o.startswith("--")]
             near = difflib.get_close_matches(option, known, n=3)
-            hint = f"did you mean {' or '.join(near)}?" if near else f"see hkd {self.name} --help"
-            return f"option: unknown option {shown(option).strip(chr(39))}; {hint}"
-        if match := re.match(r"argument --([\w.-]+)(?:/--no-[\w.-]+)?: (.*)", message):
-            reason = match[2].removeprefix("invalid value: ")
-            name = match[1].replace("-", "_")
-            return reason if reason.startswith(f"{name}: ") else f"{name}: {reason}"
-        return message
+            hint = f"did you mean {' or '.join(near)}?" if near else f"see {self.prog} --help"
+            raise RequestError(f"option: unknown option {shown(option).strip(chr(39))}; {hint}")
+        if match := re.match(r"argument (?:-\w/)?--([\w.-]+)(?:/--[\w.-]+)?: (.*)", message):
+            name, reason = match[1].replace("-", "_"), match[2]
+            if "ignored explicit argument" in reason:
+                reason = f"takes no value{reason.removeprefix('ignored explicit argument')}"
+            raise RequestError(reason if re.match(rf"{re.escape(name)}[.:]", reason) else f"{name}: {reason}")
+        raise RequestError(f"option: {message}")
 
 
 def read_config(file: Path) -> dict[str, Any]:
     """The options in a YAML file: a recipe, or the configuration of a finished run."""
     values = read_yaml(file.resolve())
-    version = values.pop("format", 2)
-    if version not in (1, 2):
-        raise RequestError(f"config: {file} has format {shown(version)}; expected 2")
-    from hkd.spec import RECORDED
-
+    version = values.pop("format", FORMAT)
+    if version not in (1, FORMAT):
+        raise RequestError(f"config: {file} has format {shown(version)}; expected 1 or {FORMAT}")
     return {name.replace("-", "_"): value for name, value in values.items() if name not in RECORDED}
+
+
+def plugins_of(config: Mapping[str, Any]) -> list[str]:
+    """The modules that a file's ``plugins`` names."""
+    return list(coerce("plugins", config.get("plugins") or (), tuple[str, ...]))
+
+
+def values_of(option: str, argv: Sequence[str]) -> list[str]:
+    """The values that a command line gives an option, before it is parsed."""
+    after = [value for word, value in itertools.pairwise(argv) if word == option]
+    return after + [word.partition("=")[2] for word in argv if word.startswith(f"{option}=")]
 
 
 def _nested(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -208,13 +234,8 @@ def configured(config: type, values: Mapping[str, Any]) -> Any:
     """A command's configuration from its options.
 
     Raises:
-        RequestError: a name is unknown, or a value is of the wrong type.
+        RequestError: a value is of the wrong type.
     """
-    known = {entry.name for entry in fields(config)}
-    for name, value in values.items():
-        if name not in known:
-            hint = "settings are part of a line of --methods" if isinstance(value, Mapping) else "see --help"
-            raise RequestError(f"config: this command has no option {shown(name)}; {hint}")
     hints = hints_of(config)
     return config(**{name: coerce(name, value, hints[name]) for name, value in values.items()})
 
@@ -233,41 +254,62 @@ class _Reader:
 
 
 def parse_text(text: str, hint: Any) -> Any:
-    """An option's text as a value: a,b(c,d) is a list where one is accepted, {a: 1} or a=1,b=2 a mapping."""
-    kinds = (hint, *get_args(hint)) if get_origin(hint) is not tuple else (hint,)
-    origins = [get_origin(kind) for kind in kinds]
+    """An option's text as a value: ``a,b(c,d)`` or ``[a, b]`` as a list, ``a=1,b=2`` or ``{a: 1}`` as a mapping."""
+    kinds = _kinds(hint)
     if NoneType in kinds and text in ("none", "null"):
         return None
-    if tuple in origins:
-        inner = get_args(next(kind for kind in kinds if get_origin(kind) is tuple))[0]
-        if text.startswith("["):
-            try:
-                return json.loads(text)
-            except ValueError as error:
-                raise RequestError(f"expected a list; got {shown(text)}") from error
-        items = [item.strip() for item in re.split(r",(?![^(]*\))", text)] if text.strip() else []
-        return [item if inner is str else parse_value(item) for item in items]
-    if dict in origins:
-        if text.startswith("{"):
-            try:
-                return parse_yaml(text)
-            except Exception as error:
-                raise RequestError(f"expected a mapping; got {shown(text)}") from error
-        pairs = [item.partition("=") for item in text.split(",")]
-        return {name.strip(): parse_value(value.strip()) for name, _, value in pairs}
-    return text if str in kinds or not {int, float} & set(kinds) else parse_value(text)
+    if inner := _items_of(tuple, hint):
+        return [item if inner[0] is str else parse_value(item) for item in _split_list(text)]
+    if _items_of(dict, hint):
+        return _split_mapping(text)
+    values = {kind: {type(value) for value in get_args(kind)} for kind in kinds if get_origin(kind) is Literal}
+    numbers = {int, float} & {*kinds, *(one for types in values.values() for one in types)}
+    return parse_value(text) if numbers and str not in kinds else text
+
+
+def _kinds(hint: Any) -> tuple[Any, ...]:
+    """The types of which a field's value is one."""
+    return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+
+
+def _items_of(container: type, hint: Any) -> tuple[Any, ...]:
+    """The types of a container's items, where a field takes one."""
+    return next((get_args(kind) for kind in _kinds(hint) if get_origin(kind) is container), ())
+
+
+def _split_list(text: str) -> list[str]:
+    """The items between commas outside parentheses; brackets around all and quotes around one may be there."""
+    text = text.strip()
+    if text.startswith("["):
+        with suppress(ValueError):
+            return [str(item) for item in json.loads(text)]
+        if not text.endswith("]"):
+            raise RequestError(f"expected a list; got {shown(text)}")
+        text = text[1:-1].strip()
+    items = [item.strip() for item in re.split(r",(?![^(]*\))", text)] if text else []
+    return [item[1:-1] if re.fullmatch(r"'[^']*'|\"[^\"]*\"", item) else item for item in items]
+
+
+def _split_mapping(text: str) -> Any:
+    if text.startswith("{"):
+        try:
+            return parse_yaml(text)
+        except (YAMLError, ValueError, RecursionError) as error:
+            raise RequestError(f"expected a mapping; got {shown(text)}") from error
+    pairs = [item.partition("=") for item in text.split(",") if item.strip()]
+    if broken := next((item for item in pairs if not (item[0].strip() and item[1])), None):
+        raise RequestError(f"expected NAME=VALUE,...; got {shown(''.join(broken))}")
+    return {name.strip(): parse_value(value.strip()) for name, _, value in pairs}
 
 
 def _metavar(hint: Any) -> str:
-    kinds = (hint, *get_args(hint))
-    if dict in [get_origin(kind) for kind in kinds]:
-        return "{NAME: X,...}"
-    if tuple in [get_origin(kind) for kind in kinds]:
-        inner = get_args(next(kind for kind in kinds if get_origin(kind) is tuple))[0]
-        return "TEXT,..." if inner is str else "X,..."
-    literal = next((kind for kind in kinds if get_origin(kind) is Literal), None)
-    if literal is not None:
-        return "|".join(map(str, get_args(literal)))
+    kinds = _kinds(hint)
+    if inner := _items_of(dict, hint):
+        return f"NAME={_metavar(inner[1])},..."
+    if inner := _items_of(tuple, hint):
+        return f"{_metavar(inner[0])},..."
+    if (choice := next((kind for kind in kinds if get_origin(kind) is Literal), None)) is not None:
+        return "|".join(map(str, get_args(choice)))
     return "TEXT" if str in kinds else "X" if float in kinds else "N"
 
 
@@ -277,8 +319,9 @@ def _sentence(entry: Any) -> str:
     text = str(entry.metadata["help"]).replace("%", "%%")
     if default in (None, False, "", (), {}):
         return text
-    written = ",".join(map(str, default)) if isinstance(default, tuple) else "yes" if default is True else f"{default}"
-    return f"{text} [{written}]"
+    if isinstance(default, tuple):
+        return f"{text} [{','.join(map(str, default))}]"
+    return f"{text} [{'on' if default is True else f'{default:g}' if isinstance(default, float) else default}]"
 
 
 class _Help(argparse.HelpFormatter):
@@ -286,10 +329,8 @@ class _Help(argparse.HelpFormatter):
         super().__init__(prog, max_help_position=30, width=112)
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
-        if isinstance(action, argparse.BooleanOptionalAction):  # the form that changes something
-            on = action.option_strings[0]
-            is_on = "[yes]" in (action.help or "")
-            return f"--no-{on.removeprefix('--')}" if is_on else on
+        if isinstance(action, argparse.BooleanOptionalAction) and not (action.help or "").endswith("[on]"):
+            return action.option_strings[0]  # the form that changes something
         return super()._format_action_invocation(action)
 
 
