@@ -157,7 +157,7 @@ class Distiller(nn.Module):
         """The method; None for KD, which is a term of every objective."""
         if settings and (method in ("kd", None) or isinstance(method, Method)):
             raise RequestError(
-                f"{next(iter(settings))}: expected with the name of a method that has settings; T of KD is kd_temperature"
+                f"{next(iter(settings))}: expected with a method that has settings; T of KD is kd_temperature"
             )
         if method in ("kd", None):
             return None

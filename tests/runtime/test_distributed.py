@@ -66,9 +66,10 @@ def test_both_processes_have_the_same_gradients(two: dict[Case, tuple[Learnt, Le
         assert torch.equal(value, second[name]), f"{name} differs between the processes"
 
 
+@pytest.mark.slow
 def test_a_run_of_two_processes_goes_on_in_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = tmp_path / "run"
-    asked = ["distill", "--run", str(run), "--teacher", "resnet14", "--epochs", "4", *SMALL]
+    words = ["distill", "--run", str(run), "--teacher", "resnet14", "--epochs", "4", *SMALL]
     stop = "import sys,hkd.trainer as l,hkd.cli as c; log=l.Progress.epoch\n"
     (tmp_path / "stopped.py").write_text(
         stop + "def epoch(self, row, *a):\n"
@@ -78,7 +79,7 @@ def test_a_run_of_two_processes_goes_on_in_one(tmp_path: Path, monkeypatch: pyte
         "sys.exit(c.main(sys.argv[1:]))\n"
     )
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
-    stopped = launch("stopped", "--", *asked)
+    stopped = launch("stopped", "--", *words)
     assert stopped.returncode != 0
     rows = (run / "metrics.jsonl").read_text().splitlines()
     assert len(rows) == 2, stopped.stderr
@@ -104,7 +105,7 @@ def test_two_processes_leave_one_run_folder(tmp_path: Path) -> None:
     small = [option for option in SMALL if option not in ("--device", "cpu")]  # whatever there is
     done = launch("hkd", "--", "train", "--run", str(run), "--epochs", "2", *small)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("last epoch: top-1") == 1, "one process tells"
+    assert done.stdout.count("last epoch: top-1") == 1, "one process reports"
     assert done.stderr.count("epoch 1/2") == 1
     found = hkd.evaluate(hkd.EvaluateConfig(checkpoint=str(run), device="cpu"))
     summary = json.loads((run / "summary.json").read_text())
@@ -113,6 +114,7 @@ def test_two_processes_leave_one_run_folder(tmp_path: Path) -> None:
     assert summary["machine"].startswith("2 x ")
 
 
+@pytest.mark.slow
 def test_what_several_processes_cannot_do(tmp_path: Path) -> None:
     run = tmp_path / "run"
     for arguments, message in (
@@ -125,15 +127,17 @@ def test_what_several_processes_cannot_do(tmp_path: Path) -> None:
         assert not run.exists()
 
 
+@pytest.mark.slow
 def test_the_option_that_scales_with_the_processes(tmp_path: Path) -> None:
     run = tmp_path / "run"
     done = launch("hkd", "--", "train", "--run", str(run), "--epochs", "2", "--scale-with-processes", *SMALL)
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert rows[0]["lr"] == pytest.approx(0.1), "twice the default"
-    assert yaml.safe_load((run / "config.yaml").read_text())["lr"] == 0.05, "as asked for"
+    assert yaml.safe_load((run / "config.yaml").read_text())["lr"] == 0.05, "as given"
 
 
+@pytest.mark.slow
 def test_a_stop_at_the_end_of_an_epoch_goes_on_in_two_processes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -148,12 +152,12 @@ def test_a_stop_at_the_end_of_an_epoch_goes_on_in_two_processes(
     code += "sys.exit(main(sys.argv[1:]))\n"
     (tmp_path / "stops.py").write_text(code)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
-    asked = ["train", "--run", str(run), "--epochs", "2", "--batch-size", "12", *SMALL]
+    words = ["train", "--run", str(run), "--epochs", "2", "--batch-size", "12", *SMALL]
     monkeypatch.setenv("STOP", "1")
-    stopped = launch("stops", "--", *asked)
+    stopped = launch("stops", "--", *words)
     assert "hkd: stopped after step 20 of epoch 1; the same command continues from there" in stopped.stderr
     monkeypatch.delenv("STOP")
-    done = launch("stops", "--", *asked)
+    done = launch("stops", "--", *words)
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [row["epoch"] for row in rows] == [1, 2]
