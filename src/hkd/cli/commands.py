@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +11,7 @@ from typing import Any
 
 import hkd
 from hkd.cli import DONE, FAILED, is_first_process
-from hkd.cli.parser import Parser, configured, merged
+from hkd.cli.parser import Parser, configured, load_plugins_of, merged, values_of
 from hkd.config import (
     DEFAULTS,
     CompareConfig,
@@ -118,9 +117,9 @@ def sweep_command(argv: list[str]) -> int:
     sweep(config, fresh=request.fresh)
     if config.dry_run:
         return DONE
-    name = "search" if config.search else "sweep"
+    name, more = ("search", "") if config.search else ("sweep", ", .png, .svg")
     print((Path(config.run) / f"{name}.md").read_text())
-    print(f"table and plot: {config.run}/{name}.md, .csv, .json, .png, .svg")
+    print(f"table{' and plot' if more else ''}: {config.run}/{name}.md, .csv, .json{more}")
     return DONE
 
 
@@ -183,8 +182,8 @@ def export_command(argv: list[str]) -> int:
 def list_command(argv: list[str]) -> int:
     """what there is: models, methods, datasets or recipes"""
     kinds = ("models", "methods", "datasets", "recipes")
-    plugins = [after for word, after in itertools.pairwise(argv) if word == "--plugin"]
-    words = [word for word in argv if word != "--plugin" and word not in plugins]
+    plugins = values_of("--plugin", argv)
+    words = [word for word in argv if word not in ("--plugin", *plugins) and not word.startswith("--plugin=")]
     if not words:
         raise RequestError(f"list: name one of {', '.join(kinds)}")
     if words[0] in ("-h", "--help"):
@@ -194,10 +193,7 @@ def list_command(argv: list[str]) -> int:
         raise unknown("list", words[0], kinds)
     if len(words) > 1:
         raise RequestError(f"list: takes one word; got {' '.join(words)}")
-    if plugins:
-        from hkd.registry import load_plugins
-
-        load_plugins(plugins)
+    load_plugins_of(argv)
     names = list_recipes() if words[0] == "recipes" else getattr(hkd, f"list_{words[0]}")()
     cited = words[0] == "methods" and sys.stdout.isatty()  # a script wants the names alone
     print("\n".join(_cited(names) if cited else names))
@@ -259,11 +255,7 @@ def _add_method_settings(parser: Parser, argv: list[str], hidden: bool = False) 
     named = re.findall(r"--method[ =](\S+)", words)
     if (wants_help and not named) or (hidden and wants_help) or not (wants_help or re.search(r"--\w+\.\w", words)):
         return
-    plugins = re.findall(r"--plugin[ =](\S+)", words)
-    if plugins:
-        from hkd.registry import load_plugins
-
-        load_plugins(plugins)
+    load_plugins_of(argv)
     from hkd.methods import methods
 
     for name in [n.removesuffix(PLUS_KD) for n in named[-1:]] if wants_help else methods:

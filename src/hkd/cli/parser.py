@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import itertools
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -127,6 +128,7 @@ class Parser:
             RequestError: a word, a value or a file is not accepted.
         """
         argv = [_dashed(word) for word in argv]
+        load_plugins_of(argv)
         if {"-h", "--help"} & set(argv):
             self.parser.parse_args(argv)
         argv, words = self._apart(argv)
@@ -134,7 +136,8 @@ class Parser:
             given = vars(self.parser.parse_args(argv))
         except argparse.ArgumentError as error:
             raise RequestError(self._one_line(str(error))) from error
-        files, plugins = given.pop("config", []), given.pop("plugin", [])
+        files = given.pop("config", [])
+        given.pop("plugin", None)
         fresh, show = given.pop("fresh", False), given.pop("print_config", False)
         if words:
             hint = hints_of(self.config)[self.positional]
@@ -144,11 +147,7 @@ class Parser:
         config: dict[str, Any] = {}
         for name in files:
             config = merged(config, read_config(find_recipe(name)))
-        plugins += config.pop("plugins", None) or []
-        if plugins:
-            from hkd.registry import load_plugins
-
-            load_plugins(coerce("plugins", plugins, tuple[str, ...]))
+        config.pop("plugins", None)
         return Request(_nested(given), config, fresh, show)
 
     def _apart(self, argv: list[str]) -> tuple[list[str], list[str]]:
@@ -190,6 +189,27 @@ def read_config(file: Path) -> dict[str, Any]:
     from hkd.spec import RECORDED
 
     return {name.replace("-", "_"): value for name, value in values.items() if name not in RECORDED}
+
+
+def load_plugins_of(argv: Sequence[str]) -> None:
+    """Imports the modules that ``--plugin`` and the ``plugins`` of ``--config`` files name.
+
+    Raises:
+        RequestError: one cannot be imported, or a file cannot be read.
+    """
+    names = values_of("--plugin", argv)
+    for file in values_of("--config", argv):
+        names += coerce("plugins", read_config(find_recipe(file)).get("plugins") or (), tuple[str, ...])
+    if names:
+        from hkd.registry import load_plugins
+
+        load_plugins(names)
+
+
+def values_of(option: str, argv: Sequence[str]) -> list[str]:
+    """What an option is given on a command line, as ``--option value`` or ``--option=value``."""
+    after = [value for word, value in itertools.pairwise(argv) if word == option]
+    return after + [word.partition("=")[2] for word in argv if word.startswith(f"{option}=")]
 
 
 def _nested(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -36,8 +36,13 @@ def csv_text(rows: list[Numbers]) -> str:
     if rows:
         writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows({name: _cell(value) for name, value in row.items()} for row in rows)
     return text.getvalue()
+
+
+def _cell(value: Any) -> Any:
+    """A number as float32 holds it, without the digits that only its binary form has."""
+    return f"{value:.7g}" if isinstance(value, float) else value
 
 
 def write_whole(folder: Path, texts: dict[str, str]) -> None:
