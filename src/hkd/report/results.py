@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import statistics
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -61,16 +62,35 @@ class Row:
         seeds = sorted(self.summaries.keys() & other.summaries.keys())
         if not seeds or self.label == other.label:
             return None
-        pairs = [(_correct(self.runs[seed]), _correct(other.runs[seed])) for seed in seeds]
-        if len({part.shape for pair in pairs for part in pair}) > 1:
-            return None
-        ours, theirs = (np.stack(parts) for parts in zip(*pairs, strict=True))
-        return paired_bootstrap(ours, theirs)
+        ours, theirs = (tuple(_predictions(row.runs[seed]) for seed in seeds) for row in (self, other))
+        return _difference(ours, theirs)
 
 
-def _correct(run: RunFolder) -> NDArray[np.bool_]:
-    predicted, label = run.predictions()
-    return np.asarray(predicted == label)
+@dataclass(frozen=True)
+class _Predictions:
+    """A finished run's predictions, as its file holds them at a time."""
+
+    run: Path
+    modified: int
+
+    def correct(self) -> NDArray[np.bool_]:
+        predicted, label = RunFolder(self.run).predictions()
+        return np.asarray(predicted == label)
+
+
+def _predictions(run: RunFolder) -> _Predictions:
+    file = run.path / "predictions.npz"
+    return _Predictions(run.path, file.stat().st_mtime_ns if file.is_file() else 0)
+
+
+@lru_cache(maxsize=4096)
+def _difference(ours: tuple[_Predictions, ...], theirs: tuple[_Predictions, ...]) -> Interval | None:
+    """How much better some trials are; computed once, as tables are written anew after every run of a study."""
+    pairs = [(mine.correct(), other.correct()) for mine, other in zip(ours, theirs, strict=True)]
+    if len({part.shape for pair in pairs for part in pair}) > 1:  # of other test images
+        return None
+    left, right = (np.stack(parts) for parts in zip(*pairs, strict=True))
+    return paired_bootstrap(left, right)
 
 
 @dataclass(frozen=True)
