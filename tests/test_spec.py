@@ -143,8 +143,9 @@ def test_runs_of_the_first_version_are_read(tmp_path: Path) -> None:
     assert spec.method is not None and (spec.method.kd_weight, spec.method.settings.k, spec.seed) == (1.0, 8, 1)
     assert (spec.data.revision, spec.method.revision) == (0, 0)
     assert spec.key() != resolved(epochs=2, limit_train=20).key(), "they never pool with later runs"
-    file.write_text(yaml.safe_dump(old | {"lr": 0.1}))
-    assert RunSpec.load(file).key() != spec.key()
+    for change in ({"lr": 0.1}, {"limit_train": 10}, {"dataset": "cifar100"}, {"teacher_checkpoint": "other.pth"}):
+        file.write_text(yaml.safe_dump(old | change))
+        assert RunSpec.load(file).key() != spec.key(), change
     del old["method"], old["holistic"]
     file.write_text(yaml.safe_dump(old | {"role": "teacher"}))
     trained = RunSpec.load(file)

@@ -187,8 +187,8 @@ class StudyOptions:
 
     def run_options(self) -> dict[str, Any]:
         """The options that every run of the study is given."""
-        own = set(FIELDS) - STUDY_SETS
-        return {name: value for name, value in vars(self).items() if name in own}
+        names = (set(FIELDS) - STUDY_SETS) | {"threads"}
+        return {name: value for name, value in vars(self).items() if name in names}
 
     def check(self) -> None:
         check_fields(self)
@@ -307,6 +307,8 @@ class SweepConfig(_StudyConfig):  # type: ignore[misc, valid-type]
         free = {"student", "teacher", "teacher_lr"}
         if self.field in STUDY_SETS - free | {"device", "settings"}:
             raise RequestError(f"field: {self.field} is set by the sweep itself")
+        if self.field in ("teacher", "teacher_pretrained") and self.teacher_checkpoint is not None:
+            raise RequestError(f"field: {self.field} varies, and teacher_checkpoint names one trained teacher")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
@@ -12,15 +13,26 @@ from torch.nn import functional as F
 from hkd.errors import RequestError
 from hkd.methods import create_method, methods
 from hkd.methods.base import Initialisation, Method, Weights
-from hkd.methods.kd import kd_loss
+from hkd.methods.kd import KD, kd_loss
+from hkd.methods.spec import MethodSpec
 from hkd.models import wrap_model
 from hkd.models.base import CifarModel, Model
-from hkd.numerics.gather import agree, world_size
+from hkd.numerics.gather import agree, checksum, world_size
+from hkd.numerics.precision import at_least_float32
+from hkd.options import check_fields
 from hkd.types import Batch, ModelOutput
 
 NO_LABEL = -1
 """The label of an image without one; the cross-entropy ignores it."""
+CHECKED_STEPS = 16
+"""The parameters of several processes are compared until a step has changed them, in so many steps at most."""
 D = TypeVar("D", bound="Distiller")
+M = TypeVar("M", bound=Callable[..., Any])
+
+
+def eager(method: M) -> M:
+    """Keeps a method out of the graphs of ``torch.compile``."""
+    return torch.compiler.disable(method)  # type: ignore[no-any-return, no-untyped-call]
 
 
 class DistillerOutput(NamedTuple):
@@ -43,26 +55,43 @@ class Distiller(nn.Module):
     .. math:: \gamma\, \mathrm{CE}(l_s, y) + \alpha\, T^2\, \mathrm{KL}(\mathrm{softmax}(l_t / T) \,\|\,
         \mathrm{softmax}(l_s / T)) + \beta \sum \text{method's terms}
 
-    A term of weight 0 is not computed, but for the cross-entropy, which is always worth logging. The parameters are
-    exactly what is trained: the student's and the method's own. The teacher follows ``.to()``, stays frozen and in
-    evaluation mode, and is in neither ``parameters()`` nor ``state_dict()``.
+    A term of weight 0 is not computed, except the cross-entropy, which is always worth logging. The parameters are
+    exactly what is trained: the student's and the method's. The teacher follows ``.to()``, stays frozen and in
+    evaluation mode, and is in neither ``parameters()`` nor ``state_dict()``. The state is that of the student and the
+    method, memory banks included.
 
     In evaluation mode a call gives the logits and the cross-entropy; nothing is gathered from other processes, no
-    memory changes, and the index is not needed. Where several processes train together, wrap this module
-    (``DistributedDataParallel(distiller, broadcast_buffers=False)``) and build it with the same seed in each: the first
-    two steps check that banks and parameters agree.
+    memory changes, and the index is ignored.
+
+    Some methods have a stage before the training (:attr:`initialisation`) or a warm-up of their weight. A loop has both
+    with ``for epoch in range(distiller.first_epoch, epochs): distiller.set_epoch(epoch, epochs)``, and neither if it
+    never calls ``set_epoch``.
+
+    With gradient accumulation each call is a batch: relations, graphs and the updates of memories are those of the
+    micro-batch. Where several processes train together, build this module with the same seeds in each and wrap it as a
+    whole, ``DistributedDataParallel(distiller, broadcast_buffers=False)``; the first steps check that. Compile it in
+    place, with ``distiller.compile()``: the networks become graphs, the methods stay as they are.
 
     Args:
         student: the network to train: a :class:`hkd.models.Model` or any classifier that :func:`hkd.wrap_model` takes.
-        teacher: the trained network to learn from; None learns from labels alone.
-        method: a name of :func:`hkd.list_methods`, or a method built for these networks; None is cross-entropy alone.
+        teacher: the trained network to learn from, which is frozen in place; None learns from labels alone.
+        method: a name of :func:`hkd.list_methods`, or a method built for these networks. None is the cross-entropy,
+            with the KD term if ``kd_weight`` says so.
         num_samples: N, the number of training images, which ``index`` counts. Methods with a memory need it.
-        labels: (N,) class of each training image.
+        labels: (N,) class of each training image. They tell N, too.
         ce_weight, kd_weight, method_weight: γ, α, β; what is None is the method's published weight.
         kd_temperature: T.
         image_size: side of the training images in pixels; the networks' usual sizes if not given.
-        seed: of the method's own draws.
+        seed: of the method's draws.
         settings: of the method, by the names of its ``Config``.
+
+    Attributes:
+        student, method: what is trained; the method is None where there is none beside KD.
+        teachers: the frozen networks, none or one.
+        weights: γ, α and β.
+        in_initialisation: whether the present epoch is one of the method's initialisation.
+        compares_processes: whether the first steps compare the parameters of several processes. Turn it off where each
+            process holds a part of them only (FSDP).
 
     Raises:
         RequestError: a name, a setting or a weight is not accepted, or method and networks do not fit.
@@ -72,8 +101,9 @@ class Distiller(nn.Module):
         distiller = hkd.Distiller(student, teacher, method="hkd", num_samples=len(data), labels=labels, kd_weight=1.0)
         optimizer = torch.optim.SGD(distiller.parameters(), lr=0.05, momentum=0.9)
         for image, label, index in loader:
-            out = distiller(image, label, index)
-            out.loss.backward()
+            distiller(image, label, index).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
     """
 
     def __init__(
@@ -93,42 +123,71 @@ class Distiller(nn.Module):
         **settings: Any,
     ) -> None:
         super().__init__()
-        self.student: Model = wrap_model(student, image_size=image_size)
-        if teacher is None:
-            if isinstance(method, Method):
-                raise RequestError("teacher: a method needs a teacher to learn from")
-            method = None
-        taught = () if teacher is None else (wrap_model(teacher, image_size=image_size).eval().requires_grad_(False),)
-        self.teachers: tuple[Model, ...] = taught  # in a tuple: no part of this module's parameters and state
-        if self.teachers and self.teachers[0] is self.student:
-            raise RequestError("student: the same network is passed as student and as teacher")
-        if isinstance(method, str) and method != "kd" and self.teachers:
-            if num_samples is None and labels is None:
-                raise RequestError("num_samples: name the number of training images, or pass their labels")
-            method = create_method(
-                method,
-                student=self.student,
-                teacher=self.teachers[0],
-                num_samples=len(labels) if num_samples is None and labels is not None else num_samples or 0,
-                labels=labels,
-                image_size=image_size,
-                seed=seed,
-                **settings,
-            )
-        self.method: Method[Any] | None = method if isinstance(method, Method) else None
-        if isinstance(method, Method):
-            usual = method.default_weights(method.config)
-        else:
-            usual = Weights(method=0.0) if method is None else methods["kd"].weights
-        self.weights = Weights(
-            ce=usual.ce if ce_weight is None else ce_weight,
-            kd=usual.kd if kd_weight is None else kd_weight,
-            method=usual.method if method_weight is None else method_weight,
+        asked = MethodSpec(
+            weight=method_weight, kd_weight=kd_weight, ce_weight=ce_weight, kd_temperature=kd_temperature
         )
+        check_fields(asked)
+        if teacher is None:
+            if method is not None and (method != "hkd" or num_samples is not None or labels is not None):
+                raise RequestError("teacher: expected the network that the method learns from; got none")
+            if kd_weight:
+                raise RequestError("teacher: expected the network that the KD term learns from; got none")
+            method = None
+        self.num_samples, labels = _training_set(num_samples, labels)
+        self.seed = seed
+        self.student: Model = wrap_model(student, image_size=image_size)
+        # In a tuple, so that a teacher is no part of this module's parameters and state.
+        self.teachers: tuple[Model, ...] = () if teacher is None else (_frozen(teacher, student, image_size),)
+        self.method = self._built(method, labels, image_size, settings)
+        self.weights = _weights(asked, method, self.method)
         self.kd_temperature = kd_temperature
+        self._classes = self._head(image_size)
+        self.compares_processes = True
         self.epoch, self.epochs = 0, 1
+        self.in_initialisation = False
         self._ramp = 1.0  # the part of the method's weight that a warm-up has reached
-        self._unchecked_steps = 2 if self.method is not None else 0
+        self._has_epoch = False
+        self._steps = 0  # of training, while they are counted
+        self._first_parameters: int | None = None  # their checksum in the first step
+        self.train()
+
+    def _built(
+        self, method: str | Method[Any] | None, labels: Tensor | None, image_size: int | None, settings: dict[str, Any]
+    ) -> Method[Any] | None:
+        """The method; None for KD, which is a term of every objective."""
+        if settings and (method in ("kd", None) or isinstance(method, Method)):
+            raise RequestError(
+                f"{next(iter(settings))}: expected with a method that has settings; T of KD is kd_temperature"
+            )
+        if method in ("kd", None):
+            return None
+        if isinstance(method, KD):
+            raise RequestError("method: expected kd by its name, since it is a term of every objective")
+        if isinstance(method, Method):
+            return method
+        if not isinstance(method, str):
+            raise RequestError(f"method: expected a name or a method that is built; got {method!r}")
+        built = create_method(
+            method,
+            student=self.student,
+            teacher=self.teachers[0],
+            num_samples=self.num_samples or 0,
+            labels=labels,
+            image_size=image_size,
+            seed=self.seed,
+            **settings,
+        )
+        return built.to(next(self.student.parameters()).device)
+
+    def _head(self, image_size: int | None) -> int:
+        """How many classes the student's head has; where logits are compared, the teacher's has to have as many."""
+        classes = [
+            network.info_at(image_size or network.image_size).num_classes for network in (self.student, *self.teachers)
+        ]
+        on_logits = self.weights.kd or (self.method is not None and self.method.needs == {"logits"})
+        if on_logits and len(set(classes)) > 1:
+            raise RequestError(f"teacher: has a {classes[1]}-class head, and the student a {classes[0]}-class head")
+        return classes[0]
 
     # -- the teacher --------------------------------------------------------------------------------------------------
 
@@ -139,8 +198,9 @@ class Distiller(nn.Module):
 
     def _apply(self: D, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> D:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        for teacher in self.teachers:
-            teacher._apply(fn)  # type: ignore[no-untyped-call]
+        if recurse:
+            for teacher in self.teachers:
+                teacher._apply(fn)  # type: ignore[no-untyped-call]
         return self
 
     @property
@@ -152,36 +212,57 @@ class Distiller(nn.Module):
     def _uses_method(self) -> bool:
         return self.method is not None and self.weights.method > 0
 
+    def _taught(self, image: Tensor) -> ModelOutput:
+        teacher = self.teachers[0]
+        if teacher.training:  # somebody's module holds it, too, and was put into training mode
+            teacher.eval()
+        with torch.no_grad():
+            output: ModelOutput = teacher(image)
+        return output
+
     # -- progress -----------------------------------------------------------------------------------------------------
 
     @property
     def initialisation(self) -> Initialisation | None:
-        """The method's stage before the training, of ``initialisation.epochs`` epochs, or None."""
+        """The method's stage before the training, of ``initialisation.epochs`` epochs, or None.
+
+        hkd's loop trains it with the rates of :meth:`hkd.methods.Initialisation.lr_at`, and forgets the optimiser's
+        momentum after it.
+        """
         stage = None if self.method is None else self.method.initialisation
         return stage if stage is not None and stage.epochs else None
 
+    @property
+    def first_epoch(self) -> int:
+        """Where a loop starts: 0, or below it by the epochs of the initialisation."""
+        return 0 if self.initialisation is None else -self.initialisation.epochs
+
     def set_epoch(self, epoch: int, epochs: int) -> None:
-        """Tells how far the training is.
+        """Sets how far the training is.
 
         Args:
-            epoch: counted from 0; those below 0 train the method's initialisation.
-            epochs: of the whole training.
+            epoch: counted from 0; those from ``first_epoch`` to -1 train the method's initialisation.
+            epochs: of the whole training, without the initialisation.
+
+        Raises:
+            RequestError: the epoch is before the first one.
         """
+        if epoch < self.first_epoch:
+            raise RequestError(f"epoch: expected {self.first_epoch} or more; got {epoch}")
         self.epoch, self.epochs = epoch, epochs
+        self._has_epoch = True
+        self.in_initialisation = epoch < 0
         warmup = 0 if self.method is None else self.method.warmup_epochs
         self._ramp = min(1.0, (epoch + 1) / warmup) if warmup and epoch >= 0 else 1.0
 
     @property
-    def in_initialisation(self) -> bool:
-        return self.epoch < 0 and self.initialisation is not None
-
-    @property
     def trains_all_parameters(self) -> bool:
         """Whether every parameter gets a gradient in every step; DDP has to search for those that do not."""
-        idle = self.method is not None and not (
-            self._uses_method and self.method.initialisation is None and self.method.always_trains_all
-        )
-        return not idle and isinstance(self.student, CifarModel)
+        if not isinstance(self.student, CifarModel) or self.initialisation is not None:
+            return False
+        if self.method is None or not any(True for _ in self.method.parameters()):
+            return True
+        return self._uses_method and self.method.always_trains_all
 
     # -- the step -----------------------------------------------------------------------------------------------------
 
@@ -196,82 +277,147 @@ class Distiller(nn.Module):
 
         Args:
             image: (B, 3, H, W) float, normalised; or a whole :class:`Batch`, which has labels and indices.
-            label: (B,) int64 classes; -1 where there is none.
-            index: (B,) int64 positions in the training set, by which memories recognise an image.
+            label: (B,) integers, the classes; -1 where there is none.
+            index: (B,) integers, positions in the training set, by which memories recognise an image.
             teacher: the teacher's output, where it is known already; if not given, the teacher is run.
+
+        Raises:
+            RequestError: an argument is missing or has another shape or type.
         """
-        if isinstance(image, Batch):
-            batch = image
-        elif label is None or (index is None and self.training and self.method is not None):
-            raise RequestError("label: pass (image, label, index); the index says which training images these are")
-        else:
-            batch = Batch(image, label, torch.zeros_like(label) if index is None else index)
+        batch = image if isinstance(image, Batch) else self._batch(image, label, index)
         if not self.training:
-            return self._evaluated(batch)
-        if self._unchecked_steps:
-            self._check_processes()
+            logits = at_least_float32(self.student(batch.image).logits)
+            loss = cross_entropy(logits, batch.label)
+            return DistillerOutput(loss, {"ce": loss}, logits)
+        self._before_step(batch)
         if teacher is None and self.needs_teacher:
-            with torch.no_grad():
-                teacher = self.teachers[0](batch.image)
+            teacher = self._taught(batch.image)
         if self.in_initialisation:
             return self._initialise(batch, teacher)
-        weights = self.weights
         student: ModelOutput = self.student(batch.image)
-        logits = student.logits.float()
+        logits = at_least_float32(student.logits)
         terms = {"ce": cross_entropy(logits, batch.label)}
-        loss = weights.ce * terms["ce"]
-        if teacher is not None and weights.kd:
+        if teacher is not None and self.weights.kd:
             terms["kd"] = kd_loss(logits, teacher.logits, self.kd_temperature)
-            loss = loss + weights.kd * terms["kd"]
-        if teacher is not None and self.method is not None and weights.method:
-            own: dict[str, Tensor] = self.method(batch, student, teacher)
-            loss = loss + self._ramp * weights.method * sum(own.values())
-            terms |= own
-        return DistillerOutput(loss, terms, logits)
+        if teacher is not None and self._uses_method:
+            terms |= self._method_terms(batch, student, teacher)
+        return DistillerOutput(self._total(terms), terms, logits)
 
+    def _batch(self, image: Tensor, label: Tensor | None, index: Tensor | None) -> Batch:
+        if not image.is_floating_point():
+            raise RequestError(f"image: expected floats, normalised; got {image.dtype}")
+        if label is None:
+            raise RequestError("label: expected (B,) classes beside the images; got none")
+        if index is None and self.training and self.method is not None:
+            raise RequestError("index: expected (B,) positions of the images in the training set; got none")
+        if index is None or not self.training:
+            index = label
+        for name, value in (("label", label), ("index", index)):
+            if value.shape != image.shape[:1] or value.is_floating_point():
+                raise RequestError(
+                    f"{name}: expected {len(image)} integers, one for each image; got {value.dtype} of shape "
+                    f"{tuple(value.shape)}"
+                )
+        return Batch(image, label.long(), index)
+
+    @eager
+    def _method_terms(self, batch: Batch, student: ModelOutput, teacher: ModelOutput) -> dict[str, Tensor]:
+        """The method's terms. No part of a compiled graph: draws, memories and counters change in each step."""
+        assert self.method is not None
+        terms: dict[str, Tensor] = self.method(batch, student, teacher)
+        if taken := terms.keys() & {"ce", "kd"}:
+            raise RequestError(
+                f"method: {type(self.method).__name__} has a term {min(taken)}, which is the objective's"
+            )
+        return terms
+
+    @eager
     def _initialise(self, batch: Batch, teacher: ModelOutput | None) -> DistillerOutput:
-        """A step of the method's initialisation, which minimises the sum of its own terms."""
+        """A step of the method's initialisation, which minimises the sum of the stage's terms."""
         stage = self.initialisation
         assert stage is not None and teacher is not None
         terms = stage(batch, self.student(batch.image) if stage.with_student else None, teacher)
-        return DistillerOutput(torch.stack(list(terms.values())).sum(), terms, None)
+        return DistillerOutput(self._total(terms), terms, None)
 
-    def _evaluated(self, batch: Batch) -> DistillerOutput:
-        logits = self.student(batch.image).logits.float()
-        loss = cross_entropy(logits, batch.label)
-        return DistillerOutput(loss, {"ce": loss}, logits)
+    @eager
+    def _total(self, terms: dict[str, Tensor]) -> Tensor:
+        """No part of a compiled graph, which would be another one for each weight of a warm-up."""
+        first, *others = self.weighted(terms).values()
+        return sum(others, first)
 
     def weighted(self, terms: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The terms as they enter the loss: their sum is the loss of a step of the training."""
-        known = {"ce": self.weights.ce, "kd": self.weights.kd}
-        own = self._ramp * self.weights.method
-        return {name: known.get(name, own) * value for name, value in terms.items()}
+        """The terms of a training step as they enter its loss, which is their sum."""
+        if self.in_initialisation:
+            return dict(terms)
+        weights = {"ce": self.weights.ce, "kd": self.weights.kd}
+        return {name: weights.get(name, self._ramp * self.weights.method) * value for name, value in terms.items()}
 
     def undo_step(self) -> None:
         """Takes back what the last call left in the method's memories, for a step that is skipped."""
         if self.method is not None:
             self.method.undo_step()
 
+    # -- the first steps ----------------------------------------------------------------------------------------------
+
+    @eager
+    def _before_step(self, batch: Batch) -> None:
+        """Checks that make the host wait for the device, in the first steps only."""
+        if self._steps >= CHECKED_STEPS:
+            return
+        self._steps += 1
+        if self._steps == 1:
+            self._check_values(batch)
+            self._check_progress()
+        if self.method is not None and world_size() > 1:
+            self._check_processes()
+
+    def _check_values(self, batch: Batch) -> None:
+        bounds = [("label", batch.label, NO_LABEL, self._classes)]
+        if self.method is not None and self.num_samples is not None:
+            bounds.append(("index", batch.index, 0, self.num_samples))
+        for name, value, least, above in bounds:
+            low, high = (int(end) for end in value.aminmax())
+            if low < least or high >= above:
+                raise RequestError(f"{name}: expected {least} to {above - 1}; got {low if low < least else high}")
+
+    def _check_progress(self) -> None:
+        if self.method is None or self._has_epoch:
+            return
+        stages = {"an initialisation": -self.first_epoch, "a warm-up": self.method.warmup_epochs}
+        for stage, epochs in stages.items():
+            if epochs:
+                warnings.warn(
+                    f"{type(self.method).__name__} has {stage} of {epochs} epochs, and set_epoch was not called: "
+                    "for epoch in range(distiller.first_epoch, epochs): distiller.set_epoch(epoch, epochs)",
+                    stacklevel=2,
+                )
+
     def _check_processes(self) -> None:
-        """Notices what would let several processes drift apart, in the first two steps.
+        """Notices what would let several processes drift apart.
 
         Raises:
-            RuntimeError: memories differ (built with other seeds), or parameters do (trained outside DDP).
+            RuntimeError: memories differ from the start (other seeds), or parameters do, from the start or after the
+                first step that changed them (not all of them are in DDP).
         """
-        self._unchecked_steps -= 1
-        if world_size() == 1 or self.method is None:
-            return
-        first = self._unchecked_steps == 1
-        if not agree(*self.method.buffers()):
+        assert self.method is not None
+        first = self._steps == 1
+        if first and not agree(torch.tensor(self.seed, device=next(self.parameters()).device), *self.method.buffers()):
             raise RuntimeError(
-                "the method's memory banks differ between the processes; build the Distiller with the same seed in "
-                "each, and wrap it with broadcast_buffers=False"
+                "the method's memory banks or seeds differ between the processes; call torch.manual_seed with the same "
+                "number in each before the Distiller is built, and pass the same num_samples, labels and seed"
             )
+        if not self.compares_processes:
+            return
         if not agree(*self.parameters()):
-            when = "from the start; load the same weights in each" if first else (
+            cause = "from the start; load the same weights in each" if first else (
                 "after the first step; wrap the whole Distiller in DistributedDataParallel, not the student alone"
             )  # fmt: skip
-            raise RuntimeError(f"parameters differ between the processes {when}")
+            raise RuntimeError(f"parameters differ between the processes {cause}")
+        now = checksum(*self.parameters())
+        if first:
+            self._first_parameters = now
+        elif now != self._first_parameters:
+            self._steps = CHECKED_STEPS
 
 
 def cross_entropy(logits: Tensor, label: Tensor) -> Tensor:
@@ -283,3 +429,40 @@ def cross_entropy(logits: Tensor, label: Tensor) -> Tensor:
     """
     total = F.cross_entropy(logits, label, ignore_index=NO_LABEL, reduction="sum")
     return total / (label != NO_LABEL).sum().clamp(min=1)
+
+
+def _training_set(num_samples: int | None, labels: Any) -> tuple[int | None, Tensor | None]:
+    """The number of training images, and their labels as a tensor."""
+    if num_samples is not None and (not isinstance(num_samples, int) or num_samples < 1):
+        raise RequestError(f"num_samples: expected 1 or more; got {num_samples}")
+    if labels is None:
+        return num_samples, None
+    labels = torch.as_tensor(labels)
+    if labels.ndim != 1 or num_samples not in (None, len(labels)):
+        count = "N" if num_samples is None else num_samples
+        raise RequestError(f"labels: expected shape ({count},); got {tuple(labels.shape)}")
+    return len(labels), labels
+
+
+def _frozen(teacher: nn.Module, student: nn.Module, image_size: int | None) -> Model:
+    if {id(p) for p in student.parameters()} & {id(p) for p in teacher.parameters()}:
+        raise RequestError("student: shares parameters with the teacher, which are frozen; pass a copy")
+    return wrap_model(teacher, image_size=image_size).eval().requires_grad_(False)
+
+
+def _weights(asked: MethodSpec, method: str | Method[Any] | None, built: Method[Any] | None) -> Weights:
+    """The weights of the objective, the published ones where they are open."""
+    if built is not None:
+        usual = built.default_weights(built.config)
+    else:
+        usual = methods["kd"].weights if method == "kd" else Weights(method=0.0)
+    weights = Weights(
+        ce=usual.ce if asked.ce_weight is None else asked.ce_weight,
+        kd=usual.kd if asked.kd_weight is None else asked.kd_weight,
+        method=usual.method if asked.weight is None else asked.weight,
+    )
+    if built is None and weights.method:
+        raise RequestError("method_weight: is of a method's terms beside CE and KD, and there is no such method")
+    if not any(weights):
+        raise RequestError("method_weight: all weights are 0, so there is nothing to learn from")
+    return weights

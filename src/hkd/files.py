@@ -117,29 +117,23 @@ def read_json(path: Path, kind: Callable[..., Any] = dict) -> Any:
     return value
 
 
-class _PlainLoader(yaml.SafeLoader):
-    """YAML without aliases, by which a short file can stand for gigabytes, and without deep nesting."""
-
-    depth = 0
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError("aliases are not accepted")
-        self.depth += 1
-        if self.depth > DEEPEST:
-            raise yaml.YAMLError("nested too deeply")
-        node = super().compose_node(parent, index)
-        self.depth -= 1
-        return node
+_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml is ten times as fast
 
 
 def parse_yaml(text: str) -> Any:
-    """Plain YAML data: no tags, no aliases, no deep nesting.
+    """Plain YAML data: no tags, no aliases, by which a short file can stand for gigabytes, no deep nesting.
 
     Raises:
         yaml.YAMLError: it is anything else.
     """
-    return yaml.load(text, Loader=_PlainLoader)  # a SafeLoader
+    depth = 0
+    for event in yaml.parse(text, Loader=_LOADER):
+        if isinstance(event, yaml.AliasEvent):
+            raise yaml.YAMLError("aliases are not accepted")
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > DEEPEST:
+            raise yaml.YAMLError("nested too deeply")
+    return yaml.load(text, Loader=_LOADER)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

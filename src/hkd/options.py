@@ -120,9 +120,9 @@ def coerce(name: str, value: Any, hint: Any) -> Any:  # noqa: PLR0911, PLR0912  
             return tuple(coerce(name, item, one) for item, one in zip(value, arguments, strict=True))
     elif origin is dict and isinstance(value, Mapping):
         return {coerce(name, k, arguments[0]): coerce(f"{name}.{k}", v, arguments[1]) for k, v in value.items()}
-    elif hint is float and isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**1000:
-        return float(value)
-    elif hint is float and isinstance(value, str) and SCIENTIFIC.fullmatch(value):
+    elif (hint is float and isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**1000) or (
+        hint is float and isinstance(value, str) and SCIENTIFIC.fullmatch(value)
+    ):
         return float(value)
     elif hint in (None, NoneType) and value is None:
         return None

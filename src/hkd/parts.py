@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from hkd.data import Data
 from hkd.distiller import Distiller
@@ -206,17 +207,41 @@ def dry_check(spec: RunSpec, data: Data) -> None:
         check_classes(file, read_about(file), data)
     if method.name != "kd":
         student, teacher = (_blank(name, classes) for _, name in names)
-        create_method(
-            method.name, student=student, teacher=teacher, num_samples=2 * classes,
-            labels=torch.arange(2 * classes) % classes, image_size=size,
-            **({} if method.settings is None else vars(method.settings)),
-        )  # fmt: skip
+        with _WithoutDraws():
+            create_method(
+                method.name, student=student, teacher=teacher, num_samples=2 * classes,
+                labels=torch.arange(2 * classes) % classes, image_size=size,
+                **({} if method.settings is None else vars(method.settings)),
+            )  # fmt: skip
+
+
+class _WithoutDraws(TorchFunctionMode):
+    """While it is entered, initial weights are zeros, and large ones whatever is in memory, which is not even touched.
+
+    A study checks hundreds of runs, and drawing their weights would take longest.
+    """
+
+    LARGE = 2**16
+
+    DRAWS = (
+        torch.Tensor.uniform_, torch.Tensor.normal_, nn.init.kaiming_uniform_, nn.init.kaiming_normal_,
+        nn.init.xavier_uniform_, nn.init.xavier_normal_,
+    )  # fmt: skip
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in self.DRAWS:
+            tensor = args[0] if args else kwargs["tensor"]
+            with torch.no_grad():
+                return tensor if tensor.numel() > self.LARGE else tensor.zero_()
+        return func(*args, **kwargs)
 
 
 @lru_cache(maxsize=64)
 def _blank(name: str, classes: int) -> Model:
     """An untrained network, only ever measured."""
-    return create_model(name, classes)
+    with _WithoutDraws():
+        return create_model(name, classes)
 
 
 def measured(name: str, classes: int, size: int) -> ModelInfo:

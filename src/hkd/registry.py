@@ -1,4 +1,4 @@
-"""What is known by name: methods, models and data sets, found in the package, in other packages and in plugins."""
+"""Names of methods, models and data sets: of this package, of other packages and of plugins."""
 
 from __future__ import annotations
 
@@ -113,8 +113,13 @@ class Registry(Generic[T]):
             self.register(point.name)(cast("T", loaded))
 
 
+_plugins: dict[str, None] = {}
+
+
 def load_plugins(names: Iterable[str]) -> None:
     """Imports modules that register methods, models or data sets. Each is looked for in the working directory first.
+
+    The runs of a study are processes of their own, which import them, too.
 
     Args:
         names: dotted module names.
@@ -128,6 +133,12 @@ def load_plugins(names: Iterable[str]) -> None:
             importlib.import_module(name)
         except Exception as error:  # importing runs the plugin's code
             raise RequestError(f"plugin: cannot import {name!r} ({_reason(error)})") from error
+        _plugins[name] = None
+
+
+def loaded_plugins() -> tuple[str, ...]:
+    """The modules that :func:`load_plugins` has imported, in order."""
+    return tuple(_plugins)
 
 
 def search_working_directory() -> None:

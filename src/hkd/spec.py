@@ -168,8 +168,9 @@ class RunSpec:
         values = dict(
             entry for part in (spec.data, spec.student, spec.optimisation, spec.runtime) for entry in key_values(part)
         )
-        if not spec.data.digest:  # runs of version 0.1 did not record it
-            values["dataset"] = spec.data.dataset
+        if not spec.data.digest:  # runs of version 0.1 recorded neither digest
+            flat = spec.to_flat()
+            values |= {name: flat.get(name) for name in (*DATA_OPTIONS, "teacher_checkpoint") if name != "data_root"}
         if spec.teacher is not None:
             values |= dict(key_values(spec.teacher))
             if spec.teacher.digest:  # the weights say it all

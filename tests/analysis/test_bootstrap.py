@@ -1,9 +1,10 @@
-"""The paired bootstrap against what is known without it."""
+"""The paired bootstrap against what is known without it, the paired t interval against scipy."""
 
 import numpy as np
 import pytest
+from scipy import stats
 
-from hkd.analysis.bootstrap import paired_bootstrap
+from hkd.analysis.bootstrap import paired_bootstrap, paired_t
 
 
 def test_equal_methods_do_not_differ() -> None:
@@ -53,3 +54,24 @@ def test_intervals_cover_as_often_as_they_say() -> None:
         found = paired_bootstrap(ours, np.repeat(theirs, trials, axis=0))
         covered += found.low <= 0 <= found.high
     assert 0.88 <= covered / 300 <= 0.985
+
+
+@pytest.mark.parametrize("trials", [2, 3, 10])
+def test_paired_t_is_that_of_scipy(trials: int) -> None:
+    draw = np.random.default_rng(trials)
+    theirs = 70 + draw.standard_normal(trials)
+    ours = theirs + 1 + 0.5 * draw.standard_normal(trials)
+    interval = paired_t(ours.tolist(), theirs.tolist())
+    reference = stats.ttest_rel(ours, theirs).confidence_interval(0.95)
+    assert interval is not None
+    assert interval.mean == pytest.approx(np.mean(ours - theirs))
+    assert (interval.low, interval.high) == pytest.approx((reference.low, reference.high))
+    assert interval.excludes_zero == (stats.ttest_rel(ours, theirs).pvalue < 0.05)
+
+
+def test_paired_t_needs_two_trials() -> None:
+    assert paired_t([], []) is None
+    assert paired_t([70.0], [69.0]) is None
+    assert paired_t([70.0, 71.0], [69.0, 70.0]) == (1.0, 1.0, 1.0)
+    with pytest.raises(ValueError, match="same number of trials"):
+        paired_t([70.0, 71.0], [69.0])

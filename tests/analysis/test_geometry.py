@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from hkd.analysis.geometry import aligned, distance_correlation, knn_overlap, linear_cka, trustworthiness
+from hkd.analysis.geometry import aligned, distance_correlation_squared, knn_overlap, linear_cka, trustworthiness
 
 
 def two(seed: int = 0, n: int = 20) -> tuple[np.ndarray, np.ndarray]:
@@ -54,21 +54,46 @@ def test_trustworthiness(k: int) -> None:
     assert trustworthiness(a, b, k) == pytest.approx(1 - 2 * penalty / (n * k * (2 * n - 3 * k - 1)))
 
 
-def test_distance_correlation() -> None:
-    a, b = two()
+def u_centred(x: np.ndarray) -> list[list[float]]:
+    n = len(x)
+    d = [[math.dist(u, v) for v in x] for u in x]
+    rows, whole = [sum(row) / (n - 2) for row in d], sum(map(sum, d)) / ((n - 1) * (n - 2))
+    return [[0.0 if i == j else d[i][j] - rows[i] - rows[j] + whole for j in range(n)] for i in range(n)]
 
-    def centred(x: np.ndarray) -> list[list[float]]:
-        n = len(x)
-        d = [[math.dist(u, v) for v in x] for u in x]
-        rows, whole = [sum(row) / n for row in d], sum(map(sum, d)) / n**2
-        return [[d[i][j] - rows[i] - rows[j] + whole for j in range(n)] for i in range(n)]
 
-    def inner(p: list[list[float]], q: list[list[float]]) -> float:
-        return sum(x * y for u, v in zip(p, q, strict=True) for x, y in zip(u, v, strict=True))
+def distance_covariance(p: list[list[float]], q: list[list[float]]) -> float:
+    n = len(p)
+    return sum(p[i][j] * q[i][j] for i in range(n) for j in range(n) if i != j) / (n * (n - 3))
 
-    p, q = centred(a), centred(b)
-    expected = math.sqrt(inner(p, q) / math.sqrt(inner(p, p) * inner(q, q)))
-    assert distance_correlation(a, b) == pytest.approx(expected)
+
+@pytest.mark.parametrize("n", [4, 20])
+def test_distance_correlation(n: int) -> None:
+    a, b = two(n=n)
+    p, q = u_centred(a), u_centred(b)
+    expected = distance_covariance(p, q) / math.sqrt(distance_covariance(p, p) * distance_covariance(q, q))
+    assert distance_correlation_squared(a, b) == pytest.approx(expected)
+    assert distance_correlation_squared(b, a) == pytest.approx(expected)
+
+
+def test_distance_correlation_of_independent_embeddings_is_about_0() -> None:
+    """The mean of 20 draws is 0 within its error, and single draws have both signs: the statistic is unbiased."""
+    draw = np.random.default_rng(4)
+    values = np.array([distance_correlation_squared(*draw.standard_normal((2, 300, 64))) for _ in range(20)])
+    assert np.abs(values).max() < 0.1
+    assert abs(values.mean()) < 3 * values.std(ddof=1) / math.sqrt(20)
+    assert values.min() < 0 < values.max()
+
+
+def test_distance_correlation_of_one_embedding_with_itself_is_1() -> None:
+    a = np.random.default_rng(5).standard_normal((300, 64)).astype(np.float32)
+    assert distance_correlation_squared(a, a) == pytest.approx(1)
+
+
+def test_distance_correlation_without_distances() -> None:
+    a, _ = two()
+    assert distance_correlation_squared(a, np.ones_like(a)) == 0
+    with pytest.raises(ValueError, match="expected two embeddings of the same n > 3; got 3 and 3"):
+        distance_correlation_squared(a[:3], a[:3])
 
 
 def test_rotation_and_scale_change_nothing() -> None:
@@ -77,7 +102,7 @@ def test_rotation_and_scale_change_nothing() -> None:
     b = 3 * a @ turn
     assert knn_overlap(a, b, 4) == trustworthiness(a, b, 4) == 1
     assert linear_cka(a, b) == pytest.approx(1)
-    assert distance_correlation(a, b) == pytest.approx(1)
+    assert distance_correlation_squared(a, b) == pytest.approx(1)
 
 
 def test_unrelated_embeddings_share_what_chance_gives() -> None:
@@ -86,7 +111,7 @@ def test_unrelated_embeddings_share_what_chance_gives() -> None:
     assert knn_overlap(a, b, 10) == pytest.approx(10 / 399, abs=0.01)
     assert linear_cka(a, b) < 0.1
     assert trustworthiness(a, b, 10) == pytest.approx(0.5, abs=0.05)
-    assert distance_correlation(a, b) < 0.3
+    assert abs(distance_correlation_squared(a, b)) < 0.02
 
 
 def test_alignment_finds_a_turned_copy() -> None:

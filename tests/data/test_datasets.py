@@ -3,6 +3,8 @@
 import hashlib
 import io
 import pickle
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -13,7 +15,7 @@ import torchvision
 from PIL import Image
 
 import hkd
-from hkd.data import FileDataset, limit, prepare
+from hkd.data import datasets, prepare
 
 
 def picture(size: tuple[int, int], seed: int, mode: str = "RGB") -> Image.Image:
@@ -85,11 +87,11 @@ def test_cifar100_from_its_official_files(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(CIFAR100, "test_list", [["test", md5(folder / "test")]])
     monkeypatch.setattr(CIFAR100, "meta", {"filename": "meta", "key": "fine_label_names", "md5": md5(folder / "meta")})
     for split in ("train", "test"):
-        found = hkd.load_dataset("cifar100", split, tmp_path)
-        assert found.labels.tolist() == [3, 1, 4, 1, 5, 99]
-        assert found.info.num_classes == 100 and found.info.classes[99] == "c99"
+        data_set = hkd.load_dataset("cifar100", split, tmp_path)
+        assert data_set.labels.tolist() == [3, 1, 4, 1, 5, 99]
+        assert data_set.info.num_classes == 100 and data_set.info.classes[99] == "c99"
         # A row of the file holds the red, green and blue planes one after another.
-        assert torch.equal(found[2][0], torch.from_numpy(data[2]).view(3, 32, 32))
+        assert torch.equal(data_set[2][0], torch.from_numpy(data[2]).view(3, 32, 32))
 
 
 def test_stl10_from_its_official_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -187,43 +189,6 @@ def test_imagenet_is_a_prepared_folder(tmp_path: Path) -> None:
     assert len(found) == 6 and found.info.name == "imagenet"
 
 
-def test_a_decoded_folder_is_cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = write_files(tmp_path / "photos", class_folders())
-    first = prepare(hkd.load_dataset(f"folder:{path}"), tmp_path / "cache")
-    monkeypatch.setattr(FileDataset, "image", None)  # the second start decodes nothing
-    second = prepare(hkd.load_dataset(f"folder:{path}"), tmp_path / "cache")
-    assert torch.equal(first.images, second.images)
-    assert torch.equal(first.labels, second.labels)
-
-
-def test_a_changed_folder_is_decoded_again(tmp_path: Path) -> None:
-    path = write_files(tmp_path / "photos", class_folders())
-    before = prepare(hkd.load_dataset(f"folder:{path}"), tmp_path / "cache").images
-    write_files(path, {"train/cat/0.png": encoded(picture((12, 12), 999))})
-    after = prepare(hkd.load_dataset(f"folder:{path}"), tmp_path / "cache").images
-    assert not torch.equal(before[0], after[0])
-    assert torch.equal(before[1:], after[1:])
-
-
-def test_a_broken_cache_is_made_again(tmp_path: Path) -> None:
-    path = write_files(tmp_path / "photos", class_folders())
-    before = prepare(hkd.load_dataset(f"folder:{path}"), tmp_path / "cache").images
-    for file in (tmp_path / "cache").iterdir():
-        file.write_bytes(file.read_bytes()[:100])
-    assert torch.equal(prepare(hkd.load_dataset(f"folder:{path}"), tmp_path / "cache").images, before)
-
-
-def test_limits_keep_the_first_images_of_the_first_classes(tmp_path: Path) -> None:
-    data = hkd.load_dataset(f"folder:{write_files(tmp_path, class_folders())}")
-    part = limit(data, 2, 3)
-    assert part.labels.tolist() == [0, 0, 0, 1, 1, 1]
-    assert part.info.classes == ("cat", "dog")
-    assert torch.equal(part[3][0], data[4][0])
-    for classes, per_class in ((1, None), (4, None), (None, 0)):
-        with pytest.raises(hkd.RequestError, match="limit_"):
-            limit(data, classes, per_class)
-
-
 def test_any_picture_becomes_rgb(tmp_path: Path) -> None:
     ramp = np.linspace(0, 65535, 64 * 64).reshape(64, 64).astype(np.uint16)
     turned = picture((30, 20), 1)
@@ -245,7 +210,7 @@ def test_any_picture_becomes_rgb(tmp_path: Path) -> None:
     assert data[3][0].shape == (3, 8, 8)
 
 
-def test_linked_class_folders_are_followed_and_dangling_links_left_out(tmp_path: Path) -> None:
+def test_linked_class_folders_are_followed_and_dangling_links_skipped(tmp_path: Path) -> None:
     real = write_files(tmp_path / "real", class_folders())
     (tmp_path / "photos").mkdir()
     for split in ("train", "val"):
@@ -258,37 +223,17 @@ def test_faulty_arrays_are_refused() -> None:
     info = hkd.data.DatasetInfo("own", ("a", "b"))
     images = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
     for wrong, labels in ((images[:, :, :4], [0, 1]), (images.float(), [0, 1]), (images[:1], [0, 1]), (images[:0], [])):
-        with pytest.raises(hkd.RequestError, match="needs square uint8 images"):
+        with pytest.raises(hkd.RequestError, match="expected square uint8 images"):
             hkd.data.ArrayDataset(wrong, torch.tensor(labels), info)
-    with pytest.raises(hkd.RequestError, match="labels of own run from 0 to 2, and it names 2 classes"):
+    with pytest.raises(hkd.RequestError, match=r"expected labels in \[0, 1\], the 2 classes of own, .*; got 0 to 2"):
         hkd.data.ArrayDataset(images, torch.tensor([0, 2]), info)
-
-
-def test_own_data_sets(tmp_path: Path) -> None:
-    class Own(torch.utils.data.Dataset):
-        classes = ("a", "b")
-
-        def __len__(self) -> int:
-            return 4
-
-        def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-            return picture((9, 9), index), index % 2
-
-    data = hkd.as_dataset(Own(), image_size=8)
-    assert data[3][0].shape == (3, 8, 8)
-    assert data.labels.tolist() == [0, 1, 0, 1] and data.info.classes == ("a", "b")
-    assert hkd.as_dataset(data, image_size=4)[0][0].shape == (3, 4, 4)
-    with pytest.raises(hkd.RequestError, match="has no images"):
-        hkd.as_dataset([])
-    with pytest.raises(hkd.RequestError, match="expected PIL images"):
-        hkd.as_dataset([(torch.rand(3, 8, 8), 0)])
 
 
 @pytest.mark.parametrize(
     ("name", "split", "message"),
     [
         ("digit", "train", "did you mean digits"),
-        ("digits", "extra", "split: digits has train, test; got 'extra'"),
+        ("digits", "extra", "split: expected one of train, test for digits; got 'extra'"),
         ("folder", "train", "folder:PATH"),
         ("folder:/nowhere", "train", "no folder or .zip archive at /nowhere"),
     ],
@@ -305,8 +250,9 @@ def without(files: dict[str, bytes], prefix: str) -> dict[str, bytes]:
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        (without(class_folders(), "val"), "needs the folders train/ and val/"),
-        (without(class_folders(), "val/eel"), "'eel' is in one of them"),
+        (without(class_folders(), "train"), "needs the folders train/ and val/, .*; got val"),
+        ({"readme.txt": b""}, "needs the folders train/ and val/, .*; got no folders"),
+        (class_folders() | {"val/cow/1.png": encoded(picture((12, 12), 1))}, "'cow' is in one of them"),
         (without(without(class_folders(), "train/eel"), "train/dog"), "at least two class folders"),
         (class_folders() | {"train/cat/0.png": b"no image"}, "1 of 12 images in .* cannot be read: train/cat/0.png"),
         (without(class_folders(), "train/cat") | {"train/cat/readme.txt": b""}, "'cat' has no images"),
@@ -315,17 +261,73 @@ def without(files: dict[str, bytes], prefix: str) -> dict[str, bytes]:
 def test_faulty_folders(tmp_path: Path, files: dict[str, bytes], message: str) -> None:
     path = write_files(tmp_path, files)
     with pytest.raises(hkd.RequestError, match=message):
-        prepare(hkd.load_dataset(f"folder:{path}"))
+        [prepare(hkd.load_dataset(f"folder:{path}", split)) for split in ("train", "val")]
 
 
-def test_a_corrupt_archive_is_told(tmp_path: Path) -> None:
+@pytest.mark.parametrize("form", ["folder", "zip"])
+@pytest.mark.parametrize("inside", ["", "train/"])
+def test_class_folders_without_an_evaluation_split(tmp_path: Path, form: str, inside: str) -> None:
+    files = {n.replace("train/", inside): c for n, c in without(class_folders(), "val").items()}
+    hidden = {".git/HEAD.png": b"", "__MACOSX/cat/._0.png": b"", f"{inside}.cache/0.png": b""}
+    path = tmp_path / "photos"
+    path = write_files(path, files | hidden) if form == "folder" else zipped(tmp_path / "photos.zip", files | hidden)
+    data = hkd.load_dataset(f"folder:{path}")
+    assert data.info.classes == ("cat", "dog", "eel")
+    assert data.labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4
+    with pytest.raises(hkd.RequestError, match=r"has no evaluation split \(val/, test/, .*\); --holdout 0.2 evaluates"):
+        hkd.load_dataset(f"folder:{path}", "val")
+
+
+def test_imagenet_is_not_taken_for_a_folder_of_classes(tmp_path: Path) -> None:
+    write_files(tmp_path, {n.replace("train/", ""): c for n, c in class_folders().items()})
+    with pytest.raises(
+        hkd.RequestError, match="needs the folders train/ and val/, with a folder for each class in them;"
+    ):
+        hkd.load_dataset("imagenet", "train", tmp_path)
+
+
+def test_a_registered_data_set_is_opened_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "noise" not in hkd.list_datasets()
+    monkeypatch.setattr(datasets, "_entries", dict(datasets._entries))
+
+    @datasets.register("noise")
+    def noise(split: str, root: Path, image_size: int | None) -> hkd.data.ArrayDataset:
+        assert (split, root) == ("train", tmp_path)
+        images = torch.zeros(4, 3, image_size or 5, image_size or 5, dtype=torch.uint8)
+        return hkd.data.ArrayDataset(images, torch.arange(4) % 2, hkd.data.DatasetInfo("noise", ("a", "b")))
+
+    datasets.register("wrong")(lambda *_: [])  # type: ignore[arg-type, return-value]
+    assert "noise" in hkd.list_datasets()
+    assert hkd.load_dataset("noise", "train", tmp_path, image_size=7).info.image_size == 7
+    with pytest.raises(hkd.RequestError, match="expected an ArrayDataset or a FileDataset .* of wrong; got list"):
+        hkd.load_dataset("wrong")
+
+
+def test_the_specification_needs_no_torch() -> None:
+    program = (
+        "import sys, hkd.data.spec, hkd.data; assert hkd.data.DataSpec().dataset == 'digits'; "
+        "heavy = {'torch', 'torchvision', 'numpy', 'PIL'} & {*sys.modules}; assert not heavy, heavy; "
+        "from hkd.data import *; assert load_dataset and open_data"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_exported_name_is_there() -> None:
+    assert all(getattr(hkd.data, name) is not None for name in hkd.data.__all__)
+    assert {*hkd.data.__all__} <= {*dir(hkd.data)}
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        _ = hkd.data.nothing
+
+
+def test_a_corrupt_archive_is_refused(tmp_path: Path) -> None:
     path = zipped(tmp_path / "photos.zip", class_folders())
     path.write_bytes(path.read_bytes()[:-200])
     with pytest.raises(hkd.RequestError, match="not a readable zip"):
         hkd.load_dataset(f"folder:{path}")
 
 
-def test_missing_data_that_cannot_be_fetched_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_data_that_cannot_be_fetched_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def no_network(*_: object, **__: object) -> None:
         raise OSError("no route to host")
 

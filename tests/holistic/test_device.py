@@ -61,6 +61,28 @@ def test_a_small_bank_and_all_rows_do_not_wait_either() -> None:
         assert not watch.faults
 
 
+@pytest.mark.parametrize("count", [16, 64])
+def test_an_abundant_class_costs_no_more(count: int) -> None:
+    """Its images have 30 negatives, of which all or a part are drawn, and the others 99,970."""
+    samples = 100_000
+    labels = (torch.arange(samples) >= 30).long()
+    loss = HolisticLoss(6, 6, samples, labels, embedding_dim=8, num_negatives=count, sampling="per_sample")
+    inputs, index = [torch.randn(4, size) for size in (6, 10, 6, 10)], torch.tensor([5, 77, samples - 1, 5])
+    with Watch(largest=1000 * count) as watch:
+        loss(*inputs, index)
+    assert not watch.faults
+
+
+@pytest.mark.parametrize("bank_start", ["random", "first"])
+def test_taking_a_step_back_neither_waits_nor_grows(bank_start: str) -> None:
+    samples = 100_000
+    loss = HolisticLoss(6, 6, samples, torch.arange(samples) % 10, embedding_dim=8, bank_start=bank_start)
+    loss(*(torch.randn(4, size) for size in (6, 10, 6, 10)), torch.tensor([5, 77, samples - 1, 5]))
+    with Watch(largest=100) as watch:
+        loss.undo_step()
+    assert not watch.faults
+
+
 def test_the_watch_sees_both_faults() -> None:
     with Watch(largest=10) as watch:
         torch.randn(3).sum().item()

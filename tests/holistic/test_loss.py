@@ -1,12 +1,17 @@
 """HolisticLoss against its float64 re-statement: every term, gradient, update, sampling mode and bank."""
 
+import dataclasses
+import inspect
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+import hkd
 from hkd.holistic import HolisticLoss
+from hkd.holistic.negatives import drawn_negatives
+from hkd.numerics import contrast
 from tests.reference import holistic as reference
 
 N, D_S, D_T, D, C = 60, 10, 14, 8, 5
@@ -30,10 +35,13 @@ def batch(size: int = 9, duplicates: bool = False) -> dict[str, Tensor]:
     }  # fmt: skip
 
 
-def negative_rows(rows: Tensor | None, index: Tensor, labels: Tensor | None) -> list[list[int]]:
+def negative_rows(
+    rows: Tensor | None, index: Tensor, labels: Tensor | None, surplus: Tensor | None = None
+) -> list[list[int]]:
     """What METHOD calls the negatives of each anchor, decided one pair at a time."""
     if rows is not None and rows.ndim == 2:
-        return rows.tolist()
+        surplus = torch.zeros_like(rows, dtype=torch.bool) if surplus is None else surplus
+        return [row[~skipped].tolist() for row, skipped in zip(rows, surplus, strict=True)]
     candidates = range(N) if rows is None else rows.tolist()
     kind = list(range(N)) if labels is None else labels.tolist()
     return [[j for j in candidates if kind[j] != kind[i]] for i in index.tolist()]
@@ -63,7 +71,8 @@ def restate(loss: HolisticLoss, data: dict[str, Tensor], negatives: list[list[in
 
 def assert_equal_to_reference(loss: HolisticLoss, labels: Tensor | None, data: dict[str, Tensor]) -> None:
     data = {name: value.requires_grad_(value.is_floating_point()) for name, value in data.items()}
-    negatives = negative_rows(loss._draw(data["index"]), data["index"], labels)
+    rows, excluded, _ = drawn_negatives(loss.sampler, loss.sampling, data["index"])
+    negatives = negative_rows(rows, data["index"], labels, excluded)
     terms = loss.terms(**data)
     expected, leaves = restate(loss, {name: value.detach() for name, value in data.items()}, negatives)
 
@@ -89,6 +98,21 @@ def test_terms_and_gradients(negatives: str, sampling: str, labelled: bool, dupl
     assert_equal_to_reference(loss, labels, batch(duplicates=duplicates))
 
 
+@pytest.mark.parametrize("similarities", [2**18, 64])
+def test_per_sample_negatives_of_an_abundant_class(similarities: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Anchors of the abundant class have fewer than K negatives, the others K; in one block and in several."""
+    monkeypatch.setitem(contrast._SIMILARITIES_AT_ONCE, "cpu", similarities)
+    labels = torch.arange(N).clamp(max=10) % 10  # 51 images of class 0, so 9 negatives of each
+    loss = HolisticLoss(D_S, D_T, N, labels, embedding_dim=D, k=4, num_negatives=20, sampling="per_sample")
+    data = batch(16)
+    anchors = labels[data["index"]]
+    assert (anchors == 0).any() and (anchors != 0).any()
+    rows, excluded, _ = drawn_negatives(loss.sampler, "per_sample", data["index"])
+    assert excluded is not None
+    assert {len(row) for row in negative_rows(rows, data["index"], labels, excluded)} == {9, 20}
+    assert_equal_to_reference(loss, labels, data)
+
+
 @pytest.mark.parametrize("hops", [0, 1, 2, 3])
 @pytest.mark.parametrize("layers", [1, 2])
 @pytest.mark.parametrize("k", [1, 3, 50])
@@ -108,7 +132,7 @@ def test_batch_sizes_and_smoothing(size: int, smoothing: float) -> None:
 def test_explicit_negatives(shape: str) -> None:
     loss, labels = build()
     data = batch()
-    rows = torch.randperm(N)[:17] if shape == "shared" else loss.sampler.per_sample(data["index"])
+    rows = torch.randperm(N)[:17] if shape == "shared" else loss.sampler.per_sample(data["index"])[0]
     terms = loss.terms(**data, negatives=rows)
     expected, _ = restate(loss, data, negative_rows(rows, data["index"], labels))
     for name in FIELDS:
@@ -116,9 +140,13 @@ def test_explicit_negatives(shape: str) -> None:
 
 
 @pytest.mark.parametrize("duplicates", [True, False])
-def test_banks_are_updated_after_the_loss(duplicates: bool) -> None:
-    loss, _ = build()
-    data = batch(duplicates=duplicates)
+@pytest.mark.parametrize("bank_start", ["random", "first"])
+def test_banks_are_updated_after_the_loss(duplicates: bool, bank_start: str) -> None:
+    loss, _ = build(bank_start=bank_start)
+    seen = [3, 5, 8] if bank_start == "first" else None
+    if seen is not None:
+        loss.update(torch.tensor(seen), *torch.eye(D)[:6].split(3))
+    data = batch(33, duplicates=duplicates)
     before = {side: getattr(loss, side).bank.rows.double() for side in ("student", "teacher")}
     terms = loss.terms(**data)
     value = loss(**data)
@@ -127,7 +155,7 @@ def test_banks_are_updated_after_the_loss(duplicates: bool) -> None:
         branch = getattr(loss, side)
         weight, bias = branch.embed.weight.double(), branch.embed.bias.double()
         embeddings = [reference.normalise(weight @ f + bias) for f in data[f"{side}_embedding"].double()]
-        after = reference.bank_after(before[side], data["index"].tolist(), torch.stack(embeddings), 0.9)
+        after = reference.bank_after(before[side], data["index"].tolist(), torch.stack(embeddings), 0.9, seen)
         torch.testing.assert_close(branch.bank.rows.double(), after, rtol=1e-5, atol=1e-5)
         assert not branch.bank.rows.requires_grad
 
@@ -144,8 +172,36 @@ def test_looking_changes_nothing() -> None:
     assert loss.sampler.draws == 1
 
 
-def test_update_alone() -> None:
+@pytest.mark.parametrize("bank_start", ["random", "first"])
+@pytest.mark.parametrize("sampling", ["shared", "per_sample"])
+def test_a_step_taken_back_leaves_no_trace(bank_start: str, sampling: str) -> None:
+    loss, _ = build(bank_start=bank_start, sampling=sampling)
+    loss(**batch(duplicates=True))
+    before = {name: value.clone() for name, value in loss.state_dict().items()}
+    broken, data = batch(duplicates=True), batch()
+    broken["student_embedding"][0] = torch.nan
+    again, _ = build(bank_start=bank_start, sampling=sampling)
+    again.load_state_dict(before)
+
+    loss(**broken)
+    loss.undo_step()
+    loss.undo_step()  # once is all
+    for name, value in loss.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    assert torch.equal(loss(**data), again(**data)), "the next step is as if there had been none"
+
+
+def test_there_is_nothing_to_take_back_without_a_step_in_training() -> None:
     loss, _ = build()
+    before = {name: value.clone() for name, value in loss.state_dict().items()}
+    loss.undo_step()
+    loss.eval()(**batch())
+    loss.undo_step()
+    assert all(torch.equal(value, before[name]) for name, value in loss.state_dict().items())
+
+
+def test_update_alone() -> None:
+    loss, _ = build(bank_start="random")
     index, e_s, e_t = torch.tensor([3, 5]), torch.eye(D)[:2], torch.eye(D)[2:4]
     expected = reference.bank_after(loss.teacher.bank.rows.double(), [3, 5], e_t.double(), 0.9)
     loss.update(index, e_s, e_t)
@@ -210,6 +266,8 @@ def test_state_round_trip_continues_the_same_draws(tmp_path: Any) -> None:
         ({"hops": -1}, "hops"), ({"layers": 0}, "layers"), ({"momentum": 1.0}, "momentum"),
         ({"smoothing": 1.5}, "smoothing"), ({"negatives": "both"}, "negatives"), ({"sampling": "some"}, "sampling"),
         ({"bank_start": "zero"}, "bank_start"), ({"embedding_dim": 0}, "embedding_dim"),
+        ({"temperature": float("nan")}, "temperature"), ({"temperature": float("inf")}, "temperature"),
+        ({"smoothing": float("nan")}, "smoothing"), ({"momentum": float("nan")}, "momentum"),
     ],
 )  # fmt: skip
 def test_a_bad_argument_is_named(changes: dict[str, Any], field: str) -> None:
@@ -224,8 +282,50 @@ def test_labels_of_the_wrong_shape_are_refused(labels: Tensor) -> None:
 
 
 def test_labels_below_zero_are_refused() -> None:
-    with pytest.raises(ValueError, match="labels: classes count from 0; got -1"):
+    with pytest.raises(ValueError, match="labels: expected classes from 0 up; got -1"):
         HolisticLoss(D_S, D_T, N, torch.full((N,), -1))
+
+
+def test_the_defaults_are_those_of_the_method_and_the_released_ones_a_name_away() -> None:
+    loss = HolisticLoss(D_S, D_T, N)
+    defaults = hkd.methods.methods["hkd"].Config()
+    assert (loss.negatives, loss.student.bank.start) == (defaults.negatives, defaults.bank_start)
+    assert (loss.negatives, loss.student.bank.start) == ("opposite", "first")
+    arguments = inspect.signature(HolisticLoss).parameters
+    assert dataclasses.asdict(defaults) == {f.name: arguments[f.name].default for f in dataclasses.fields(defaults)}
+    labels = torch.arange(N) % C
+    released = HolisticLoss.as_released(D_S, D_T, N, labels, k=3, seed=1)
+    assert (released.negatives, released.student.bank.start) == ("same", "random")
+    assert (released.student.k, released.sampler.seed) == (3, 1)
+    assert released.sampler.classes is not None
+    assert HolisticLoss.as_released(student_dim=D_S, teacher_dim=D_T, num_samples=N).sampler.classes is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"index": torch.arange(9.0)}, "index: expected integers; got torch.float32"),
+        ({"index": torch.arange(9)[:, None]}, r"index: expected shape \(B,\), B at least 1; got \(9, 1\)"),
+        ({"student_logits": torch.zeros(8, C)}, "student_logits: expected 2 axes and 9 rows"),
+        ({"teacher_embedding": torch.zeros(9)}, "teacher_embedding: expected 2 axes and 9 rows"),
+    ],
+)
+def test_a_batch_that_does_not_fit_is_named(changes: dict[str, Tensor], message: str) -> None:
+    loss, _ = build()
+    with pytest.raises(ValueError, match=message):
+        loss(**batch() | changes)
+
+
+def test_an_empty_batch_and_strange_negatives_are_named() -> None:
+    loss, _ = build()
+    with pytest.raises(ValueError, match="index: expected shape .* at least 1"):
+        loss(**{name: value[:0] for name, value in batch().items()})
+    for rows, message in (
+        (torch.zeros(3), "expected integers"),
+        (torch.zeros(3, 2, dtype=torch.long), "expected shape"),
+    ):
+        with pytest.raises(ValueError, match=f"negatives: {message}"):
+            loss.terms(**batch(), negatives=rows)
 
 
 def test_labels_of_one_class_are_refused() -> None:

@@ -58,7 +58,7 @@ def test_the_order_of_a_batch_does_not_matter(case: dict[str, Any]) -> None:
     loss, batch, index = case["loss"].double(), [x.double() for x in case["batch"]], case["index"]
     order = torch.randperm(len(index), generator=case["random"])
     if loss.sampling == "per_sample" or ties(batch[1], loss.student.k) or ties(batch[3], loss.teacher.k):
-        return  # each place has its own draw; equal neighbours are told apart by their place
+        return  # each place has its own draw; equal neighbours are ordered by their place
     before = loss.terms(*batch, index)
     after = loss.terms(*(x[order] for x in batch), index[order])
     torch.testing.assert_close(torch.stack(after), torch.stack(before), rtol=1e-9, atol=1e-9)

@@ -1,16 +1,20 @@
 """One contract for every method in the registry."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from copy import deepcopy
+from dataclasses import fields
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 import hkd
-from hkd.distiller import Objective
+from hkd.distiller import Distiller
 from hkd.errors import IncompatibleError
-from hkd.methods import Method, Setup, Weights, methods
-from hkd.methods.base import NoConfig
+from hkd.methods import Method, Setup, methods
+from hkd.methods.base import NEEDS, NoConfig
+from hkd.options import check_fields
 from hkd.types import Batch, ModelOutput
 
 N, C = 40, 4
@@ -22,10 +26,10 @@ def networks() -> tuple[nn.Module, nn.Module]:
     return hkd.create_model("resnet8", C), hkd.create_model("wrn_16_1", C).eval().requires_grad_(False)
 
 
-def build(name: str, networks: tuple[nn.Module, nn.Module]) -> Method:
+def build(name: str, networks: tuple[nn.Module, nn.Module], **config: object) -> Method:
     labels = torch.arange(N) % C
     return hkd.create_method(
-        name, student=networks[0], teacher=networks[1], num_samples=N, labels=labels, image_size=16
+        name, student=networks[0], teacher=networks[1], num_samples=N, labels=labels, image_size=16, **config
     )
 
 
@@ -115,7 +119,7 @@ def test_networks_without_stage_maps_are_told_before_training(name: str) -> None
     if name not in NEED_STAGES:
         hkd.create_method(name, labels=torch.arange(N) % C, **asked)
         return
-    with pytest.raises(IncompatibleError, match=rf"method: {name} compares \d or more stage maps.* and Flat shows 0"):
+    with pytest.raises(IncompatibleError, match=rf"method: {name} compares \d or more stage maps.* and Flat has 0"):
         hkd.create_method(name, labels=torch.arange(N) % C, **asked)
 
 
@@ -167,7 +171,7 @@ def test_bf16_autocast_is_finite(name: str, networks: tuple) -> None:
 @pytest.mark.parametrize("name", hkd.list_methods())
 def test_all_parameters_are_trained(name: str, networks: tuple) -> None:
     method = build(name, networks)
-    trained = {id(p) for p in Objective(networks[0], method, Weights()).parameters()}
+    trained = {id(p) for p in Distiller(*networks, method).parameters()}
     assert all(id(p) in trained for p in [*method.parameters(), *networks[0].parameters()])
 
 
@@ -175,12 +179,115 @@ def test_all_parameters_are_trained(name: str, networks: tuple) -> None:
 def test_a_method_says_what_it_is(name: str) -> None:
     kind = methods[name]
     assert kind.__doc__ and "et al." in kind.__doc__
-    assert all("help" in field.metadata for field in kind.Config.__dataclass_fields__.values())
-    assert bool(kind.Config.__dataclass_fields__) == bool(kind.settings)
+    assert bool(kind.Config.__dataclass_fields__) == bool(kind.settings) or name == "kd", "kd's is --kd-temperature"
+    assert kind.needs <= NEEDS
+    assert kind.revision >= 1
+    check_fields(kind.Config())
+    for field in fields(kind.Config):
+        assert "help" in field.metadata
+        assert bool(field.metadata["range"]) == is_number(field.default), f"{field.name} has a range"
+
+
+def is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+@pytest.mark.parametrize("name", hkd.list_methods())
+def test_settings_out_of_their_ranges_and_types_are_refused_by_name(name: str, networks: tuple) -> None:
+    kind = methods[name]
+    for field in fields(kind.Config):
+        outside = {"ge": -1, "gt": 0, "le": 1, "lt": 0}
+        wrong = [bound + outside[end] for end, bound in field.metadata["range"].items()]
+        if is_number(field.default):
+            wrong += [float("nan"), float("inf"), True]
+        for value in [*wrong, "many", None]:
+            with pytest.raises(hkd.RequestError, match=rf"{kind.settings or name}\.{field.name}: expected .*; got"):
+                build(name, networks, **{field.name: value})
+
+
+def only(output: ModelOutput, needs: frozenset[str]) -> ModelOutput:
+    """A network's output in which the rest is missing, or NaN where something must be."""
+
+    def value(name: str) -> Tensor:
+        tensor = getattr(output, name)
+        return tensor if name in needs else torch.full_like(tensor, torch.nan)
+
+    def maps(name: str) -> tuple[Tensor, ...]:
+        return getattr(output, name) if name in needs else ()
+
+    return ModelOutput(value("logits"), value("embedding"), maps("features"), maps("preactivations"))
+
+
+def all_terms(name: str, networks: tuple, seen: Callable[[ModelOutput], ModelOutput], run: bool) -> dict[str, Tensor]:
+    """The terms of a method's initialisation and training, with what it is shown of the teacher.
+
+    Args:
+        seen: what remains of the teacher's output.
+        run: whether the method may run the networks.
+    """
+    torch.manual_seed(3)
+    student, teacher = networks
+    kind = methods[name]
+    setup = Setup(student.info_at(16), teacher.info_at(16), N, torch.arange(N) % C, 0, networks if run else None)
+    method, batch = kind(setup, kind.Config()), next(batches())
+    outputs = student(batch.image), seen(teacher(batch.image))
+    terms = dict(method(batch, *outputs))
+    if (stage := method.initialisation) is not None:
+        terms |= {f"initialisation {key}": value for key, value in stage(batch, *outputs).items()}
+    return terms
+
+
+@pytest.mark.parametrize("name", hkd.list_methods())
+def test_a_method_reads_what_it_needs_of_the_teacher_and_nothing_else(name: str, networks: tuple) -> None:
+    networks[0].eval()
+    needs = methods[name].needs
+    expected = all_terms(name, networks, lambda output: output, True)
+    needed = all_terms(name, networks, lambda output: only(output, needs), "images" in needs)
+    assert expected.keys() == needed.keys()
+    for key, value in expected.items():
+        assert torch.equal(value, needed[key]), f"{key} depends on what is not among {sorted(needs)}"
+
+    for part in ({"logits"}, {"embedding"}, {"features", "preactivations"}):  # maps before their ReLU or those behind
+        if part & needs:
+            with suppress(IndexError):
+                terms = all_terms(name, networks, lambda output, left=needs - part: only(output, left), True)
+                assert any(not torch.equal(terms[key], expected[key]) for key in terms), f"no {part} is read"
+    if "images" in needs:
+        with pytest.raises(ValueError, match="networks"):
+            all_terms(name, networks, lambda output: output, False)
+
+
+@pytest.mark.parametrize("name", hkd.list_methods())
+def test_a_method_says_whether_all_of_it_is_trained_in_every_step(name: str, networks: tuple) -> None:
+    method, batch = build(name, networks), next(batches())
+    sum(method(batch, networks[0](batch.image), networks[1](batch.image)).values()).backward()
+    assert all(p.grad is not None for p in method.parameters()) == method.always_trains_all
+
+
+@pytest.mark.parametrize("name", hkd.list_methods())
+def test_a_step_taken_back_leaves_no_trace_but_in_batch_norms(name: str, networks: tuple) -> None:
+    method, batch = build(name, networks).train(), next(batches())
+    norms = {n for n, module in method.named_modules() if isinstance(module, nn.BatchNorm2d)}
+    before = {key: deepcopy(value) for key, value in method.state_dict().items()}
+    method(batch, networks[0](batch.image), networks[1](batch.image))
+    method.undo_step()
+    after = method.state_dict()
+    assert before.keys() == after.keys()
+    for key, value in before.items():
+        if key.rpartition(".")[0] not in norms:
+            torch.testing.assert_close(after[key], value, rtol=0, atol=0, equal_nan=True, msg=key)
+    method.undo_step()
+
+
+def test_a_method_that_needs_what_there_is_not_is_refused() -> None:
+    with pytest.raises(TypeError, match="Wrong.needs: expected some of embedding, .*; got 'logit'"):
+
+        class Wrong(Method[NoConfig]):
+            needs = frozenset({"logit"})
 
 
 def test_a_method_can_be_added_from_outside(networks: tuple, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(methods, "_entries", dict(methods._entries))
+    monkeypatch.setattr(methods, "_entries", {name: methods[name] for name in methods})
 
     @methods.register("difference")
     class Difference(Method[NoConfig]):
@@ -205,5 +312,5 @@ def test_unknown_methods_and_settings_come_with_near_misses(networks: tuple) -> 
     for config, message in (({"hop": 2}, "did you mean hops"), ({"k": 0}, r"holistic\.k: expected 1 or more")):
         with pytest.raises(hkd.RequestError, match=message):
             hkd.create_method("hkd", student=student, teacher=teacher, num_samples=N, **config)
-    with pytest.raises(hkd.RequestError, match="kd has no settings"):
-        hkd.create_method("kd", student=student, teacher=teacher, num_samples=N, temperature=2)
+    with pytest.raises(hkd.RequestError, match="at has no settings"):
+        hkd.create_method("at", student=student, teacher=teacher, num_samples=N, temperature=2)

@@ -304,22 +304,28 @@ def test_ft_learns_to_reconstruct() -> None:
 
 
 @pytest.mark.parametrize("sampling", ["shared", "per_sample"])
-def test_crd(sampling: str) -> None:
+@pytest.mark.parametrize("abundant", [False, True])
+def test_crd(sampling: str, abundant: bool) -> None:
     torch.manual_seed(0)
     kind = methods["crd"]
-    method = kind(setup(), kind.Config(num_negatives=6, embedding_dim=8, sampling=sampling)).train()
+    # Of an abundant class an image has 3 negatives, of the others K = 6 and more.
+    labels = torch.tensor([0, 0, 0, 0, 0, 1, 0, 0, 0, 2, 3, 0]) if abundant else LABELS
+    method = kind(setup(labels=labels), kind.Config(num_negatives=6, embedding_dim=8, sampling=sampling)).train()
     z: dict[str, Tensor | None] = {"student": None, "teacher": None}
     for _ in range(2):  # the second step has banks that were visited, and keeps Z
         exact = deepcopy(method).double()
-        batch = Batch(None, LABELS[INDEX], INDEX)
+        batch = Batch(None, labels[INDEX], INDEX)
         ours, theirs = output(STUDENT, 6, True), output(TEACHER, 7, False)
         ours64, theirs64 = as_leaves(ours, torch.float64, True), as_leaves(theirs, torch.float64, False)
         if sampling == "shared":
             rows = method.sampler.shared().tolist()
-            negatives = [[r for r in rows if LABELS[r] != LABELS[i]] for i in INDEX]
+            negatives = [[r for r in rows if labels[r] != labels[i]] for i in INDEX]
         else:
-            negatives = method.sampler.per_sample(INDEX).tolist()
-            assert all(LABELS[r] != LABELS[i] for own, i in zip(negatives, INDEX, strict=True) for r in own)
+            rows, surplus = method.sampler.per_sample(INDEX)
+            surplus = torch.zeros_like(rows, dtype=torch.bool) if surplus is None else surplus
+            negatives = [row[~skipped].tolist() for row, skipped in zip(rows, surplus, strict=True)]
+            assert all(labels[r] != labels[i] for drawn, i in zip(negatives, INDEX, strict=True) for r in drawn)
+            assert {len(drawn) for drawn in negatives} == ({3, 6} if abundant else {6})
         terms = method(batch, ours, theirs)
         v_s = F.normalize(exact.embed_student(ours64.embedding), dim=1)
         v_t = F.normalize(exact.embed_teacher(theirs64.embedding), dim=1)
@@ -355,6 +361,41 @@ def test_the_partition_constant_survives_a_broken_first_batch() -> None:
     kept = method.nce_student.log_z.clone()
     method(batch, output(STUDENT, 6, False), output(TEACHER, 7, False))
     assert torch.equal(method.nce_student.log_z, kept)
+
+
+@pytest.mark.parametrize("steps", [0, 1, 3])
+@pytest.mark.parametrize("sampling", ["shared", "per_sample"])
+def test_a_step_of_crd_taken_back_leaves_no_trace(steps: int, sampling: str) -> None:
+    torch.manual_seed(0)
+    kind = methods["crd"]
+    method = kind(setup(), kind.Config(num_negatives=6, embedding_dim=8, sampling=sampling)).train()
+    batch = Batch(None, LABELS[INDEX], INDEX)
+    for _ in range(steps):
+        method(batch, output(STUDENT, 6, False), output(TEACHER, 7, False))
+    never, before = deepcopy(method), {name: value.clone() for name, value in method.state_dict().items()}
+    method(batch, output(STUDENT, 6, False), output(TEACHER, 7, False))
+    method.undo_step()
+    method.undo_step()  # once is all
+    for name, value in method.state_dict().items():
+        assert bits(value) == bits(before[name]), name
+    outputs = output(STUDENT, 6, False), output(TEACHER, 7, False)
+    for taken_back, expected in zip(method(batch, *outputs).values(), never(batch, *outputs).values(), strict=True):
+        assert torch.equal(taken_back, expected), "the next step is as if there had been none"
+    assert torch.equal(method.nce_student.log_z, never.nce_student.log_z)
+
+
+def bits(value: Tensor) -> bytes:
+    """A tensor bit by bit, so that NaN equals NaN."""
+    return value.numpy().tobytes()
+
+
+def test_looking_at_crd_changes_nothing() -> None:
+    kind = methods["crd"]
+    method = kind(setup(), kind.Config(num_negatives=6, embedding_dim=8)).eval()
+    terms = method(Batch(None, LABELS[INDEX], INDEX), output(STUDENT, 6, False), output(TEACHER, 7, False))
+    assert all(term.isfinite() for term in terms.values())
+    assert method.nce_student.log_z.isnan(), "Z is that of the first batch of the training"
+    assert method.sampler.draws == 0
 
 
 def test_stages_are_paired_from_the_deepest_backwards() -> None:

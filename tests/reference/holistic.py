@@ -81,13 +81,17 @@ def hkd_terms(
     return {name: value / len(index) for name, value in sums.items()}
 
 
-def bank_after(bank: Tensor, index: Sequence[int], embeddings: Tensor, momentum: float) -> Tensor:
-    """M[i] <- normalize(m M[i] + (1 - m) mean of the embeddings that the batch has for i)."""
+def bank_after(
+    bank: Tensor, index: Sequence[int], embeddings: Tensor, momentum: float, seen: Sequence[int] | None = None
+) -> Tensor:
+    """M[i] <- normalize(m M[i] + (1 - m) mean of the embeddings that the batch has for i), with m = 0 for rows that are
+    not among those seen before, where that is what rows start with."""
     after = bank.clone()
     for row in set(index):
         visits = [embeddings[b] for b in range(len(index)) if index[b] == row]
         mean = sum(visits[1:], start=visits[0]) / len(visits)
-        after[row] = normalise(momentum * bank[row] + (1 - momentum) * mean)
+        kept = momentum if seen is None or row in seen else 0.0
+        after[row] = normalise(kept * bank[row] + (1 - kept) * mean)
     return after
 
 

@@ -31,7 +31,7 @@ def browser() -> Iterator[Any]:
 def test_the_report_in_a_browser(browser: Any, page: str, tmp_path: Path, scheme: str) -> None:  # noqa: F811
     file = tmp_path / "report.html"
     file.write_text(page)
-    view = browser.new_page(color_scheme=scheme, viewport={"width": 1200, "height": 900})
+    view = browser.new_page(color_scheme=scheme, viewport={"width": 1400, "height": 900})
     errors, requests = [], []
     view.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
     view.on("pageerror", lambda error: errors.append(str(error)))
@@ -46,6 +46,8 @@ def test_the_report_in_a_browser(browser: Any, page: str, tmp_path: Path, scheme
         cells = view.query_selector_all(f"#networks td:nth-child({n})")
         return [float(cell.get_attribute("data-key")) for cell in cells]
 
+    overflow = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+    assert view.evaluate(overflow) <= 0, "nothing is wider than the page"
     head = view.locator("#networks th").nth(1)
     unsorted = column(2)
     head.click()
@@ -54,7 +56,7 @@ def test_the_report_in_a_browser(browser: Any, page: str, tmp_path: Path, scheme
     assert column(2) == sorted(unsorted)
     view.locator("#networks th").first.click()
     names = [cell.inner_text() for cell in view.query_selector_all("#networks td:first-child")]
-    assert names == sorted(names, reverse=True)
+    assert names == ["resnet14", "resnet8, kd(kd_weight=1)", "resnet8, kd", "resnet8, hkd+kd", "resnet8"]
 
     axis = view.locator("#networks .xtitle")
     assert axis.text_content() == "million parameters"

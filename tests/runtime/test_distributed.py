@@ -12,7 +12,7 @@ import yaml
 
 import hkd
 from hkd.runtime.engine import Engine
-from tests.runtime.two_processes import LABELS, learn
+from tests.runtime.two_processes import CASES, LOCAL, Case, learn
 
 ROOT = Path(__file__).parents[2]
 SMALL = ["--device", "cpu", "--limit-train", "24", "--no-tensorboard", "--student", "resnet8"]
@@ -27,33 +27,49 @@ def launch(*arguments: str, processes: int = 2) -> subprocess.CompletedProcess[s
     )
 
 
+Learnt = dict[str, torch.Tensor]
+
+
 @pytest.fixture(scope="module")
-def two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str, torch.Tensor]]]:
+def two(tmp_path_factory: pytest.TempPathFactory) -> dict[Case, tuple[Learnt, Learnt]]:
+    """What each of two processes has at the end, for each case."""
     folder = tmp_path_factory.mktemp("two")
     done = launch("tests.runtime.two_processes", str(folder))
     assert done.returncode == 0, done.stderr
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
+    both = [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
+    return {case: (first, second) for case, first, second in zip(CASES + LOCAL, *both, strict=True)}
 
 
-@pytest.mark.parametrize("label", LABELS)
-def test_gradients_and_banks_are_those_of_one_process(
-    two: list[dict[str, dict[str, torch.Tensor]]], label: str
-) -> None:
-    alone = learn(label, Engine("cpu", seed=0))
-    first, second = (found[label] for found in two)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_gradients_and_banks_are_those_of_one_process(two: dict[Case, tuple[Learnt, Learnt]], case: Case) -> None:
+    alone = learn(case, Engine("cpu", seed=0))
+    first, second = two[case]
     assert set(first) == set(second) == set(alone)
     assert any(name.startswith("gradient") for name in alone)
     for name, value in alone.items():
         assert value.isfinite().all()
         assert torch.equal(first[name], second[name]), f"{name} differs between the processes"
-        part = 3e-2 if "bfloat16" in label else 1e-4  # a rounding to 8 bits may fall to either side
+        part = 3e-2 if "bfloat16" in case.line else 1e-4  # a rounding to 8 bits may fall to either side
         tolerance = part * float(value.double().abs().max().clamp(min=1e-3))
         torch.testing.assert_close(first[name], value, rtol=1e-3, atol=tolerance, msg=lambda m, n=name: f"{n}: {m}")
 
 
+@pytest.mark.parametrize("case", LOCAL, ids=str)
+def test_both_processes_have_the_same_gradients(two: dict[Case, tuple[Learnt, Learnt]], case: Case) -> None:
+    first, second = two[case]
+    assert set(first) == set(second)
+    trained, idle = ("head_student", "head_teacher") if case.epoch == 0 else ("head_teacher", "head_student")
+    assert any(name.startswith(f"gradient of method.{trained}") for name in first)
+    assert not any(name.startswith(f"gradient of method.{idle}") for name in first)
+    for name, value in first.items():
+        assert value.isfinite().all()
+        assert torch.equal(value, second[name]), f"{name} differs between the processes"
+
+
+@pytest.mark.slow
 def test_a_run_of_two_processes_goes_on_in_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = tmp_path / "run"
-    asked = ["distill", "--run", str(run), "--teacher", "resnet14", "--epochs", "4", *SMALL]
+    words = ["distill", "--run", str(run), "--teacher", "resnet14", "--epochs", "4", *SMALL]
     stop = "import sys,hkd.trainer as l,hkd.cli as c; log=l.Progress.epoch\n"
     (tmp_path / "stopped.py").write_text(
         stop + "def epoch(self, row, *a):\n"
@@ -63,7 +79,7 @@ def test_a_run_of_two_processes_goes_on_in_one(tmp_path: Path, monkeypatch: pyte
         "sys.exit(c.main(sys.argv[1:]))\n"
     )
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
-    stopped = launch("stopped", "--", *asked)
+    stopped = launch("stopped", "--", *words)
     assert stopped.returncode != 0
     rows = (run / "metrics.jsonl").read_text().splitlines()
     assert len(rows) == 2, stopped.stderr
@@ -89,7 +105,7 @@ def test_two_processes_leave_one_run_folder(tmp_path: Path) -> None:
     small = [option for option in SMALL if option not in ("--device", "cpu")]  # whatever there is
     done = launch("hkd", "--", "train", "--run", str(run), "--epochs", "2", *small)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("last epoch: top-1") == 1, "one process tells"
+    assert done.stdout.count("last epoch: top-1") == 1, "one process reports"
     assert done.stderr.count("epoch 1/2") == 1
     found = hkd.evaluate(hkd.EvaluateConfig(checkpoint=str(run), device="cpu"))
     summary = json.loads((run / "summary.json").read_text())
@@ -98,6 +114,7 @@ def test_two_processes_leave_one_run_folder(tmp_path: Path) -> None:
     assert summary["machine"].startswith("2 x ")
 
 
+@pytest.mark.slow
 def test_what_several_processes_cannot_do(tmp_path: Path) -> None:
     run = tmp_path / "run"
     for arguments, message in (
@@ -110,35 +127,37 @@ def test_what_several_processes_cannot_do(tmp_path: Path) -> None:
         assert not run.exists()
 
 
+@pytest.mark.slow
 def test_the_option_that_scales_with_the_processes(tmp_path: Path) -> None:
     run = tmp_path / "run"
     done = launch("hkd", "--", "train", "--run", str(run), "--epochs", "2", "--scale-with-processes", *SMALL)
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert rows[0]["lr"] == pytest.approx(0.1), "twice the default"
-    assert yaml.safe_load((run / "config.yaml").read_text())["lr"] == 0.05, "as asked for"
+    assert yaml.safe_load((run / "config.yaml").read_text())["lr"] == 0.05, "as given"
 
 
+@pytest.mark.slow
 def test_a_stop_at_the_end_of_an_epoch_goes_on_in_two_processes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """20 steps an epoch, after the last of which the processes agree to stop; and a method of weight 0."""
     run = tmp_path / "run"
     code = "import os, signal, sys; import hkd.runtime.stopping as s; from hkd.cli import main\n"
-    code += "wish = s.Stopping.wish\n"
+    code += "action = s.Stopping.action\n"
     code += "def after(self, step):\n"
     code += "    if step == 19 and os.environ['RANK'] == '1': self.signal = signal.SIGTERM\n"
-    code += "    return wish(self, step)\n"
-    code += "if os.environ.get('STOP'): s.Stopping.wish = after\n"
+    code += "    return action(self, step)\n"
+    code += "if os.environ.get('STOP'): s.Stopping.action = after\n"
     code += "sys.exit(main(sys.argv[1:]))\n"
     (tmp_path / "stops.py").write_text(code)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
-    asked = ["train", "--run", str(run), "--epochs", "2", "--batch-size", "12", *SMALL]
+    words = ["train", "--run", str(run), "--epochs", "2", "--batch-size", "12", *SMALL]
     monkeypatch.setenv("STOP", "1")
-    stopped = launch("stops", "--", *asked)
-    assert "hkd: stopped after step 20 of epoch 1; the same command goes on from there" in stopped.stderr
+    stopped = launch("stops", "--", *words)
+    assert "hkd: stopped after step 20 of epoch 1; the same command continues from there" in stopped.stderr
     monkeypatch.delenv("STOP")
-    done = launch("stops", "--", *asked)
+    done = launch("stops", "--", *words)
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [row["epoch"] for row in rows] == [1, 2]

@@ -1,11 +1,11 @@
 """A training step of any method hands the device its work and never asks for a value."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 
 import hkd
-from hkd.distiller import Objective
-from hkd.methods import methods
 from hkd.runtime.engine import Engine
 from hkd.types import Batch
 from tests.holistic.test_device import Watch
@@ -13,25 +13,24 @@ from tests.holistic.test_device import Watch
 N, C, B = 64, 4, 16
 
 
-def step(name: str, device: str):
-    """One step as the loop takes it, after two that set things up."""
+def step(name: str, device: str) -> Callable[[], None]:
+    """One step as the loop takes it, after three that set things up."""
     engine = Engine(device, seed=0)
-    student, teacher = hkd.create_model("resnet8", C), hkd.create_model("resnet14", C)
     labels = torch.arange(N) % C
-    method = hkd.create_method(name, student=student, teacher=teacher, num_samples=N, labels=labels, image_size=16)
-    objective = Objective(student, method, methods[name].weights._replace(kd=1.0, method=1.0))
-    teacher.eval().requires_grad_(False).to(engine.device)
-    optimizer: torch.optim.Optimizer = torch.optim.SGD(objective.parameters(), lr=1e-3, momentum=0.9)
-    prepared, optimizer = engine.prepare(objective, optimizer)
+    distiller = hkd.Distiller(
+        hkd.create_model("resnet8", C), hkd.create_model("resnet14", C), name, num_samples=N, labels=labels,
+        kd_weight=1.0, method_weight=None if name == "kd" else 1.0, image_size=16,
+    )  # fmt: skip
+    distiller.set_epoch(-1 if name in ("ab", "fsp") else 0, 1)
+    optimizer: torch.optim.Optimizer = torch.optim.SGD(distiller.parameters(), lr=1e-3, momentum=0.9)
+    prepared, optimizer = engine.prepare(distiller, optimizer)
     index = torch.randperm(N)[:B].to(engine.device)
     batch = Batch(torch.randn(B, 3, 16, 16, device=engine.device), labels.to(engine.device)[index], index)
 
     def run() -> None:
         with engine.autocast():
-            with torch.no_grad():
-                seen = teacher(batch.image)
-            found = prepared(batch, seen, name in ("ab", "fsp"))
-        engine.backward(found.total)
+            out = prepared(batch)
+        engine.backward(out.loss)
         optimizer.step()
         optimizer.zero_grad()
 

@@ -1,7 +1,8 @@
-"""How sure a difference between two methods is."""
+"""Intervals of the difference between two methods."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -27,17 +28,17 @@ class Interval(NamedTuple):
 def paired_bootstrap(ours: NDArray[np.bool_], theirs: NDArray[np.bool_], seed: int = 0) -> Interval:
     r"""The difference of two methods' accuracies in percentage points, with a 95 % interval.
 
-    Both are right or wrong on the same N test images in the same T trials, so the differences
+    Both methods classify the same N test images in the same T trials, correctly or not, so the differences
     :math:`D_{ti} \in \{-1, 0, 1\}` are paired. Each replicate draws trials and N images with replacement,
-    independently of one another, and averages D over them; the interval's ends are the 2.5 and 97.5 percentiles of the
-    replicates. It thus holds what would change with other seeds and with other test images.
+    independently of one another, and averages D over them; the interval runs from the 2.5 to the 97.5 percentile of
+    the replicates. It covers both sources of variance: the seeds and the test images.
 
-    T - 1 trials are drawn, not T, which makes the variance that the seeds contribute unbiased for few trials. It is
-    still an estimate from T numbers; with one trial the interval tells of the images alone. What is particular to a
-    trial and an image is counted for both, so where neither matters by itself the interval is somewhat wide.
+    T - 1 trials are drawn, not T, which makes the variance due to the seeds unbiased for small T. It is still an
+    estimate from T numbers; with one trial the interval covers the images alone. The interaction of trial and image is
+    counted in both factors, so the interval is somewhat wide where neither factor matters by itself.
 
     Args:
-        ours, theirs: (T, N), whether the image was classified rightly.
+        ours, theirs: (T, N), whether the image was classified correctly.
         seed: of the draws.
 
     Source: Efron and Tibshirani, "An Introduction to the Bootstrap", 1993; two crossed factors: Owen, "The pigeonhole
@@ -53,11 +54,40 @@ def paired_bootstrap(ours: NDArray[np.bool_], theirs: NDArray[np.bool_], seed: i
     return Interval(float(difference.mean()), float(low), float(high))
 
 
+def paired_t(ours: Sequence[float], theirs: Sequence[float]) -> Interval | None:
+    r"""The mean difference over the trials, with a 95 % interval from the seeds alone.
+
+    .. math:: \bar d \pm t_{.975, T-1} \frac{s_d}{\sqrt T}, \qquad d_t = a_t - b_t
+
+    The test images are taken as given: the interval says what other seeds would change on these images.
+    :func:`paired_bootstrap` covers other images as well.
+
+    Args:
+        ours, theirs: (T,) accuracies of the same trials in percent, in the same order.
+
+    Returns:
+        The interval in percentage points; None for fewer than 2 trials, which say nothing about the seeds.
+
+    Source: Student, "The probable error of a mean", Biometrika 1908.
+    """
+    from scipy.stats import t
+
+    a, b = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
+    if a.shape != b.shape or a.ndim != 1:
+        raise ValueError(f"paired t: expected the same number of trials for both; got {a.shape} and {b.shape}")
+    if len(a) < 2:
+        return None
+    difference = a - b
+    half = float(t.ppf(0.975, len(a) - 1) * difference.std(ddof=1) / np.sqrt(len(a)))
+    mean = float(difference.mean())
+    return Interval(mean, mean - half, mean + half)
+
+
 @lru_cache(maxsize=4)
 def _counts(size: int, drawn: int, seed: int) -> NDArray[np.float32]:
-    """How often each of ``size`` things is drawn in each replicate, (R, size). The same for every pair of methods."""
+    """How often each of ``size`` items is drawn in each replicate, (R, size). The same for every pair of methods."""
     draw = np.random.default_rng(seed)
-    found = np.empty((REPLICATES, size), np.float32)
-    for replicate in found:
+    counts = np.empty((REPLICATES, size), np.float32)
+    for replicate in counts:
         replicate[:] = np.bincount(draw.integers(size, size=drawn), minlength=size)
-    return found
+    return counts

@@ -1,4 +1,4 @@
-"""What a frozen network sees in the images of any data set, extracted once."""
+"""What a frozen network computes for the images of any data set, extracted once and kept in files."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import hashlib
 import zipfile
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,10 +14,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hkd.data import STREAM_SIZE, ArrayDataset, Dataset, FileDataset, make_loader, prepare
-from hkd.jobs import Trained
+from hkd.analysis.content import content_digest
+from hkd.data import STREAM_SIZE, Dataset, make_loader, prepare
+from hkd.data.decode import fits_in_memory
 from hkd.models import create_model, load_checkpoint
 from hkd.runtime.engine import Engine
+from hkd.trained import Trained
+
+FORMAT = 2
+"""Raised whenever the same network and images give other features, or the file holds other arrays."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +30,7 @@ class Features:
     """A data set as a network sees it.
 
     Attributes:
-        embedding: (N, D) float32, what enters the classifier.
+        embedding: (N, D) float32, the input of the classifier.
         logits: (N, C) float32.
         label: (N,) int64.
     """
@@ -34,25 +40,29 @@ class Features:
     label: NDArray[np.int64]
 
 
-def extract(found: Trained, data: Dataset, engine: Engine, cache: Path, batch_size: int = 256) -> Features:
-    """Runs a frozen network over a data set, or reads what an earlier call kept.
+def extract(network: Trained, data: Dataset, engine: Engine, cache: Path, batch_size: int = 256) -> Features:
+    """Runs a frozen network over a data set, or reads the features that an earlier call saved.
 
-    Images are normalised as the network learnt it, and neither shuffled nor augmented.
+    Images are in the normalisation of the network's training, neither shuffled nor augmented.
 
     Args:
-        found: the network.
+        network: the network.
         data: the images.
-        engine: where to compute.
-        cache: folder of what is kept; the name of a file tells weights and images apart by their content.
+        engine: the device and the precision.
+        cache: folder of saved features. A file's name is a digest of the weights, the content of the images, their
+            size and normalisation, the precision and :data:`FORMAT`: a change of any is another file.
+        batch_size: images a step; does not take part in the name.
     """
-    data = prepare(_as_learnt(data, found), bad_images=found.asked.get("bad_images", "stop"))
-    file = cache / f"features-{_digest(found, data)}.npz"
-    try:
-        with np.load(file, allow_pickle=False) as kept:
-            return Features(kept["embedding"], kept["logits"], kept["label"])
-    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
-        pass  # not there yet, or cut short: it can be made again
-    features = _run(found, data, engine, batch_size)
+    data = _as_learnt(data, network)
+    bad_images = "stop" if network.spec is None else network.spec.data.bad_images
+    file = cache / f"features-{_digest(network, data, engine, bad_images)}.npz"
+    # A file that is missing or was cut short is computed again.
+    with (
+        suppress(OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile),
+        np.load(file, allow_pickle=False) as saved,
+    ):
+        return Features(saved["embedding"], saved["logits"], saved["label"])
+    features = _run(network, prepare(data, bad_images=bad_images), engine, batch_size, bad_images)
     cache.mkdir(parents=True, exist_ok=True)
     partial = file.with_suffix(".partial.npz")
     np.savez(partial, **dataclasses.asdict(features))
@@ -60,21 +70,21 @@ def extract(found: Trained, data: Dataset, engine: Engine, cache: Path, batch_si
     return features
 
 
-def _as_learnt(data: Dataset, found: Trained) -> Dataset:
-    about = found.about
+def _as_learnt(data: Dataset, network: Trained) -> Dataset:
+    about = network.about
     if "mean" not in about:
         return data
-    images = copy.copy(data)  # the caller's keeps its own normalisation
+    images = copy.copy(data)  # the caller's object keeps its normalisation
     images.info = dataclasses.replace(images.info, mean=tuple(about["mean"]), std=tuple(about["std"]))
     return images
 
 
 @torch.no_grad()
-def _run(found: Trained, data: Dataset, engine: Engine, batch_size: int) -> Features:
-    model = create_model(found.name, found.about.get("num_classes") or data.info.num_classes)
-    load_checkpoint(model, found.weights)
+def _run(network: Trained, data: Dataset, engine: Engine, batch_size: int, bad_images: str) -> Features:
+    model = create_model(network.name, network.about.get("num_classes") or data.info.num_classes)
+    load_checkpoint(model, network.weights)
     model.to(engine.device).to(memory_format=torch.channels_last).eval()
-    loader = make_loader(data, batch_size, engine.device, train=False)
+    loader = make_loader(data, batch_size, engine.device, train=False, bad_images=bad_images)
     parts: dict[str, list[torch.Tensor]] = {"embedding": [], "logits": [], "label": []}
     for batch in loader.epoch(0):
         with engine.autocast():
@@ -85,13 +95,20 @@ def _run(found: Trained, data: Dataset, engine: Engine, batch_size: int) -> Feat
     return Features(**{name: torch.cat(values).cpu().numpy() for name, values in parts.items()})
 
 
-def _digest(found: Trained, data: Dataset) -> str:
-    """A name for what a network sees in a data set: of the weights, the normalisation and the images."""
-    sha = hashlib.sha256(found.weights.read_bytes())
-    sha.update(repr((found.name, data.info.mean, data.info.std, data.info.image_size or STREAM_SIZE)).encode())
-    sha.update(data.labels.numpy().tobytes())
-    if isinstance(data, ArrayDataset):
-        sha.update(data.images.contiguous().numpy().tobytes())
-    elif isinstance(data, FileDataset):
-        sha.update(repr((str(data.files.path), data.names)).encode())
-    return sha.hexdigest()[:24]
+def _digest(network: Trained, data: Dataset, engine: Engine, bad_images: str) -> str:
+    """Changes with everything that decides the features but the kind of device."""
+    info = data.info
+    settings = (
+        FORMAT, network.name, info.mean, info.std, info.image_size or STREAM_SIZE, fits_in_memory(data), bad_images,
+        str(_precision(engine)), content_digest(data),
+    )  # fmt: skip
+    digest = hashlib.sha256(network.weights.read_bytes())
+    digest.update(repr(settings).encode())
+    return digest.hexdigest()[:32]
+
+
+def _precision(engine: Engine) -> torch.dtype:
+    """The type in which the engine lets networks multiply."""
+    device = engine.device.type
+    with engine.autocast():
+        return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32

@@ -1,4 +1,4 @@
-"""Numbers for how much of one network's geometry another keeps: both embed the same N images."""
+"""How much of one network's geometry another keeps: both embed the same N images."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def neighbours(x: Array, k: int) -> NDArray[np.int64]:
 
 
 def knn_overlap(a: Array, b: Array, k: int) -> float:
-    r"""Which part of the k nearest neighbours two embeddings share, 1 where all; by chance k / (N - 1).
+    r"""The fraction of the k nearest neighbours that two embeddings share, in [0, 1]; k / (N - 1) by chance.
 
     .. math:: \frac{1}{N k} \sum_i |\mathcal N_k^a(i) \cap \mathcal N_k^b(i)|
     """
@@ -36,7 +36,11 @@ def linear_cka(a: Array, b: Array) -> float:
 
 
 def trustworthiness(a: Array, b: Array, k: int) -> float:
-    """How few of the k nearest neighbours in b are far away in a, in [0, 1], by cosine distance.
+    r"""One minus a penalty for neighbours in b that are far away in a, in [0, 1], by cosine distance; .5 by chance.
+
+    .. math:: 1 - \frac{2}{N k (2N - 3k - 1)} \sum_i \sum_{j \in \mathcal N_k^b(i)} \max(0, r^a_i(j) - k)
+
+    :math:`r^a_i(j)` is the rank of j among the neighbours of i in a, from 1.
 
     Source: Venna and Kaski, "Neighborhood preservation in nonlinear projection methods", ICANN 2001.
     """
@@ -45,29 +49,46 @@ def trustworthiness(a: Array, b: Array, k: int) -> float:
     return float(of_units(_unit(a), _unit(b), n_neighbors=k))
 
 
-def distance_correlation(a: Array, b: Array) -> float:
-    r"""Correlation of all pairwise distances, in [0, 1]; 0 only for independent embeddings.
+def distance_correlation_squared(a: Array, b: Array) -> float:
+    r"""Bias-corrected squared correlation of all pairwise distances, in [-1, 1]; about 0 for independent embeddings.
 
-    .. math:: \sqrt{\frac{\langle \tilde D_a, \tilde D_b \rangle}{\|\tilde D_a\|_F \|\tilde D_b\|_F}}
+    .. math:: R^*_n = \frac{\langle \tilde D_a, \tilde D_b \rangle}{\|\tilde D_a\|_F \|\tilde D_b\|_F}
 
-    D are Euclidean distances, centred by row and column. Source: Székely et al., "Measuring and testing dependence by
-    correlation of distances", Annals of Statistics 2007.
+    :math:`\tilde D` is the U-centred matrix of Euclidean distances. The product of two such matrices, divided by
+    n(n - 3), is an unbiased estimate of the squared distance covariance, so R* may be negative, and no root is taken.
+    The plain statistic of 2007 (centred by row and column means) is biased upwards with the dimension: for independent
+    normal embeddings of 1,000 images it is .45 in 64 dimensions and .71 in 256.
+
+    Args:
+        a, b: (n, D) and (n, D'), n > 3. The result is 0 where one is constant.
+
+    Source: Székely and Rizzo, "The distance correlation t-test of independence in high dimension", Journal of
+    Multivariate Analysis 2013, and "Partial distance correlation with methods for dissimilarities", Annals of
+    Statistics 2014.
     """
+    if len(a) != len(b) or len(a) <= 3:
+        raise ValueError(f"distance correlation: expected two embeddings of the same n > 3; got {len(a)} and {len(b)}")
+    p, q = _u_centred(a), _u_centred(b)
+    norms = np.linalg.norm(p) * np.linalg.norm(q)
+    return float((p * q).sum() / norms) if norms > 0 else 0.0
+
+
+def _u_centred(x: Array) -> NDArray[np.float64]:
+    """Distances between rows, (n, D) -> (n, n), whose rows and columns sum to 0 without the diagonal, which is 0."""
     from scipy.spatial.distance import pdist, squareform
 
-    centred = []
-    for x in (a, b):
-        distance = squareform(pdist(x.astype(np.float64)))
-        rows, columns = distance.mean(axis=0, keepdims=True), distance.mean(axis=1, keepdims=True)
-        centred.append(distance - rows - columns + distance.mean())
-    product = float((centred[0] * centred[1]).sum())
-    return float(np.sqrt(max(product, 0.0) / (np.linalg.norm(centred[0]) * np.linalg.norm(centred[1]))))
+    n = len(x)
+    distance = squareform(pdist(x.astype(np.float64)))
+    sums = distance.sum(axis=0)
+    centred = distance - sums / (n - 2) - sums[:, None] / (n - 2) + sums.sum() / ((n - 1) * (n - 2))
+    np.fill_diagonal(centred, 0)
+    return np.asarray(centred)
 
 
 def aligned(points: Array, to: Array) -> Array:
-    """Points scaled to the spread of others, and turned or mirrored to lie as near to them as they can (Procrustes).
+    """Points (N, 2), rotated or reflected to be nearest to others (Procrustes), and scaled to the same spread.
 
-    The scale that would bring them nearest is no use: it shrinks a picture the more, the less it agrees with the other.
+    The scale that minimises the distance is not used: the less two layouts agree, the more it shrinks one of them.
     """
     from scipy.linalg import orthogonal_procrustes
 

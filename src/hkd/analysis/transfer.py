@@ -1,91 +1,95 @@
-"""How far what a network learnt carries: a linear classifier on its frozen features, on other data."""
+"""How well what a network learnt transfers: a linear classifier on its frozen features, on other data."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tabulate import tabulate
 from torch.nn import functional as F
 
-from hkd.analysis.features import extract
+from hkd.analysis.features import Features, extract
+from hkd.analysis.trials import identity
 from hkd.config import TransferConfig
-from hkd.data import limit, load_dataset
+from hkd.data import Dataset, limit, load_dataset
 from hkd.errors import RequestError
-from hkd.report.labels import label_of, with_teachers
-from hkd.report.tables import spread, write_numbers
 from hkd.runtime.engine import Engine
+from hkd.trained import Trained
 
 Array = NDArray[np.float32]
 Labels = NDArray[np.int64]
 Probe = Callable[[Array, Labels, float, int], Callable[[Array], Labels]]
-"""Trains on (features, labels) with a penalty and a seed; returns what predicts."""
+"""(features (N, D), labels (N,), penalty, seed) -> a function that predicts the labels of other features."""
 
 PENALTIES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
-"""λ of the mean cross-entropy plus λ/2 the squared weights: what SGD calls weight decay."""
+"""λ in: mean cross-entropy + λ/2 · squared weights; the weight decay of SGD."""
 
 
-def transfer(config: TransferConfig) -> dict[str, Any]:
-    """Trains a probe for each network and data set and writes ``transfer.md``, ``.csv`` and ``.json``.
+def compute_transfer(config: TransferConfig, networks: Sequence[Trained]) -> dict[str, Any]:
+    """Trains a probe for each network and data set.
 
-    The probe's penalty is chosen on a part of the training split that it has not seen; then it is trained on the whole
+    The probe's penalty is chosen on a held-out part of the training split; then the probe is trained on the whole
     split, and tested once on the test split.
 
     Returns:
-        What stands in ``transfer.json``.
+        The content of ``transfer.json``: the protocol in sentences, the data sets, and a row for each network and data
+        set.
     """
-    config.check()
-    networks = with_teachers(config.checkpoints)
     data = {name: _splits(config, name) for name in config.datasets}
-    folder = Path(config.run)
     engine = Engine(config.device, config.precision, config.seed)
     rows = []
-    for found in networks:
-        for name, (train, test) in data.items():
-            told = f"{label_of(found)} ({found.weights.parent}) on {name}"
-            print(told, file=sys.stderr, flush=True)
-            parts = [extract(found, part, engine, folder / "cache", config.batch_size) for part in (train, test)]
-            (x, y), (x_test, y_test) = ((part.embedding, part.label) for part in parts)
-            penalty, held_out = choose_penalty(x, y, config)
-            predicted = PROBES[config.probe](x, y, penalty, config.seed)(x_test)
-            row: dict[str, Any] = {"network": label_of(found), "weights": str(found.weights), "dataset": name}
-            row |= {"seed": found.asked.get("seed"), "top1": 100 * float(np.mean(predicted == y_test))}
-            rows.append(row | {"penalty": penalty, "held_out_top1": held_out})
-    protocol = [f"{name}: {len(train):,} training, {len(test):,} test images" for name, (train, test) in data.items()]
-    protocol += [
+    for network in networks:
+        for name, splits in data.items():
+            print(f"{network.label} ({network.weights.parent}) on {name}", file=sys.stderr, flush=True)
+            train, test = (
+                extract(network, split, engine, Path(config.run) / "cache", config.batch_size) for split in splits
+            )
+            rows.append(identity(network) | {"dataset": name} | probe_accuracy(train, test, config))
+    return {"protocol": _protocol(config, data), "datasets": list(data), "rows": rows}
+
+
+def probe_accuracy(train: Features, test: Features, config: TransferConfig) -> dict[str, float]:
+    """Top-1 of the probe in percent on the test split, its penalty, and its top-1 on the held-out part."""
+    penalty, held_out = choose_penalty(train.embedding, train.label, config)
+    predict = PROBES[config.probe](train.embedding, train.label, penalty, config.seed)
+    top1 = 100 * float(np.mean(predict(test.embedding) == test.label))
+    return {"top1": top1, "penalty": penalty, "held_out_top1": held_out}
+
+
+def _protocol(config: TransferConfig, data: dict[str, tuple[Dataset, Dataset]]) -> list[str]:
+    sizes = [f"{name}: {len(train):,} training, {len(test):,} test images" for name, (train, test) in data.items()]
+    return [
+        *sizes,
         f"images of {config.image_size}x{config.image_size} pixels; probe: {DESCRIPTIONS[config.probe]}; its penalty "
-        f"chosen on {100 * config.holdout:.0f} % of the training split, then trained on all of it"
+        f"chosen on {100 * config.holdout:.0f} % of the training split, then trained on all of it",
     ]
-    numbers = {"protocol": protocol, "datasets": list(data), "rows": rows}
-    write_numbers(folder, "transfer", numbers, rows, markdown(numbers))
-    return numbers
 
 
-def _splits(config: TransferConfig, name: str) -> tuple[Any, Any]:
-    parts = [load_dataset(name, split, config.data_root, config.image_size) for split in ("train", "test")]
-    if parts[0].info.classes != parts[1].info.classes:
-        raise RequestError(f"dataset: {name} has other classes to train on than to test on")
-    per_class = (config.limit_train, None)
-    return tuple(limit(part, config.limit_classes, count) for part, count in zip(parts, per_class, strict=True))  # type: ignore[return-value]
+def _splits(config: TransferConfig, name: str) -> tuple[Dataset, Dataset]:
+    train, test = (load_dataset(name, split, config.data_root, config.image_size) for split in ("train", "test"))
+    if train.info.classes != test.info.classes:
+        raise RequestError(f"dataset: expected the same classes in the training and test split of {name}")
+    return limit(train, config.limit_classes, config.limit_train), limit(test, config.limit_classes, None)
 
 
 def choose_penalty(x: Array, y: Labels, config: TransferConfig) -> tuple[float, float]:
-    """The penalty that does best on a held-out part of the training split, and its accuracy there in percent."""
+    """The penalty with the best accuracy on a held-out part of the training split, and that accuracy in percent."""
     from sklearn.model_selection import train_test_split
 
     try:
         fit, held = train_test_split(np.arange(len(y)), test_size=config.holdout, random_state=config.seed, stratify=y)
     except ValueError as error:  # a class with one image, or more classes than held-out images
-        raise RequestError(f"holdout: {config.holdout} of {len(y)} images cannot hold every class ({error})") from error
+        raise RequestError(
+            f"holdout: expected a fraction with an image of every class; got {config.holdout} of {len(y)} ({error})"
+        ) from error
     probe = PROBES[config.probe]
-    found = {p: 100 * float(np.mean(probe(x[fit], y[fit], p, config.seed)(x[held]) == y[held])) for p in PENALTIES}
-    best = max(found, key=lambda penalty: found[penalty])
-    return best, found[best]
+    top1 = {p: 100 * float(np.mean(probe(x[fit], y[fit], p, config.seed)(x[held]) == y[held])) for p in PENALTIES}
+    best = max(top1, key=lambda penalty: top1[penalty])
+    return best, top1[best]
 
 
 def logistic(x: Array, y: Labels, penalty: float, seed: int) -> Callable[[Array], Labels]:
@@ -129,22 +133,3 @@ DESCRIPTIONS = {
     "logistic": "logistic regression on standardised features",
     "sgd": "a linear layer, 120 epochs of SGD, batch 64, rate 0.05 divided by 10 after 30, 60 and 90",
 }
-
-
-def markdown(found: dict[str, Any]) -> str:
-    """A row for each network, with the mean over its seeds, and a column for each data set."""
-    labels = list(dict.fromkeys(row["network"] for row in found["rows"]))
-    lines = [
-        [
-            label,
-            *(
-                spread([row["top1"] for row in found["rows"] if (row["network"], row["dataset"]) == (label, dataset)])
-                for dataset in found["datasets"]
-            ),
-        ]
-        for label in labels
-    ]
-    table = tabulate(lines, ["network", *found["datasets"]], "github", disable_numparse=True)
-    protocol = "\n".join(f"- {line}" for line in found["protocol"])
-    legend = "Accuracy of the linear probe on the test split in percent, mean ± standard deviation (n networks)."
-    return f"# Transfer\n\n{protocol}\n\n{table}\n\n{legend}\n"

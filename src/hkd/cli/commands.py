@@ -11,7 +11,7 @@ from typing import Any
 
 import hkd
 from hkd.cli import DONE, FAILED, is_first_process
-from hkd.cli.parser import Parser, Request, configured, merged, plugins_of, read_config, values_of
+from hkd.cli.parser import Parser, Request, configured, load_plugins_of, merged, values_of
 from hkd.config import (
     DEFAULTS,
     CompareConfig,
@@ -28,7 +28,7 @@ from hkd.config import (
 )
 from hkd.errors import RequestError, unknown
 from hkd.options import options, shown
-from hkd.recipes import find_recipe, list_recipes
+from hkd.recipes import list_recipes
 from hkd.spec import DISTILLATION, PLUS_KD, RECORDED, RunSpec
 
 Command = Callable[[list[str]], int]
@@ -145,9 +145,9 @@ def sweep_command(argv: list[str]) -> int:
     sweep(config, fresh=request.fresh)
     if config.dry_run:
         return DONE
-    name = "search" if config.search else "sweep"
+    name, more = ("search", "") if config.search else ("sweep", ", .png, .svg")
     print((Path(config.run) / f"{name}.md").read_text())
-    print(f"table and plot: {config.run}/{name}.md, .csv, .json, .png, .svg")
+    print(f"table{' and plot' if more else ''}: {config.run}/{name}.md, .csv, .json{more}")
     return DONE
 
 
@@ -213,37 +213,33 @@ def list_command(argv: list[str]) -> int:
     if {"-h", "--help"} & set(argv):
         print(f"usage: hkd list {'|'.join(kinds)} [--plugin MODULE]\n\n{list_command.__doc__}")
         return DONE
-    words, plugins = _words_and_plugins(argv)
+    words = _words(argv)
     if not words:
         raise RequestError(f"list: name one of {', '.join(kinds)}")
     if words[0] not in kinds:
         raise unknown("list", words[0], kinds)
     if len(words) > 1:
         raise RequestError(f"list: takes one word; got {shown(' '.join(words))}")
-    if plugins:
-        from hkd.registry import load_plugins
-
-        load_plugins(plugins)
+    load_plugins_of(argv)
     names = list_recipes() if words[0] == "recipes" else getattr(hkd, f"list_{words[0]}")()
     cited = words[0] == "methods" and sys.stdout.isatty()  # a script wants the names alone
     print("\n".join(_cited(names) if cited else names))
     return DONE
 
 
-def _words_and_plugins(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The words of a command without a configuration, and the modules that --plugin names."""
-    rest, words, plugins = list(argv), [], []
+def _words(argv: Sequence[str]) -> list[str]:
+    """The words of a command without a configuration; the modules that --plugin names are not among them."""
+    rest, words = list(argv), []
     while rest:
         word, equals, value = rest.pop(0).partition("=")
         if word == "--plugin":
-            plugins.append(value if equals else rest.pop(0) if rest else "")
-            if not plugins[-1]:
+            if not (value if equals else rest.pop(0) if rest else ""):
                 raise RequestError("plugin: expected the name of a module")
         elif word.startswith("-"):
             raise RequestError(f"option: unknown option {word}; see hkd list --help")
         else:
             words.append(word + equals + value)
-    return words, plugins
+    return words
 
 
 def _cited(names: Sequence[str]) -> list[str]:
@@ -306,11 +302,7 @@ def _add_method_settings(parser: Parser, argv: list[str], hidden: bool = False) 
     named = values_of("--method", argv)[-1:] if wants_help and not hidden else []
     if not named and (wants_help or not any(re.match(r"--[\w-]+\.\w", word) for word in argv)):
         return
-    plugins = [name for file in values_of("--config", argv) for name in plugins_of(read_config(find_recipe(file)))]
-    if plugins := values_of("--plugin", argv) + plugins:
-        from hkd.registry import load_plugins
-
-        load_plugins(plugins)
+    load_plugins_of(argv)
     from hkd.methods import methods
 
     for name in [n.removesuffix(PLUS_KD) for n in named] or methods:

@@ -130,22 +130,20 @@ class Parser:
         Raises:
             RequestError: a word, a value or a file is not accepted.
         """
+        load_plugins_of(argv)
         if {"-h", "--help"} & set(argv):
             self.parser.print_help()
             raise SystemExit(0)
         assigned, words = self._split([_dashed(word) for word in argv])
         given = vars(self.parser.parse_args(assigned))
-        files, plugins = given.pop("config", []), given.pop("plugin", [])
+        files = given.pop("config", [])
+        given.pop("plugin", None)
         fresh, show = given.pop("fresh", False), given.pop("print_config", False)
         if words:
             given[self.positional] = self._positional(words, given)
         config: dict[str, Any] = {}
         for name in files:
             config = merged(config, read_config(find_recipe(name)))
-        if plugins := plugins + plugins_of(config):
-            from hkd.registry import load_plugins
-
-            load_plugins(plugins)
         config.pop("plugins", None)
         return Request(_nested(given), config, fresh, show)
 
@@ -207,13 +205,23 @@ def read_config(file: Path) -> dict[str, Any]:
     return {name.replace("-", "_"): value for name, value in values.items() if name not in RECORDED}
 
 
-def plugins_of(config: Mapping[str, Any]) -> list[str]:
-    """The modules that a file's ``plugins`` names."""
-    return list(coerce("plugins", config.get("plugins") or (), tuple[str, ...]))
+def load_plugins_of(argv: Sequence[str]) -> None:
+    """Imports the modules that ``--plugin`` and the ``plugins`` of ``--config`` files name.
+
+    Raises:
+        RequestError: one cannot be imported, or a file cannot be read.
+    """
+    names = values_of("--plugin", argv)
+    for file in values_of("--config", argv):
+        names += coerce("plugins", read_config(find_recipe(file)).get("plugins") or (), tuple[str, ...])
+    if names:
+        from hkd.registry import load_plugins
+
+        load_plugins(names)
 
 
 def values_of(option: str, argv: Sequence[str]) -> list[str]:
-    """The values that a command line gives an option, before it is parsed."""
+    """What an option is given on a command line, as ``--option value`` or ``--option=value``."""
     after = [value for word, value in itertools.pairwise(argv) if word == option]
     return after + [word.partition("=")[2] for word in argv if word.startswith(f"{option}=")]
 

@@ -195,7 +195,7 @@ class FileDataset(Dataset):
 Load = Callable[[str, Path, int | None], Dataset]
 """(split, root, image_size) -> data set. The splits are "train" and "test" or "val"; see :func:`check_split`."""
 
-datasets: Registry[Load] = Registry("dataset")
+datasets: Registry[Load] = Registry("dataset", package="hkd.data", entry_points="hkd.datasets")
 """Data sets by name, without ``folder:PATH``."""
 
 

@@ -6,6 +6,7 @@ import hashlib
 import sys
 import uuid
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import safetensors
@@ -113,9 +114,10 @@ def _read_cache(path: Path, count: int) -> Tensor | None:
 def _write_cache(path: Path, images: Tensor) -> None:
     """Writes the file as a whole or not at all; it saves the next start time, so a full disk is no error."""
     partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}")  # another run, here or elsewhere, may write the same
-    try:
+    with suppress(OSError, safetensors.SafetensorError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        safetensors.torch.save_file({"images": images}, str(partial), {"sha256": _pixel_digest(images)})
-        partial.replace(path)
-    except (OSError, safetensors.SafetensorError):
-        partial.unlink(missing_ok=True)
+        try:
+            safetensors.torch.save_file({"images": images}, str(partial), {"sha256": _pixel_digest(images)})
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)

@@ -100,11 +100,8 @@ class Archive(Files):
         self._archive: tuple[int, zipfile.ZipFile] | None = None
 
     def read(self, name: str) -> bytes:
-        if self._archive is None or self._archive[0] != os.getpid():
-            self._archive = (
-                os.getpid(),
-                zipfile.ZipFile(self.path),
-            )  # a forked worker needs a file position of its own
+        if self._archive is None or self._archive[0] != os.getpid():  # a forked worker has its own file position
+            self._archive = (os.getpid(), zipfile.ZipFile(self.path))
         try:
             with self._archive[1].open(self._prefix + name) as file:
                 return file.read(self._sizes[name] + 1)  # unpacks no more than the archive declares

@@ -21,7 +21,7 @@ from hkd.options import check_fields
 from hkd.types import Channels
 
 PUBLISHED, MEASURED, GIVEN, OF_NETWORK = (
-    "the published", "the training images' own", "the given", "the trained network's",
+    "the data set's", "the training images' own", "the given", "the trained network's",
 )  # fmt: skip
 """Where a mean or a standard deviation comes from, as :meth:`Data.describe` says it."""
 
@@ -112,7 +112,7 @@ def open_data(
         cache: folder where small data sets are kept decoded; see :func:`hkd.data.decode.in_memory`.
 
     Raises:
-        RequestError: a field is out of its range, or the data is missing, corrupt, or not fit for what is asked for.
+        RequestError: a field is out of its range, or the data is missing, corrupt, or too small.
     """
     check_fields(spec)
     name, whole, test = _splits(spec, train, test)
@@ -150,10 +150,9 @@ def _splits(spec: DataSpec, train: Any, test: Any) -> tuple[str, Dataset, Datase
         evaluation = as_dataset(test, size)
     ours, theirs = whole.info.classes, evaluation.info.classes
     if ours != theirs:
-        raise RequestError(
-            f"dataset: the test split of {name} has other classes than the training split: {len(theirs)} and "
-            f"{len(ours)}, {min(set(ours) ^ set(theirs), default='in another order')!r} in one of them"
-        )
+        differing = sorted(set(ours) ^ set(theirs))
+        detail = f"{differing[0]!r} is in one of them" if differing else "they are in another order"
+        raise RequestError(f"dataset: the classes of the training and the test split of {name} differ: {detail}")
     return name, whole, evaluation
 
 

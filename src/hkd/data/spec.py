@@ -30,10 +30,10 @@ class DataSpec:
     )
     holdout_seed: int = option(0, "of which images are held out, the same for all runs", ge=0, lt=2**32, neutral=0)
     mean: Channels | None = option(
-        None, "channel means R,G,B of images in [0, 1] [published, else measured]", ge=0, le=1, neutral=None
+        None, "channel means R,G,B of images in [0, 1] [the data set's, else measured]", ge=0, le=1, neutral=None
     )
     std: Channels | None = option(
-        None, "channel standard deviations R,G,B [published, else measured]", gt=0, le=1, neutral=None
+        None, "channel standard deviations R,G,B [the data set's, else measured]", gt=0, le=1, neutral=None
     )
     flip: bool = option(True, "flip training images at random, where the data set allows it (digits do not)")
     bad_images: Literal["stop", "skip"] = option("stop", "an unreadable image stops the run, or is skipped", key=False)

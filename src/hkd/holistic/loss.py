@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
@@ -12,7 +13,7 @@ from torch.nn import functional as F
 from hkd.holistic.branch import Branch, Embeddings, GraphOf
 from hkd.holistic.negatives import Negatives, Sampling, drawn_negatives, given_negatives, negative_blocks
 from hkd.numerics.contrast import contrast, rows_per_block
-from hkd.numerics.gather import gather
+from hkd.numerics.gather import gather, world_size
 from hkd.numerics.memory import BankStart, BankType, as_index
 from hkd.numerics.negatives import NegativeSampler
 from hkd.numerics.precision import at_least_float32, full_precision
@@ -173,10 +174,22 @@ class HolisticLoss(nn.Module):
         """What :meth:`forward` does, with the four terms one by one."""
         terms, e_s, e_t = self._terms(student_embedding, student_logits, teacher_embedding, teacher_logits, index)
         if self.training:
+            if self.sampler.draws == 0:
+                self._check_graph(len(index))
             self.update(index, e_s, e_t)
             self.sampler.draws += 1
             self._can_undo = True
         return terms
+
+    def _check_graph(self, images: int) -> None:
+        """Warns where a neighbourhood is most of its graph: then all holistic embeddings are nearly the same."""
+        nodes, k = images * (world_size() if self.student.graph == "global" else 1), self.student.k
+        if nodes < 2 * k:
+            warnings.warn(
+                f"k: neighbourhoods of {k} images in a graph of {nodes}; use batches of {2 * k} images or more, or a "
+                "smaller k (with gradient accumulation, a graph is that of the micro-batch)",
+                stacklevel=2,
+            )
 
     def undo_step(self) -> None:
         """Takes the last step in training mode back, once: banks and draw are to the bit what they were before it.

@@ -25,7 +25,7 @@ class Negatives(NamedTuple):
     excluded: Tensor | None
     """(B, K) boolean, or None where no row is excluded."""
     anchors: Tensor
-    """(B,) the anchors' own rows."""
+    """(B,) the rows of the anchors' images."""
 
 
 def drawn_negatives(sampler: NegativeSampler, sampling: Sampling, index: Tensor) -> Negatives:

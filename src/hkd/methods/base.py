@@ -22,7 +22,7 @@ class Weights(NamedTuple):
     kd: float = 0.0
     """α, of the classical distillation term."""
     method: float = 1.0
-    """β, of the method's own terms."""
+    """β, of the method's terms."""
 
 
 @dataclass(frozen=True)

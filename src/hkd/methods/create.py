@@ -31,7 +31,7 @@ def create_method(
         num_samples: N, how many training images there are.
         labels: (N,) their classes.
         image_size: side of the training images in pixels; the networks' usual sizes if not given.
-        seed: of the method's own draws.
+        seed: of the method's draws.
         config: settings of the method, by the names of its ``Config``.
 
     Raises:

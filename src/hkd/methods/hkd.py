@@ -20,8 +20,8 @@ from hkd.types import Batch, ModelOutput
 class HolisticConfig:
     """The settings of HKD, with the defaults of :class:`hkd.HolisticLoss`: the paper's, but for ``bank_start``.
 
-    The code released with the paper has ``negatives="same", bank_start="random"``, in a loop of one's own
-    ``HolisticLoss.as_released(...)``. ``docs/results.md`` compares them.
+    The code released with the paper has ``negatives="same", bank_start="random"``, which is
+    ``HolisticLoss.as_released(...)`` in other training loops. ``docs/results.md`` compares them.
     """
 
     embedding_dim: int = option(128, "d, the width of the embeddings", ge=1)

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hkd.methods.base import Method, Setup, Weights, methods
+from hkd.numerics.precision import at_least_float32
 from hkd.options import option
 from hkd.types import Batch, ModelOutput
 
@@ -20,7 +21,7 @@ class KDConfig:
 
 
 def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
-    r"""The classical distillation term, a scalar, in float32.
+    r"""The classical distillation term, a scalar, in float32 or more.
 
     .. math:: T^2\, \mathrm{KL}(\mathrm{softmax}(l_t / T) \,\|\, \mathrm{softmax}(l_s / T)) / B
 
@@ -30,8 +31,8 @@ def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) 
 
     Source: Hinton et al., "Distilling the Knowledge in a Neural Network", 2015.
     """
-    student = (student_logits.float() / temperature).log_softmax(dim=1)
-    teacher = (teacher_logits.float() / temperature).log_softmax(dim=1)
+    student = (at_least_float32(student_logits) / temperature).log_softmax(dim=1)
+    teacher = (at_least_float32(teacher_logits) / temperature).log_softmax(dim=1)
     return temperature**2 * F.kl_div(student, teacher, reduction="batchmean", log_target=True)
 
 

@@ -1,5 +1,6 @@
 """What all processes of a training see together. In a single process each function returns its argument."""
 
+import zlib
 from typing import Any
 
 import torch
@@ -49,13 +50,36 @@ class _Gather(torch.autograd.Function):
         return local_part(total)
 
 
-@torch.no_grad()
 def agree(*tensors: Tensor) -> bool:
-    """Whether tensors have the same values in all processes, by their sums and the sums of their squares in float64."""
+    """Whether tensors are the same in all processes, to the bit; their number and shapes may differ, too."""
     if world_size() == 1 or not tensors:
         return True
-    parts = [tensor.detach().double().nan_to_num() for tensor in tensors]
-    sums = torch.stack([value for part in parts for value in (part.sum(), part.square().sum())])
-    everyone = [torch.empty_like(sums) for _ in range(world_size())]
-    dist.all_gather(everyone, sums)
-    return all(torch.equal(everyone[0], other) for other in everyone)
+    mark = torch.tensor([checksum(*tensors)], device=tensors[0].device)
+    everyone = [torch.empty_like(mark) for _ in range(world_size())]
+    dist.all_gather(everyone, mark)
+    return len({int(other) for other in everyone}) == 1
+
+
+@torch.no_grad()
+def checksum(*tensors: Tensor) -> int:
+    """A number below 2**63 from shapes, types and bits of tensors, whose places count. Waits for the device."""
+    shapes = zlib.crc32(repr([(tuple(tensor.shape), tensor.dtype) for tensor in tensors]).encode())
+    sums = [int(value) for value in torch.stack([_sum_of_bits(tensor).cpu() for tensor in tensors])] if tensors else []
+    total = sum((2 * place + 1) * value for place, value in enumerate(sums))
+    return (total * 0x9E3779B97F4A7C15 + shapes) % 2**63
+
+
+_WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+_WORDS_AT_ONCE = 2**22
+
+
+def _sum_of_bits(tensor: Tensor) -> Tensor:
+    """The sum over places i of (2 i + 1) times the bits at i as an integer, modulo 2**64; a scalar."""
+    values = torch.view_as_real(tensor) if tensor.is_complex() else tensor
+    words = values.detach().reshape(-1).view(_WORDS[values.element_size()])
+    total = torch.zeros((), dtype=torch.int64, device=words.device)
+    for start in range(0, len(words), _WORDS_AT_ONCE):
+        part = words[start : start + _WORDS_AT_ONCE].long()
+        odd = torch.arange(2 * start + 1, 2 * (start + len(part)), 2, device=words.device)
+        total += (part * odd).sum()
+    return total

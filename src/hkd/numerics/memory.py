@@ -110,9 +110,10 @@ class MemoryBank(nn.Module):
         if self._visited is None:
             return
         index, rows, seen = self._visited
-        self.rows.index_copy_(0, index, rows)
+        index = index.to(self.rows.device)
+        self.rows.index_copy_(0, index, rows.to(self.rows))
         if seen is not None:
-            self.seen.index_copy_(0, index, seen)
+            self.seen.index_copy_(0, index, seen.to(self.seen))
         self._visited = None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +20,7 @@ class NegativeSampler(nn.Module):
     Args:
         num_samples: N, rows of the bank.
         num_negatives: K, how many rows a draw holds; at most what the bank can give.
-        labels: (N,) class of each row, integers from 0 up; or None: then only an anchor's own row is no negative of it.
+        labels: (N,) class of each row, integers from 0 up; or None: then all rows but an anchor's are its negatives.
         seed: of the draws.
 
     Raises:
@@ -51,12 +52,12 @@ class NegativeSampler(nn.Module):
         self.register_buffer("_by_class", every.argsort(stable=True), persistent=False)
         self.register_buffer("_class_start", size.cumsum(0) - size, persistent=False)
         self.register_buffer("_class_size", size, persistent=False)
-        self._fewest, self._most = (
-            num_samples - int(size.max()),
-            num_samples - int(size.min()),
-        )  # negatives of an anchor
-        if self._fewest < 1:
+        # How many negatives an anchor may have: known to the host, so that no draw has to ask the device.
+        populations = sorted(num_samples - n for n in torch.unique(size).tolist())
+        if populations[0] < 1:
             raise ValueError("labels: all training images have the same class, so none is a negative of another")
+        self._fewest = populations[0]
+        self._plan = _Plan.of(populations, min(self.num_negatives, populations[-1]))
         if self.use_stream_sampling:
             self.register_buffer("_first_place", torch.zeros(num_samples, dtype=torch.int32), persistent=False)
         self._generator = torch.Generator()
@@ -98,13 +99,13 @@ class NegativeSampler(nn.Module):
             surplus: (B, K') boolean, True at the ends of rows that are longer than n, whose values mean nothing; None
                 where every image of the bank has K negatives.
         """
-        own = self.class_of(index)
-        start, size = self._class_start[own], self._class_size[own]
-        negatives, count = self.num_samples - size, min(self.num_negatives, self._most)
-        position = _draw_distinct(negatives, self._fewest, self._most, count, self._keyed_generator())
+        anchor_class = self.class_of(index)
+        start, size = self._class_start[anchor_class], self._class_size[anchor_class]
+        population = self.num_samples - size
+        position = _draw_distinct(population, self._plan, self._keyed_generator())
         surplus = None
-        if count > self._fewest:
-            surplus = torch.arange(count, device=position.device) >= negatives[:, None]
+        if self._plan.k > self._fewest:
+            surplus = torch.arange(self._plan.k, device=position.device) >= population[:, None]
             position = position.masked_fill(surplus, 0)
         position = torch.where(position < start[:, None], position, position + size[:, None])
         return self._by_class[position], surplus
@@ -143,29 +144,63 @@ def _stream_length(population: int, count: int) -> float:
     return expected + 10 * math.sqrt(max(expected - count, 0.0)) + 32
 
 
-def _draw_distinct(population: Tensor, smallest: int, largest: int, count: int, generator: torch.Generator) -> Tensor:
-    """Draws without replacement, for several populations at once and without looking at a value.
+class _Plan(NamedTuple):
+    """How to draw k values without replacement from populations of several sizes.
 
     An endless stream of independent integers, of which each new value is kept, is a uniform draw without replacement.
     Where the stream would be longer than the population (more than 63 % of it is wanted), a random order of the
     population costs less.
+    """
+
+    k: int
+    largest_ordered: int
+    """The largest size for which a random order costs less; 0 if there is none."""
+    smallest_streamed: int
+    """The smallest size for which a stream costs less; 0 if there is none."""
+
+    @classmethod
+    def of(cls, sizes: list[int], count: int) -> _Plan:
+        """The plan for populations of these sizes, rising: from some size on a stream costs less."""
+        ordered = [size for size in sizes if _stream_length(size, count) > size]
+        streamed = sizes[len(ordered) :]
+        return cls(count, ordered[-1] if ordered else 0, streamed[0] if streamed else 0)
+
+
+def _draw_distinct(population: Tensor, plan: _Plan, generator: torch.Generator) -> Tensor:
+    """Draws without replacement, for several populations at once and without looking at a value.
+
+    Where some are drawn by order and some by stream, both are done for all, so that the cost depends on the count
+    alone.
 
     Args:
         population: (R,) sizes to draw below.
-        smallest, largest: bounds of these sizes, known to the host.
-        count: how many to draw, at most the largest.
+        plan: for these sizes.
 
     Returns:
         (R, count) int64: row r begins with min(count, population[r]) distinct integers in [0, population[r]).
     """
-    rows, device = len(population), population.device
-    length = _stream_length(smallest, count)
-    if length > smallest:
-        key = torch.rand(rows, largest, generator=generator, device=device)
-        outside = torch.arange(largest, device=device) >= population[:, None]
-        return key.masked_fill_(outside, torch.inf).argsort(dim=1)[:, :count]
+    count, largest_ordered, smallest_streamed = plan
+    if not smallest_streamed:
+        return _cut_orders(population, largest_ordered, count, generator)
+    if not largest_ordered:
+        return _cut_streams(population, smallest_streamed, count, generator)
+    ordered = _cut_orders(population, largest_ordered, count, generator)
+    streamed = _cut_streams(population.clamp(min=smallest_streamed), smallest_streamed, count, generator)
+    return torch.where(population[:, None] <= largest_ordered, ordered, streamed)
 
-    stream = torch.randint(2**62, (rows, int(length)), generator=generator, device=device) % population[:, None]
+
+def _cut_orders(population: Tensor, largest: int, count: int, generator: torch.Generator) -> Tensor:
+    """The begin of a random order of each population that is at most ``largest``: (R, count)."""
+    width, device = max(largest, count), population.device
+    key = torch.rand(len(population), width, generator=generator, device=device)
+    outside = torch.arange(width, device=device) >= population[:, None]
+    return key.masked_fill_(outside, torch.inf).argsort(dim=1)[:, :count]
+
+
+def _cut_streams(population: Tensor, smallest: int, count: int, generator: torch.Generator) -> Tensor:
+    """The first new values of a stream of integers below each population of at least ``smallest``: (R, count)."""
+    shape = len(population), int(_stream_length(smallest, count))
+    stream = torch.randint(2**62, shape, generator=generator, device=population.device) % population[:, None]
     value, order = stream.sort(dim=1, stable=True)
     new = torch.ones_like(value, dtype=torch.bool)
     new[:, 1:] = value[:, 1:] != value[:, :-1]

@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-import json
+import shlex
 import sys
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from hkd.errors import RequestError
 from hkd.files import read_json
 from hkd.models.weights import read_about
-from hkd.report.labels import labels, setting, setting_words
-from hkd.report.results import Comparison, Pair, Row
+from hkd.report.labels import labels
 from hkd.runtime.run_folder import RunFolder
 from hkd.spec import RunSpec
-from hkd.trained import method_label
+from hkd.trained import Trained, teacher_of
 
 Numbers = dict[str, Any]
+Identity = tuple[str, int]
+"""Key and seed: which run it is, whatever its folder."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +30,7 @@ class Run:
     Attributes:
         folder: on disk.
         spec: its specification.
-        about: what stands beside its weights.
+        about: the metadata of its weights; empty if the file is gone.
         summary: its result.
     """
 
@@ -64,11 +61,25 @@ class Run:
         """Whether it has its prediction for each test image; runs of early versions do not."""
         return (self.path / "predictions.npz").is_file()
 
+    @cached_property
+    def teacher(self) -> Run | None:
+        """The finished run of its teacher, if it has one and it is still where this run read or trained it."""
+        student = Trained(str(self.spec.student.name), self.folder.weights, self.about, self.spec)
+        try:
+            trained = teacher_of(student)
+            if trained is None or trained.spec is None:
+                return None
+            run = read_run(RunFolder(trained.weights.parent))
+        except RequestError:  # it was moved or is corrupt; this run is shown without it
+            return None
+        digest = "" if self.spec.teacher is None else self.spec.teacher.digest
+        return None if run is None or digest not in ("", f"run {run.key} {run.seed}") else run
+
     @property
     def command(self) -> str:
-        """What trains it again."""
+        """The command that trains it again."""
         verb = "distill" if self.spec.method is not None else "train"
-        return f"hkd {verb} --config {self.path / 'config.yaml'} --run NEW"
+        return f"hkd {verb} --config {shlex.quote(str(self.path / 'config.yaml'))} --run NEW"
 
 
 @dataclass(frozen=True)
@@ -76,7 +87,7 @@ class Group:
     """Runs of one key, one of each seed.
 
     Attributes:
-        label: what the group is called among those that are shown.
+        label: no other group that is shown has it.
         runs: in the order of their seeds.
         is_teacher: whether another run learnt from one of them.
     """
@@ -84,6 +95,10 @@ class Group:
     label: str
     runs: tuple[Run, ...]
     is_teacher: bool
+
+    @property
+    def key(self) -> str:
+        return self.runs[0].key
 
     @property
     def spec(self) -> RunSpec:
@@ -94,10 +109,25 @@ class Group:
         return [run.summary[name] for run in self.runs if isinstance(run.summary.get(name), int | float)]
 
 
-def find_finished(paths: Iterable[str]) -> tuple[list[Run], list[Path]]:
-    """The finished runs in some folders, and the folders looked at.
+def read_run(folder: RunFolder) -> Run | None:
+    """A finished run; None for a folder without a result.
 
-    A folder that is no run is searched for runs, so the folder of a comparison or a sweep stands for all of its own.
+    Raises:
+        RequestError: the folder holds something that is no run, or a corrupt file.
+    """
+    summary = folder.summary
+    if summary is None:
+        return None
+    return Run(folder, folder.spec, read_about(folder.weights) if folder.weights.is_file() else {}, summary)
+
+
+def find_finished(paths: Iterable[str]) -> tuple[list[Run], list[Path]]:
+    """The finished runs in some folders with the runs of their teachers, wherever these are, and the folders.
+
+    Folders are searched for runs, so the folder of a comparison or a sweep gives all of its runs.
+
+    Raises:
+        RequestError: a folder does not exist, there is no finished run, or a file of one is corrupt.
     """
     runs: dict[Path, Run] = {}
     folders = [Path(path) for path in paths]
@@ -105,144 +135,63 @@ def find_finished(paths: Iterable[str]) -> tuple[list[Run], list[Path]]:
         if not folder.is_dir():
             raise RequestError(f"runs: no folder {folder}")
         for config in sorted(folder.rglob("config.yaml")):
-            run = RunFolder(config.parent)
-            if config.parent.resolve() not in runs and (summary := run.summary) is not None:
-                runs[config.parent.resolve()] = Run(run, run.spec, _about(run), summary)
+            if config.parent.resolve() not in runs and (run := read_run(RunFolder(config.parent))) is not None:
+                runs[config.parent.resolve()] = run
     if not runs:
         raise RequestError(f"runs: no finished run in {', '.join(map(str, folders))}")
+    students = list(runs.values())
+    for student in students:  # grows: a teacher may have been distilled itself
+        if (teacher := student.teacher) is not None and teacher.path.resolve() not in runs:
+            runs[teacher.path.resolve()] = teacher
+            students.append(teacher)
     return list(runs.values()), folders
-
-
-def _about(run: RunFolder) -> Numbers:
-    return read_about(run.weights) if run.weights.is_file() else {}
 
 
 def grouped(runs: Iterable[Run]) -> list[Group]:
     """Runs by key: those of a group differ in their seed alone. Of two runs of one key and seed the first counts."""
     by_key: dict[str, dict[int, Run]] = {}
-    teachers: set[tuple[str, int]] = set()
-    listed = list(runs)
-    for run in listed:
-        own = by_key.setdefault(run.key, {})
-        if run.seed in own:
-            print(f"hkd: {run.path} repeats {own[run.seed].path}, which counts", file=sys.stderr)
-        own.setdefault(run.seed, run)
-        teachers.update(_teacher_of(run))
-    names = labels({key: next(iter(own.values())).spec for key, own in by_key.items()})
-    inside = {run.path.resolve() / "teacher" for run in listed if run.spec.teacher is not None}
+    teachers: set[Identity] = set()
+    for run in runs:
+        counted = by_key.setdefault(run.key, {}).setdefault(run.seed, run)
+        if counted is not run:
+            print(
+                f"note: {run.path} is not counted: it has the specification and the seed of {counted.path}",
+                file=sys.stderr,
+            )
+        if run.teacher is not None:
+            teachers.add((run.teacher.key, run.teacher.seed))
+    names = labels({key: next(iter(trials.values())).spec for key, trials in by_key.items()})
     return [
         Group(
             names[key],
-            tuple(own[seed] for seed in sorted(own)),
-            any((key, seed) in teachers or run.path.resolve() in inside for seed, run in own.items()),
+            tuple(trials[seed] for seed in sorted(trials)),
+            any((key, seed) in teachers for seed in trials),
         )
-        for key, own in by_key.items()
+        for key, trials in by_key.items()
     ]
 
 
-def _teacher_of(run: Run) -> Iterator[tuple[str, int]]:
-    """Key and seed of the run whose network taught, where it was one."""
-    words = run.spec.teacher.digest.split() if run.spec.teacher is not None else []
-    if len(words) == 3 and words[0] == "run" and words[2].isdigit():
-        yield words[1], int(words[2])
+RESULTS = {
+    "sweep": ("field", "values", "methods", "points"),
+    "search": ("method", "best", "tries"),
+    "topology": ("rows", "teacher", "images", "neighbours"),
+    "transfer": ("rows", "protocol", "datasets"),
+}
+"""The files of other results than runs, without ``.json``, and what they hold."""
 
 
-def comparisons(runs: Iterable[Run]) -> list[tuple[str, Comparison]]:
-    """The runs as comparisons, one for each setting in which there are several methods for one student.
+def results(folders: list[Path], name: str) -> Iterator[tuple[Path, Numbers]]:
+    """The results of one kind of :data:`RESULTS` in some folders, each once, with their places.
 
-    Runs are compared only where they saw the same images for the same epochs: everything but networks and methods is
-    the same. A setting is named by what differs among those that are shown.
+    A file of that name that holds something else is skipped with a note.
     """
-    settings: dict[Any, list[Group]] = {}
-    for group in grouped(run for run in runs if run.has_predictions):
-        settings.setdefault(setting(group.spec), []).append(group)
-    found = [(own[0].spec, made) for own in settings.values() if (made := _comparison(own)) is not None]
-    return list(zip(setting_words(spec for spec, _ in found), (made for _, made in found), strict=True))
-
-
-def _comparison(groups: list[Group]) -> Comparison | None:
-    alone = {group.spec.student.name: group for group in groups if group.spec.method is None and not group.is_teacher}
-    pairs: dict[tuple[str, str, str], list[Group]] = {}
-    for group in groups:
-        if group.spec.teacher is not None:
-            pair = (str(group.spec.teacher.name), str(group.spec.student.name), group.spec.teacher.digest)
-            pairs.setdefault(pair, []).append(group)
-    found = []
-    for (teacher, student, _), own in pairs.items():
-        names = _row_names(own)
-        rows = [_row("ce", alone[student])] if student in alone else []
-        rows += [_row(name, group) for name, group in zip(names, own, strict=True)]
-        if len(rows) > 1:
-            found.append(Pair(teacher, student, tuple(rows)))
-    return Comparison(groups[0].spec.data.dataset, tuple(found)) if found else None
-
-
-def _row_names(groups: list[Group]) -> list[str]:
-    """Lines as a comparison writes them; what differs beside the method is added where two would be the same."""
-    names = [method_label(group.spec) for group in groups]
-    return [
-        name if names.count(name) == 1 else group.label.partition(", ")[2]
-        for name, group in zip(names, groups, strict=True)
-    ]
-
-
-def _row(name: str, group: Group) -> Row:
-    method = "ce" if group.spec.method is None else group.spec.method.name
-    plus = "+kd" if name.endswith("+kd") else ""
-    return Row(name, method + plus, {run.seed: run.folder for run in group.runs})
-
-
-def experiments(folders: list[Path], name: str) -> list[tuple[Path, Numbers]]:
-    """The results of a kind of experiment in some folders: "sweep", "topology", "transfer"."""
     files = [file for folder in folders for file in sorted(folder.rglob(f"{name}.json"))]
-    return [(file.parent, read_json(file)) for file in dict.fromkeys(files)]
-
-
-@dataclass(frozen=True)
-class ClassAccuracy:
-    """One class in a group of runs: its accuracy in percent, and what it is most often taken for."""
-
-    name: str
-    top1: float
-    images: int
-    mistaken_for: str
-    times: int
-
-
-def by_class(runs: Iterable[Run]) -> list[ClassAccuracy]:
-    """The classes of a group's test images, over all its runs; those that suffer most first."""
-    listed = list(runs)
-    parts = zip(*(run.folder.predictions() for run in listed), strict=True)
-    predicted, label = (np.concatenate(part) for part in parts)
-    names = [str(name) for name in listed[0].about.get("classes", range(int(label.max()) + 1))]
-    found = []
-    for n, name in enumerate(names):
-        own: NDArray[np.int64] = predicted[label == n]
-        if len(own):
-            others = Counter(own[own != n].tolist()).most_common(1)
-            other, times = others[0] if others else (n, 0)
-            top1 = 100 * float(np.mean(own == n))
-            mistaken = names[other] if times and other < len(names) else ""
-            found.append(ClassAccuracy(name, top1, len(own) // len(listed), mistaken, times))
-    return sorted(found, key=lambda row: row.top1)
-
-
-def common_and_differing(runs: list[Run]) -> tuple[dict[str, str], dict[str, list[str]]]:
-    """The fields that have one value in all runs that have them, and the values of the others, all as JSON.
-
-    A method's settings are fields like "holistic.k", and only its runs have them.
-    """
-    values: dict[str, dict[str, None]] = {}
-    for run in runs:
-        for name, value in _flat(run.spec.to_flat()):
-            values.setdefault(name, {})[json.dumps(value)] = None
-    shared = {name: next(iter(found)) for name, found in sorted(values.items()) if len(found) == 1}
-    return shared, {name: list(found) for name, found in sorted(values.items()) if len(found) > 1}
-
-
-def _flat(values: Numbers) -> Iterator[tuple[str, Any]]:
-    for name, value in values.items():
-        if isinstance(value, dict):
-            yield from ((f"{name}.{key}", own) for key, own in value.items())
-        elif name != "run":
-            yield name, value
+    for file in {file.resolve(): file for file in files}.values():
+        try:
+            numbers = read_json(file)
+        except RequestError:
+            numbers = {}
+        if all(entry in numbers for entry in RESULTS[name]):
+            yield file.parent, numbers
+        else:
+            print(f"note: {file} is skipped: it is no result of hkd {name}", file=sys.stderr)

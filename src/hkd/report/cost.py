@@ -1,4 +1,4 @@
-"""What a network costs to run."""
+"""The cost of running a network."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from hkd.errors import RequestError
 from hkd.models import create_model
 
 REPETITIONS = 15
+LIBRARIES = ("timm", "torchvision")
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,14 @@ class Cost:
 
 @lru_cache(maxsize=64)
 def cost_of(name: str, classes: int, size: int) -> Cost | None:
-    """Measures a network by its name; None for one that this package cannot build."""
+    """Measures a network by its name; None for one that cannot be built.
+
+    The name comes from a file, so a factory (``module:callable``), whose module would be imported, is not built, and
+    no name of a hub, from which something would be downloaded.
+    """
+    library, colon, rest = name.partition(":")
+    if colon and (library not in LIBRARIES or ":" in rest):
+        return None
     try:
         model = create_model(name, classes).eval()
     except RequestError:

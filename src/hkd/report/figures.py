@@ -1,9 +1,10 @@
-"""The plots of a report, by plotly. Colours are readable on light and dark ground; the ground itself is the page's."""
+"""The plots of a report, by plotly. Colours are readable on light and dark backgrounds, which the page sets."""
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import plotly.graph_objects as go
@@ -14,8 +15,6 @@ from hkd.report.sweeps import accuracies
 
 COLOURS = ("#3b82c4", "#e07b39", "#4c9f70", "#c0504d", "#8e6bbf", "#a0785a", "#d173b3", "#7f7f7f", "#b5b147", "#3fb3b3")
 MUTED = "#8a8a8a"
-
-
 DASHES = ("solid", "dash", "dot")
 SYMBOLS = ("circle", "square", "triangle-up")
 PLOT, LINE = 420, 20
@@ -23,7 +22,7 @@ PLOT, LINE = 420, 20
 
 
 def _figure(x: str, y: str, names: int) -> go.Figure:
-    """An empty figure with room for a legend of so many names below the plot."""
+    """An empty figure with room below the plot for a legend of that many names."""
     figure = go.Figure()
     legend = LINE * names
     axis = {"gridcolor": "rgba(138,138,138,.25)", "zeroline": False, "linecolor": MUTED}
@@ -41,7 +40,7 @@ def _figure(x: str, y: str, names: int) -> go.Figure:
 
 
 def html(figure: go.Figure) -> str:
-    """A figure as a part of a page that holds plotly's script already."""
+    """A figure as a part of a page that has plotly's script already."""
     part: str = figure.to_html(
         include_plotlyjs=False, full_html=False, config={"displaylogo": False, "responsive": True}
     )
@@ -52,13 +51,13 @@ def colour(n: int) -> str:
     return COLOURS[n % len(COLOURS)]
 
 
-def _of_round(styles: tuple[str, ...], n: int) -> str:
-    """What tells the n-th line from one of the same colour."""
+def _style(styles: tuple[str, ...], n: int) -> str:
+    """The n-th line's style, which distinguishes it from lines of the same colour."""
     return styles[n // len(COLOURS) % len(styles)]
 
 
 def _choices(choices: list[tuple[str, list[Any]]], axis: str, titles: list[str]) -> dict[str, Any]:
-    """Buttons above the plot, each of which gives every trace other values on an axis."""
+    """Buttons above the plot that change the values of every trace on one axis."""
     buttons = [
         {"label": label, "method": "update", "args": [{axis: values}, {f"{axis}axis.title.text": title}]}
         for (label, values), title in zip(choices, titles, strict=True)
@@ -71,7 +70,7 @@ CURVES = {"test top-1 (%)": "test_top1", "training top-1 (%)": "train_top1", "tr
 
 
 def curves(groups: Sequence[Group]) -> go.Figure:
-    """Accuracies and loss by epoch, by a click: the mean of a group's runs, and each run faintly."""
+    """Accuracies and loss by epoch, chosen by buttons: the mean of a group's runs, and each run as a faint line."""
     figure = _figure("epoch", next(iter(CURVES)), len(groups))
     shown: dict[str, list[list[float | None]]] = {title: [] for title in CURVES}
     for n, group in enumerate(groups):
@@ -88,7 +87,7 @@ def curves(groups: Sequence[Group]) -> go.Figure:
             )  # fmt: skip
         figure.add_scatter(
             x=_epochs(runs[0]), mode="lines", name=f"{label} ({len(runs)})", legendgroup=label,
-            line={"color": colour(n), "width": 2.5, "dash": _of_round(DASHES, n)},
+            line={"color": colour(n), "width": 2.5, "dash": _style(DASHES, n)},
         )  # fmt: skip
     first = next(iter(shown.values()))
     for trace, values in zip(figure.data, first, strict=True):
@@ -98,7 +97,7 @@ def curves(groups: Sequence[Group]) -> go.Figure:
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
-    """Of the runs that have a value at an epoch; a run may be evaluated at its end alone."""
+    """Of the runs that have a value at an epoch; a run may be evaluated after the last epoch only."""
     known = [value for value in values if value is not None]
     return statistics.fmean(known) if known else None
 
@@ -107,27 +106,40 @@ def _epochs(run: Run) -> list[int]:
     return [row["epoch"] for row in run.rows]
 
 
-def against_cost(rows: list[tuple[str, bool, list[float], Cost]]) -> go.Figure:
-    """Accuracy against parameters, operations or latency, by a click.
+@dataclass(frozen=True)
+class Point:
+    """A network in the plot of accuracy against cost.
 
-    Args:
-        rows: label, whether it is a teacher, accuracies, cost.
+    Attributes:
+        label: of its runs.
+        is_teacher: drawn as a diamond.
+        top1: of each run, in percent.
+        cost: of the network.
     """
+
+    label: str
+    is_teacher: bool
+    top1: list[float]
+    cost: Cost
+
+
+def against_cost(points: Sequence[Point]) -> go.Figure:
+    """Accuracy against parameters, operations or latency, chosen by buttons."""
     kinds = {
-        "parameters": [[cost.parameters / 1e6] for *_, cost in rows],
-        "MFLOPs": [[cost.flops / 1e6] for *_, cost in rows],
-        "latency": [[cost.latency_ms] for *_, cost in rows],
+        "parameters": [[point.cost.parameters / 1e6] for point in points],
+        "MFLOPs": [[point.cost.flops / 1e6] for point in points],
+        "latency": [[point.cost.latency_ms] for point in points],
     }
     titles = ["million parameters", "million operations an image", "latency of an image (ms)"]
-    figure = _figure(titles[0], "top-1, last epoch (%)", len(rows))
-    for n, (label, teaches, top1, _) in enumerate(rows):
+    figure = _figure(titles[0], "top-1, last epoch (%)", len(points))
+    for n, point in enumerate(points):
         figure.add_scatter(
             x=kinds["parameters"][n],
-            y=[statistics.fmean(top1)],
-            error_y={"type": "data", "array": [statistics.stdev(top1) if len(top1) > 1 else 0.0]},
+            y=[statistics.fmean(point.top1)],
+            error_y={"type": "data", "array": [_deviation(point.top1)]},
             mode="markers",
-            name=label,
-            marker={"color": colour(n), "size": 12, "symbol": "diamond" if teaches else _of_round(SYMBOLS, n)},
+            name=point.label,
+            marker={"color": colour(n), "size": 12, "symbol": "diamond" if point.is_teacher else _style(SYMBOLS, n)},
         )
     figure.update_xaxes(type="log", dtick=1, minor={"ticks": "outside", "dtick": "D1"})
     figure.update_layout(updatemenus=[_choices(list(kinds.items()), "x", titles)])
@@ -138,12 +150,21 @@ def sweep(numbers: Numbers) -> go.Figure:
     """A line for each method with error bars of one standard deviation."""
     figure = _figure(numbers["field"], "top-1, last epoch (%)", len(numbers["methods"]))
     for n, method in enumerate(numbers["methods"]):
-        found = {str(value): accuracies(numbers, method, value) for value in numbers["values"]}
-        known: dict[str, Any] = {value: values for value, values in found.items() if values}
-        bars = [statistics.stdev(values) if len(values) > 1 else 0.0 for values in known.values()]
+        means, bars = [], []
+        values = [value for value in numbers["values"] if accuracies(numbers, method, value)]
+        for value in values:
+            top1 = accuracies(numbers, method, value)
+            means.append(statistics.fmean(top1))
+            bars.append(_deviation(top1))
         figure.add_scatter(
-            x=list(known), y=[statistics.fmean(values) for values in known.values()], mode="lines+markers", name=method,
-            error_y={"type": "data", "array": bars}, line={"color": colour(n)},
+            x=[str(value) for value in values], y=means, mode="lines+markers", name=method,
+            error_y={"type": "data", "array": bars}, line={"color": colour(n), "dash": _style(DASHES, n)},
         )  # fmt: skip
-    figure.update_xaxes(type="category")
+    order = [str(value) for value in numbers["values"]]
+    figure.update_xaxes(type="category", categoryorder="array", categoryarray=order)
     return figure
+
+
+def _deviation(values: Sequence[float]) -> float:
+    """The standard deviation; 0 of a single value, which draws no bar."""
+    return statistics.stdev(values) if len(values) > 1 else 0.0

@@ -1,10 +1,11 @@
-"""What a comparison found, read from run folders alone."""
+"""The results of a comparison, read from run folders alone."""
 
 from __future__ import annotations
 
 import statistics
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from hkd.runtime.run_folder import RunFolder
 from hkd.spec import PLUS_KD
 
 OURS = "hkd"
-"""The method that is no baseline, in whatever form."""
+"""The method that is no baseline, in all its forms."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Row:
         label: the line of the recipe.
         method: the method without settings: "ce", "hkd", "hkd+kd".
         runs: the folders of its trials by seed.
-        note: why there is nothing to show, where there is not.
+        note: why runs are missing, where some are.
     """
 
     label: str
@@ -49,28 +50,47 @@ class Row:
     @cached_property
     def summaries(self) -> dict[int, dict[str, Any]]:
         """The results of the finished trials by seed."""
-        found = {seed: run.summary for seed, run in self.runs.items()}
-        return {seed: summary for seed, summary in found.items() if summary is not None}
+        summaries = {seed: run.summary for seed, run in self.runs.items()}
+        return {seed: summary for seed, summary in summaries.items() if summary is not None}
 
     def values(self, name: str) -> list[float]:
-        """One number of each finished trial."""
-        return [summary[name] for summary in self.summaries.values()]
+        """One number of each finished trial that has it."""
+        return [summary[name] for summary in self.summaries.values() if name in summary]
 
     def against(self, other: Row) -> Interval | None:
-        """How much better it is, over the trials that both have finished."""
+        """How much better it is, over the trials that both have finished; None without any, or of other test images."""
         seeds = sorted(self.summaries.keys() & other.summaries.keys())
         if not seeds or self.label == other.label:
             return None
-        pairs = [(_correct(self.runs[seed]), _correct(other.runs[seed])) for seed in seeds]
-        if len({part.shape for pair in pairs for part in pair}) > 1:  # of other test images
-            return None
-        ours, theirs = (np.stack(parts) for parts in zip(*pairs, strict=True))
-        return paired_bootstrap(ours, theirs)
+        ours, theirs = (tuple(_predictions(row.runs[seed]) for seed in seeds) for row in (self, other))
+        return _difference(ours, theirs)
 
 
-def _correct(run: RunFolder) -> NDArray[np.bool_]:
-    predicted, label = run.predictions()
-    return np.asarray(predicted == label)
+@dataclass(frozen=True)
+class _Predictions:
+    """A finished run's predictions, as its file holds them at a time."""
+
+    run: Path
+    modified: int
+
+    def correct(self) -> NDArray[np.bool_]:
+        predicted, label = RunFolder(self.run).predictions()
+        return np.asarray(predicted == label)
+
+
+def _predictions(run: RunFolder) -> _Predictions:
+    file = run.path / "predictions.npz"
+    return _Predictions(run.path, file.stat().st_mtime_ns if file.is_file() else 0)
+
+
+@lru_cache(maxsize=4096)
+def _difference(ours: tuple[_Predictions, ...], theirs: tuple[_Predictions, ...]) -> Interval | None:
+    """How much better some trials are; computed once, as tables are written anew after every run of a study."""
+    pairs = [(mine.correct(), other.correct()) for mine, other in zip(ours, theirs, strict=True)]
+    if len({part.shape for pair in pairs for part in pair}) > 1:  # of other test images
+        return None
+    left, right = (np.stack(parts) for parts in zip(*pairs, strict=True))
+    return paired_bootstrap(left, right)
 
 
 @dataclass(frozen=True)
@@ -87,7 +107,7 @@ class Pair:
 
     @property
     def teacher_top1(self) -> float | None:
-        """Of the network that taught, as the students' runs measured it."""
+        """The teacher's accuracy in percent, as a student's run measured it."""
         for row in self.rows:
             for summary in row.summaries.values():
                 if "teacher_top1" in summary:
@@ -95,19 +115,18 @@ class Pair:
         return None
 
     def baseline(self, named: str | None) -> Row | None:
-        """The row that others are compared with: the named one, or the best of most trials that is not HKD."""
+        """The row that others are compared with: the named one, else, of those with most trials, the best but HKD."""
         if named is not None:
             return self.row(named)
         others = [row for row in self.rows if row.mean is not None and not row.is_ours]
         return max(others, key=lambda row: (len(row.summaries), row.mean), default=None)
 
     def relative_improvement(self, label: str, over: str) -> float | None:
-        r"""What the paper's ARI averages over pairs, in percent, for one pair.
+        r"""The term of one pair in the paper's average relative improvement (ARI), in percent.
 
         .. math:: \frac{a_{\text{label}} - a_{\text{over}}}{a_{\text{over}} - a_{\text{student alone}}} \cdot 100
 
-        None where a mean is missing, or where the method compared with does not improve on the student alone: relative
-        to no improvement there is none.
+        None where a mean is missing, or where the method compared with does not improve on the student alone.
         """
         rows = map(self.row, (label, over, "ce"))
         best, other, alone = (None if row is None else row.mean for row in rows)
@@ -118,7 +137,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A comparison as far as it has come.
+    """A comparison, finished or not.
 
     Attributes:
         dataset: by name.
@@ -136,17 +155,17 @@ class Comparison:
 
     @property
     def headline(self) -> str | None:
-        """The form of HKD whose improvement ARI tells: the first HKD+KD, or else the first HKD."""
+        """The form of HKD that ARI is of: the first HKD+KD, or else the first HKD."""
         ours = [row for row in self.pairs[0].rows if row.is_ours]
-        ours.sort(key=lambda row: row.method == OURS)  # stable: those without +kd behind
+        ours.sort(key=lambda row: row.method == OURS)  # stable: those without +kd last
         return ours[0].label if ours else None
 
     def ari(self, over: str) -> float | None:
         """The average relative improvement of the headline over a line: the mean of
         :meth:`Pair.relative_improvement` over all pairs, None where one of them has none."""
-        found = [self._improvement(pair, over) for pair in self.pairs]
-        known = [value for value in found if value is not None]
-        return statistics.fmean(known) if len(known) == len(found) else None
+        terms = [self._improvement(pair, over) for pair in self.pairs]
+        known = [term for term in terms if term is not None]
+        return statistics.fmean(known) if len(known) == len(terms) else None
 
     def _improvement(self, pair: Pair, over: str) -> float | None:
         if self.headline is None or over == self.headline:
@@ -154,7 +173,7 @@ class Comparison:
         return pair.relative_improvement(self.headline, over)
 
     def numbers(self) -> dict[str, Any]:
-        """Everything as plain data: what ``comparison.json`` holds and the tables are made of."""
+        """Everything as plain data: the content of ``comparison.json``, of which the tables are made."""
         return {
             "dataset": self.dataset,
             "protocol": list(self.protocol),

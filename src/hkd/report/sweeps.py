@@ -37,9 +37,9 @@ def draw_sweep(numbers: Numbers, folder: Path) -> None:
     axes = figure.subplots()
     positions = range(len(numbers["values"]))
     for n, method in enumerate(numbers["methods"]):
-        aside = 0.02 * (n - (len(numbers["methods"]) - 1) / 2)  # so that error bars are beside one another
+        offset = 0.02 * (n - (len(numbers["methods"]) - 1) / 2)  # so that error bars do not overlap
         values_at = zip(positions, numbers["values"], strict=True)
-        points = {x + aside: accuracies(numbers, method, value) for x, value in values_at}
+        points = {x + offset: accuracies(numbers, method, value) for x, value in values_at}
         known = {x: values for x, values in points.items() if values}
         bars = [statistics.stdev(values) if len(values) > 1 else 0.0 for values in known.values()]
         axes.errorbar(list(known), [*map(statistics.fmean, known.values())], bars, marker="o", capsize=3, label=method)
@@ -53,23 +53,29 @@ def draw_sweep(numbers: Numbers, folder: Path) -> None:
             figure.savefig(file, dpi=160)
 
 
+def ranked_tries(numbers: Numbers) -> tuple[list[str], list[Numbers]]:
+    """The names of the fields that a search varied, and its tries, the best first."""
+    tries = sorted(numbers["tries"], key=lambda row: -(row["top1_holdout"] or 0.0))
+    return list(dict.fromkeys(name for row in tries for name in row["values"])), tries
+
+
 def search_table(numbers: Numbers) -> str:
-    """The tries, the best first, and what was best."""
-    ranked = sorted(numbers["tries"], key=lambda row: -(row["top1_holdout"] or 0.0))
-    names = list(dict.fromkeys(name for row in ranked for name in row["values"]))
+    """The tries, the best first, and the settings of the best."""
+    names, tries = ranked_tries(numbers)
     lines = [
-        [row["try"], *(_short(row["values"].get(name)) for name in names), _short(row["top1_holdout"]), row["state"]]
-        for row in ranked
+        [row["try"], *(short(row["values"].get(name)) for name in names), short(row["top1_holdout"]), row["state"]]
+        for row in tries
     ]
     table = tabulate(lines, ["try", *names, "top-1, held out", "state"], "github", disable_numparse=True)
     best = numbers["best"]
-    words = "no try has finished"
+    words = "No try has finished."
     if best is not None:
-        words = ", ".join(f"{name} = {_short(value)}" for name, value in best["values"].items())
+        words = ", ".join(f"{name} = {short(value)}" for name, value in best["values"].items())
         words = f"Best: {words}, with {best['top1_holdout']:.2f} % of the held-out training images."
-    legend = "The test split was not opened. The best of several tries flatters: its accuracy is no result."
+    legend = "The test split was not opened. The best of several tries is biased upwards and is no result."
     return f"# Search, {numbers['method']}\n\n{words}\n\n{table}\n\n{legend}\n"
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
+    """A value of a field with at most four digits; empty for none."""
     return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -6,12 +6,15 @@ import csv
 import io
 import json
 import statistics
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from tabulate import tabulate
 
 from hkd.analysis.bootstrap import Interval
+from hkd.analysis.trials import Row, repetition_notes
 from hkd.files import write_text
 from hkd.report.published import CRD, HKD
 
@@ -36,8 +39,22 @@ def csv_text(rows: list[Numbers]) -> str:
     if rows:
         writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows({name: csv_cell(value) for name, value in row.items()} for row in rows)
     return text.getvalue()
+
+
+def csv_cell(value: Any) -> Any:
+    """A value as a CSV file holds it.
+
+    Numbers have six digits, those that a float32 keeps. A text that a spreadsheet would take for a formula has an
+    apostrophe in front (OWASP, "CSV Injection").
+    """
+    if isinstance(value, float):
+        return float(f"{value:.6g}")
+    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value
+
+
+FORMULA = ("=", "+", "-", "@")
 
 
 def write_whole(folder: Path, texts: dict[str, str]) -> None:
@@ -52,20 +69,20 @@ def pair_table(pair: Numbers, style: str = "simple") -> str:
     base = pair["baseline"]
     headers = ["method", "top-1, last epoch", "best epoch", "ARI", f"minus {base}" if base else "difference"]
     headers += ["minutes", "images/s"]
-    told = any(row["published"] for row in pair["methods"])
+    has_published = any(row["published"] for row in pair["methods"])
     lines = []
     for row in pair["methods"]:
         line = [
             row["method"],
-            _told(row) or "…",
+            _accuracy(row) or "…",
             spread(row["top1_best"]),
             "" if row["ari"] is None else f"{row['ari']:.0f} %",
             "baseline" if row["method"] == base else _interval(row),
             f"{statistics.fmean(row['seconds']) / 60:.1f}" if row["seconds"] else "",
             f"{statistics.fmean(row['images_per_second']):,.0f}" if row["images_per_second"] else "",
         ]
-        lines.append([*line, row["published"] or ""] if told else line)
-    return tabulate(lines, [*headers, "published"] if told else headers, style, disable_numparse=True)
+        lines.append([*line, row["published"] or ""] if has_published else line)
+    return tabulate(lines, [*headers, "published"] if has_published else headers, style, disable_numparse=True)
 
 
 def overview(numbers: Numbers, style: str = "github") -> str:
@@ -76,18 +93,18 @@ def overview(numbers: Numbers, style: str = "github") -> str:
     for rows in zip(*(pair["methods"] for pair in pairs), strict=True):
         label = rows[0]["method"]
         ari = numbers["ari"][label]
-        cells = [_told(row) for row in rows]
+        cells = [_accuracy(row) for row in rows]
         lines.append([label, *cells, "" if ari is None else f"{ari:.2f} %"])
     return tabulate(lines, headers, style, disable_numparse=True)
 
 
 def markdown(numbers: Numbers) -> str:
-    """All tables, with what it takes to read them."""
+    """All tables, with the protocol and a legend."""
     parts = ["# Comparison", "\n".join(f"- {line}" for line in numbers["protocol"])]
     for pair in numbers["pairs"]:
         top1 = pair["teacher_top1"]
-        taught = "" if top1 is None else f" (teacher {top1:.2f})"
-        parts += [f"## {pair['teacher']} → {pair['student']}{taught}", pair_table(pair, "github")]
+        of_teacher = "" if top1 is None else f" (teacher {top1:.2f})"
+        parts += [f"## {pair['teacher']} → {pair['student']}{of_teacher}", pair_table(pair, "github")]
     if len(numbers["pairs"]) > 1:
         parts += ["## All pairs", overview(numbers)]
     return "\n\n".join([*parts, *_legend(numbers)]) + "\n"
@@ -96,16 +113,14 @@ def markdown(numbers: Numbers) -> str:
 def _legend(numbers: Numbers) -> list[str]:
     lines = [
         "Accuracies are of the test split in percent, mean ± standard deviation (n trials). The last epoch is the "
-        "result; the best epoch was chosen on the test split and flatters.",
+        "result; the best epoch was chosen on the test split and is biased upwards.",
         "*minus …*: the difference to that line in points with its 95 % interval, a paired bootstrap over trials and "
-        "test images. **Bold** where the interval lies on one side of 0; elsewhere the data do not decide. Few trials "
-        "say little about other seeds, one says nothing (and nothing is bold then); of many lines, one in twenty would "
-        "be bold by chance.",
+        "test images. **Bold** where the interval excludes 0; elsewhere the data do not decide. Few trials say little "
+        "about other seeds, a single one nothing (and nothing is bold then); of many lines, one in twenty would be "
+        "bold by chance.",
     ]
     if numbers["baseline"] is None:
-        lines.append(
-            "The line compared with is the best that is not HKD. It was chosen by these numbers, which favours it."
-        )
+        lines.append("The baseline is the best line that is not HKD. It was chosen by these numbers, which favours it.")
     if numbers["headline"] is not None:
         lines.append(
             f"*ARI*: by how much more {numbers['headline']} improves on the student alone than the method does, "
@@ -122,19 +137,19 @@ def as_csv(numbers: Numbers) -> str:
 
 
 def _csv_rows(numbers: Numbers) -> list[Numbers]:
-    return [_csv_row(pair, found) for pair in numbers["pairs"] for found in pair["methods"]]
+    return [_csv_row(pair, line) for pair in numbers["pairs"] for line in pair["methods"]]
 
 
-def _csv_row(pair: Numbers, found: Numbers) -> Numbers:
-    row = {"teacher": pair["teacher"], "student": pair["student"], "method": found["method"], "n": len(found["seeds"])}
+def _csv_row(pair: Numbers, line: Numbers) -> Numbers:
+    row = {"teacher": pair["teacher"], "student": pair["student"], "method": line["method"], "n": len(line["seeds"])}
     for name in ("top1_last", "top1_best", "seconds", "images_per_second"):
-        values = found[name]
+        values = line[name]
         row[f"{name}_mean"] = statistics.fmean(values) if values else None
         row[f"{name}_std"] = statistics.stdev(values) if len(values) > 1 else None
-    row |= {"ari": found["ari"], "baseline": pair["baseline"]}
-    gain = found["difference"] or {}
+    row |= {"ari": line["ari"], "baseline": pair["baseline"]}
+    gain = line["difference"] or {}
     row |= {f"difference_{end}": gain.get(end) for end in ("mean", "low", "high")}
-    return row | {"published": found["published"], "note": found["note"]}
+    return row | {"published": line["published"], "note": line["note"]}
 
 
 def spread(values: list[float], digits: int = 2) -> str:
@@ -145,14 +160,20 @@ def spread(values: list[float], digits: int = 2) -> str:
     return f"{statistics.fmean(values):.{digits}f}{deviation} ({len(values)})"
 
 
-def _told(row: Numbers) -> str:
-    """A line's accuracy, and what there is to say of it: runs that diverged stand beside those that did not."""
+def print_repetitions(rows: Sequence[Row]) -> None:
+    """Names the networks that tables do not count, on standard error."""
+    for note in repetition_notes(rows):
+        print(note, file=sys.stderr, flush=True)
+
+
+def _accuracy(row: Numbers) -> str:
+    """A line's accuracy, with its note if some of its runs have failed."""
     return ", ".join(part for part in (spread(row["top1_last"]), row["note"]) if part)
 
 
 def _interval(row: Numbers) -> str:
     if row["difference"] is None:
         return ""
-    found = Interval(**row["difference"])
-    text = f"{found.mean:+.2f} [{found.low:+.2f}, {found.high:+.2f}]"
-    return f"**{text}**" if found.excludes_zero and len(row["seeds"]) > 1 else text
+    gain = Interval(**row["difference"])
+    text = f"{gain.mean:+.2f} [{gain.low:+.2f}, {gain.high:+.2f}]"
+    return f"**{text}**" if gain.excludes_zero and len(row["seeds"]) > 1 else text

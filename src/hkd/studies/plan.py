@@ -1,33 +1,38 @@
-"""A study is a plan: specifications, which of their runs are there, and the command that trains each missing one."""
+"""A study is a plan: specifications, which of their runs exist, and the command that trains each missing one."""
 
 from __future__ import annotations
 
+import copy
 import os
 import re
 import shlex
 import statistics
-import sys
-from collections.abc import Iterable, Iterator
+from collections import Counter, defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from hkd.api import teacher_spec
-from hkd.config import DEFAULTS
-from hkd.data import Data, open_data
+from hkd.data import ArrayDataset, Data, Dataset, open_data
 from hkd.data.spec import DataSpec
 from hkd.errors import RequestError
 from hkd.files import read_yaml, write_text
 from hkd.models.spec import TeacherSpec
-from hkd.options import default_of
 from hkd.parts import dry_check
 from hkd.runtime.progress import duration
 from hkd.runtime.run_folder import RunFolder, RunState, find_runs, set_aside
-from hkd.spec import FIELDS, RECORDED, RunSpec, field_of, resolve_teacher
+from hkd.spec import RunSpec, resolve_teacher
+from hkd.studies.claims import any_claimed
+from hkd.studies.command_line import command_of
 
 STUDY_FILE = "study.yaml"
 """In a study's folder: what kind of study it is."""
+KINDS = {"compare": "comparison", "sweep": "sweep", "search": "search"}
+IMAGE_CACHE = "cache"
+
+Identity = tuple[str, int]
+"""A specification's key, and the seed."""
 
 
 @dataclass(frozen=True)
@@ -35,266 +40,291 @@ class PlannedRun:
     """One run of a study.
 
     Attributes:
-        asked: its specification as it is asked for, with absolute paths.
-        spec: the same, resolved.
+        spec: its specification as the command line says it, with absolute paths.
+        resolved: the same with nothing open.
         title: what it is, in words.
-        needs: the training of its teacher, where that is part of the study.
+        teacher: the training of its teacher, where that is part of the study.
     """
 
-    asked: RunSpec
     spec: RunSpec
+    resolved: RunSpec
     title: str
-    needs: PlannedRun | None = None
+    teacher: PlannedRun | None = None
 
     @cached_property
-    def identity(self) -> tuple[str, int]:
-        """Key and seed: two planned runs of one identity are one run."""
-        return self.spec.key(), self.spec.seed
+    def identity(self) -> Identity:
+        """Two planned runs of one identity are one run."""
+        return self.resolved.key(), self.resolved.seed
 
     @cached_property
     def folder(self) -> RunFolder:
         return RunFolder(self.spec.run)
 
     @property
-    def command(self) -> list[str]:
-        """The words that train it, or continue it, on any machine that sees the same paths."""
-        return command_of(self.asked)
+    def state(self) -> RunState:
+        """As the folder says; a run whose teacher failed has failed, until the teacher is there."""
+        state = self.folder.state
+        if state in (RunState.MISSING, RunState.BEGUN) and self._lacks_teacher:
+            return RunState.FAILED
+        return state
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it has a result, or will get none."""
+        return self.state in (RunState.FINISHED, RunState.FAILED, RunState.PRUNED)
+
+    @property
+    def failure(self) -> str | None:
+        """Why it failed or was pruned, in words; None if it did not."""
+        if self.state not in (RunState.FAILED, RunState.PRUNED):
+            return None
+        if (failure := self.folder.failure) is not None:
+            return str(failure.get("message"))
+        return f"its teacher failed: {self.spec.teacher.checkpoint if self.spec.teacher else ''}"
+
+    @property
+    def _lacks_teacher(self) -> bool:
+        return self.teacher is not None and self.teacher.state is RunState.FAILED
 
 
 class Plan:
     """The runs of a study in a folder, each once, teachers before their students.
 
-    A run counts as there wherever in the folder it was made, if its key and seed are those of the plan. A new one gets
-    the place that the study gives it.
+    A run exists wherever in the folder it was made, if its key and seed are those of the plan. A new one gets the place
+    that the study gives it.
 
     Args:
         folder: of the study.
-        kind: "compare" or "sweep".
+        kind: one of :data:`KINDS`.
         processes: that train each run together.
+        fresh: start over; what the folder holds is set aside by :meth:`begin`.
+
+    Raises:
+        RequestError: the folder holds something other than runs, or a study of another kind.
     """
 
-    def __init__(self, folder: str, kind: str, *, processes: int = 1) -> None:
+    def __init__(self, folder: str, kind: str, *, processes: int = 1, fresh: bool = False) -> None:
         self.folder = Path(os.path.abspath(folder))
         self.kind = kind
         self.processes = processes
+        self.fresh = fresh
         self.runs: list[PlannedRun] = []
-        self._by_identity: dict[tuple[str, int], PlannedRun] = {}
+        self._by_identity: dict[Identity, PlannedRun] = {}
         self._data: dict[DataSpec, Data] = {}
-        self._places: set[str] = set()
-
-    # -- making it ----------------------------------------------------------------------------------------------------
-
-    @cached_property
-    def existing(self) -> dict[tuple[str, int], RunFolder]:
-        """The runs in the folder by key and seed; finished ones before others."""
-        runs: dict[tuple[str, int], RunFolder] = {}
-        for run in find_runs(self.folder) if self.folder.is_dir() else ():
-            try:
-                identity = run.spec.key(), run.spec.seed
-            except RequestError:
-                continue  # a corrupt configuration is reported when its place is needed
-            if identity not in runs or run.state is RunState.FINISHED:
-                runs[identity] = run
-        return runs
-
-    def data(self, spec: RunSpec) -> Data:
-        """The images of a specification; each data set is opened once."""
-        if spec.data not in self._data:
-            cache = Path(spec.runtime.image_cache or self.folder / "cache")
-            self._data[spec.data] = open_data(spec.data, workers=spec.runtime.workers, cache=cache)
-        return self._data[spec.data]
-
-    def prepare(self, spec: RunSpec, place: str) -> RunSpec:
-        """A specification with absolute paths, the study's image cache, and its place in the folder."""
-        data = replace(spec.data, data_root=os.path.abspath(spec.data.data_root))
-        kind, colon, path = data.dataset.partition(":")
-        if kind == "folder" and colon:
-            data = replace(data, dataset=f"folder:{os.path.abspath(os.path.expanduser(path))}")
-        cache = os.path.abspath(spec.runtime.image_cache or self.folder / "cache")
-        runtime = replace(spec.runtime, run=str(self.folder / place), image_cache=cache)
-        teacher = spec.teacher
-        if teacher is not None and teacher.checkpoint is not None:
-            teacher = replace(teacher, checkpoint=os.path.abspath(teacher.checkpoint))
-        return replace(spec, data=data, runtime=runtime, teacher=teacher)
-
-    def teacher(self, spec: RunSpec, seed: int) -> PlannedRun | None:
-        """The training of a specification's teacher, planned once; None where its weights are given."""
-        assert spec.teacher is not None
-        if spec.teacher.checkpoint is not None or _comes_trained(spec):
-            return None
-        named = resolve_teacher(spec.teacher)
-        training = teacher_spec(replace(spec, teacher=named), Path("-"), seed)
-        return self.add(training, f"teachers/{named.name}", f"teacher {named.name}")
-
-    def add(self, spec: RunSpec, place: str, title: str, needs: PlannedRun | None = None) -> PlannedRun:
-        """Plans a run, unless one of its key and seed is planned already, which is returned.
-
-        Args:
-            spec: of the run.
-            place: where in the folder a new run goes.
-            title: what it is, in words.
-            needs: the training of its teacher.
-
-        Raises:
-            RequestError: the place holds another run.
-        """
-        asked = self.prepare(spec, file_path(place))
-        if needs is not None and asked.teacher is not None:
-            key, seed = needs.identity
-            known = TeacherSpec(name=needs.spec.student.name, checkpoint=needs.spec.run)
-            asked = replace(asked, teacher=known)
-            resolved = replace(asked, teacher=replace(known, digest=f"run {key} {seed}")).resolved(self.data(asked))
-        else:
-            resolved = asked.resolved(self.data(asked))
-        planned = PlannedRun(asked, resolved, title, needs)
-        if planned.identity in self._by_identity:
-            return self._by_identity[planned.identity]
-        if planned.identity in self.existing:
-            place = str(self.existing[planned.identity].path)
-        elif str(asked.run) in self._places:
-            place = f"{asked.run}-{planned.identity[0][:6]}"
-        else:
-            place = asked.run
-            RunFolder(place).check(resolved)
-        planned = PlannedRun(_moved(asked, place), _moved(resolved, place), title, needs)
-        self._places.add(place)
-        self._by_identity[planned.identity] = planned
-        self.runs.append(planned)
-        return planned
-
-    def dry_check(self, spec: RunSpec) -> None:
-        """Raises what training the specification would raise at its start, as far as names and shapes tell."""
-        dry_check(spec, self.data(spec))
+        self._places: set[Path] = set()
+        self._costs: dict[Identity, tuple[float, float]] = {}
+        self._check_folder()
 
     # -- the folder ---------------------------------------------------------------------------------------------------
 
-    def check_folder(self) -> None:
-        """Raises :class:`RequestError` where the folder is something else than a study, or a folder of runs."""
-        folder = self.folder
-        if not folder.exists() or self.is_study:
-            return
-        if not folder.is_dir() or (folder / "config.yaml").is_file():
-            raise RequestError(f"run: {folder} exists and is no study; name another with --run")
-        if any(folder.iterdir()) and not self.existing:
-            raise RequestError(f"run: {folder} exists and is no {self.kind}; name another with --run")
+    def _check_folder(self) -> None:
+        folder, noun = self.folder, KINDS[self.kind]
+        if (folder / STUDY_FILE).is_file():
+            kind = read_yaml(folder / STUDY_FILE).get("kind")
+            if kind != self.kind:
+                raise RequestError(
+                    f"run: {folder} is the folder of a {KINDS.get(str(kind), kind)}; name another with --run"
+                )
+        elif folder.is_dir():
+            is_run = (folder / "config.yaml").is_file()
+            if is_run or ({entry.name for entry in folder.iterdir()} - {IMAGE_CACHE} and not find_runs(folder)):
+                raise RequestError(f"run: {folder} exists and is no {noun}; name another with --run")
+        elif folder.exists():
+            raise RequestError(f"run: {folder} exists and is no {noun}; name another with --run")
 
-    @property
-    def is_study(self) -> bool:
-        names = {"compare": "comparison.json", "sweep": "sweep.json"}  # version 0.1 wrote no more
-        return (self.folder / STUDY_FILE).is_file() or (self.folder / names[self.kind]).is_file()
+    @cached_property
+    def existing(self) -> dict[Identity, list[RunFolder]]:
+        """The runs in the folder by key and seed."""
+        runs = defaultdict(list)
+        for run in () if self.fresh or not self.folder.is_dir() else find_runs(self.folder):
+            try:
+                runs[run.spec.key(), run.spec.seed].append(run)
+            except RequestError:
+                continue  # a corrupt configuration is reported when its place is needed
+        return runs
 
-    def begin(self, *, fresh: bool) -> None:
-        """Makes the folder, or with ``fresh`` keeps what is there under another name and starts over.
+    def begin(self) -> None:
+        """Makes the folder; with ``fresh`` what is there is kept under another name.
 
         Raises:
             RequestError: another process is training one of the runs that would be set aside.
         """
-        if fresh and self.folder.exists() and any(self.folder.iterdir()):
-            if locked := [run for run in find_runs(self.folder) if run.is_locked]:
-                raise RequestError(f"fresh: another process is working in {locked[0].path}; stop it first")
+        if self.fresh and self.folder.exists() and any(self.folder.iterdir()):
+            if locked := [str(run.path) for run in find_runs(self.folder) if run.is_locked]:
+                raise RequestError(f"fresh: another process is working in {locked[0]}; stop it first")
+            if any_claimed(self.folder):
+                raise RequestError(f"fresh: another process is working in {self.folder}; stop it first")
             set_aside(self.folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         if not (self.folder / STUDY_FILE).is_file():
             write_text(self.folder / STUDY_FILE, f"kind: {self.kind}\n")
-        elif (kind := read_yaml(self.folder / STUDY_FILE).get("kind")) != self.kind:
-            raise RequestError(f"run: {self.folder} is the folder of a {kind}; name another with --run")
+
+    # -- the runs -----------------------------------------------------------------------------------------------------
+
+    def data(self, spec: RunSpec) -> Data:
+        """The data set of a specification, without its pixels; each is opened once.
+
+        Args:
+            spec: with absolute paths.
+        """
+        if spec.data not in self._data:
+            assert spec.runtime.image_cache is not None
+            data = open_data(spec.data, workers=spec.runtime.workers, cache=Path(spec.runtime.image_cache))
+            self._data[spec.data] = without_pixels(data)
+        return self._data[spec.data]
+
+    def dry_check(self, spec: RunSpec) -> None:
+        """Raises what training the specification would raise at its start, as far as names and shapes tell."""
+        spec = self._absolute(spec)
+        dry_check(spec, self.data(spec))
+
+    def key_of(self, spec: RunSpec) -> str:
+        """The key of a specification, apart from its teacher's weights."""
+        spec = self._absolute(spec)
+        return spec.resolved(self.data(spec)).key()
+
+    def add_teacher(self, spec: RunSpec, seed: int, *place: str) -> PlannedRun | None:
+        """Plans the training of a specification's teacher; None where its weights are given.
+
+        Args:
+            place: folders above that of the teachers.
+        """
+        assert spec.teacher is not None
+        comes_trained = spec.teacher.pretrained and spec.data.dataset == "imagenet"  # with its classifier
+        if spec.teacher.checkpoint is not None or comes_trained:
+            return None
+        teacher = resolve_teacher(spec.teacher)
+        training = teacher_spec(replace(spec, teacher=teacher), Path("-"), seed)
+        return self.add(training, (*place, "teachers", str(teacher.name)), f"teacher {teacher.name}")
+
+    def add(self, spec: RunSpec, place: tuple[str, ...], title: str, teacher: PlannedRun | None = None) -> PlannedRun:
+        """Plans a run, unless one of its key and seed is planned already, which is returned.
+
+        Args:
+            spec: of the run.
+            place: where in the folder a new run goes, a name for each level.
+            title: what it is, in words.
+            teacher: the training of its teacher.
+
+        Raises:
+            RequestError: the place holds another run.
+        """
+        spec = self._absolute(spec)
+        if teacher is None:
+            resolved = spec.resolved(self.data(spec))
+        else:
+            key, seed = teacher.identity
+            known = TeacherSpec(name=teacher.spec.student.name, checkpoint=teacher.spec.run)
+            spec = replace(spec, teacher=known)
+            resolved = replace(spec, teacher=replace(known, digest=f"run {key} {seed}")).resolved(self.data(spec))
+        identity = resolved.key(), resolved.seed
+        if identity not in self._by_identity:
+            path = str(self._place_of(resolved, identity, self.folder.joinpath(*map(file_name, place))))
+            run = PlannedRun(_moved(spec, path), _moved(resolved, path), title, teacher)
+            self._places.add(Path(path))
+            self._by_identity[identity] = run
+            self.runs.append(run)
+        return self._by_identity[identity]
+
+    def _absolute(self, spec: RunSpec) -> RunSpec:
+        """A specification with absolute paths and the study's image cache."""
+        data = replace(spec.data, data_root=_absolute(spec.data.data_root))
+        kind, colon, path = data.dataset.partition(":")
+        if kind == "folder" and colon:
+            data = replace(data, dataset=f"folder:{_absolute(path)}")
+        cache = os.path.abspath(spec.runtime.image_cache or self.folder / IMAGE_CACHE)
+        teacher = spec.teacher
+        if teacher is not None and teacher.checkpoint is not None:
+            teacher = replace(teacher, checkpoint=os.path.abspath(teacher.checkpoint))
+        return replace(spec, data=data, runtime=replace(spec.runtime, image_cache=cache), teacher=teacher)
+
+    def _place_of(self, resolved: RunSpec, identity: Identity, usual: Path) -> Path:
+        """Where a run is, or where it goes: a finished one before others, one in its usual place before others."""
+        if runs := self.existing.get(identity):
+            return min(runs, key=lambda run: (run.state is not RunState.FINISHED, run.path != usual)).path
+        if usual in self._places:
+            return usual.with_name(f"{usual.name}-{identity[0][:6]}")
+        place = RunFolder(usual)
+        if not self.fresh:
+            place.check(resolved)
+            if place.begun and place.spec.data.revision == 0:
+                raise RequestError(
+                    f"run: {usual} holds a run of hkd 0.1, which does not belong together with new ones; name another "
+                    "folder with --run, or start over with --fresh"
+                )
+        return usual
 
     # -- what it says -------------------------------------------------------------------------------------------------
 
-    def missing(self) -> list[PlannedRun]:
-        """The runs without a result."""
-        return [run for run in self.runs if run.folder.state is not RunState.FINISHED]
+    def command(self, run: PlannedRun) -> list[str]:
+        """The words that train a run, or continue it, on any machine that sees the same paths."""
+        return command_of(run.spec, self.processes)
 
     def describe(self) -> Iterator[str]:
-        """The plan as lines: each run's state, title and command, and what it will take."""
+        """The plan as lines: each run's state, title and command, and what is left to do."""
         for run in self.runs:
-            yield f"{run.folder.state:<8} {run.title}"
-            yield f"         {shlex.join(launched(run.command, self.processes))}"
+            yield f"{RunState.MISSING if self.fresh else run.state:<8} {run.title}"
+            yield f"         {shlex.join(self.command(run))}"
         yield self.estimate()
 
     def estimate(self) -> str:
-        """What is left to do, from what the finished runs took."""
-        finished = [run for run in self.runs if run.folder.state is RunState.FINISHED]
-        left = self.missing()
-        words = f"{len(self.runs)} runs: {len(finished)} finished, {len(left)} to go"
-        if not finished or not left:
-            return words + ("" if not left else "; an estimate needs a finished run")
-        seconds = [
-            run.folder.summary["seconds"] / run.spec.optimisation.epochs for run in finished if run.folder.summary
-        ]
-        size = statistics.fmean(_size(run.folder.path) for run in finished)
-        each = statistics.fmean(seconds)
-        total = sum(each * run.spec.optimisation.epochs for run in left)
-        return f"{words}; about {duration(total)} one after another, {len(left) * size / 1e6:,.0f} MB of disk"
+        """What is left to do, from what finished runs of the same network took, or else any."""
+        states = {run.identity: RunState.MISSING if self.fresh else run.state for run in self.runs}
+        failed, counts = "", Counter(states.values())
+        if counts[RunState.FAILED]:
+            failed = f", {counts[RunState.FAILED]} failed"
+        left = [run for run in self.runs if states[run.identity] in (RunState.MISSING, RunState.BEGUN)]
+        words = f"{len(self.runs)} runs: {counts[RunState.FINISHED]} finished{failed}, {len(left)} to go"
+        if not left:
+            return words
+        costs = defaultdict(list)
+        for run in self.runs:
+            if states[run.identity] is RunState.FINISHED:
+                costs[run.resolved.student.name].append(self._cost(run))
+        if not costs:
+            return f"{words}; an estimate needs a finished run"
+        usual = _mean([cost for group in costs.values() for cost in group])
+        means = {name: _mean(group) for name, group in costs.items()}
+        seconds = sum(run.resolved.optimisation.epochs * means.get(run.resolved.student.name, usual)[0] for run in left)
+        size = sum(means.get(run.resolved.student.name, usual)[1] for run in left)
+        return f"{words}; about {duration(seconds)} one after another, {size / 1e6:,.0f} MB of disk"
+
+    def _cost(self, run: PlannedRun) -> tuple[float, float]:
+        """Seconds an epoch and bytes on disk of a finished run."""
+        if run.identity not in self._costs:
+            files = [file for file in run.folder.path.rglob("*") if file.is_file() and not file.is_symlink()]
+            seconds = (run.folder.summary or {}).get("seconds", 0.0) / run.resolved.optimisation.epochs
+            self._costs[run.identity] = seconds, sum(file.stat().st_size for file in files)
+        return self._costs[run.identity]
 
 
-def _comes_trained(spec: RunSpec) -> bool:
-    """Whether a library's weights include the classifier of the very data set."""
-    return spec.teacher is not None and spec.teacher.pretrained and spec.data.dataset == "imagenet"
+def _mean(costs: list[tuple[float, float]]) -> tuple[float, float]:
+    seconds, sizes = zip(*costs, strict=True)
+    return statistics.fmean(seconds), statistics.fmean(sizes)
+
+
+def without_pixels(data: Data) -> Data:
+    """A data set's names, labels and digest; a study need not keep the images of its runs in memory."""
+
+    def emptied(part: Dataset) -> Dataset:
+        part = copy.copy(part)
+        if isinstance(part, ArrayDataset):
+            part.images = part.images[:0].clone()
+        return part
+
+    light = replace(data, train=emptied(data.train), test=emptied(data.test))
+    light.__dict__["digest"] = data.digest  # computed once, from the pixels
+    return light
+
+
+def _absolute(path: str) -> str:
+    return os.path.abspath(os.path.expanduser(path))
 
 
 def _moved(spec: RunSpec, run: str) -> RunSpec:
     return replace(spec, runtime=replace(spec.runtime, run=run))
 
 
-def _size(folder: Path) -> int:
-    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file() and not file.is_symlink())
-
-
-def command_of(spec: RunSpec) -> list[str]:
-    """A specification as words of the command line: what differs from the defaults."""
-    command = "train" if spec.method is None else "distill"
-    words = [sys.executable, "-m", "hkd", command]
-    flat = spec.to_flat()
-    for name, value in flat.items():
-        if name in RECORDED or name == "format":
-            continue
-        if isinstance(value, dict):
-            continue
-        flag, default = f"--{name.replace('_', '-')}", _default(name, command)
-        if value == default or (isinstance(value, list) and tuple(value) == default):
-            continue
-        if isinstance(value, bool):
-            words.append(flag if value else f"--no-{flag[2:]}")
-        elif value is not None:
-            words += [flag, ",".join(map(str, value)) if isinstance(value, list) else str(value)]
-    if spec.method is not None and spec.method.settings is not None:
-        from hkd.methods import methods
-        from hkd.methods.create import method_config
-
-        prefix, usual = methods[spec.method.name].settings, method_config(spec.method.name, {})
-        for name, value in vars(spec.method.settings).items():
-            if value != getattr(usual, name):
-                flag = f"--{prefix}.{name.replace('_', '-')}"
-                if isinstance(value, bool):
-                    words.append(flag if value else f"--{'no-'}{flag[2:]}")
-                else:
-                    words += [flag, ",".join(map(str, value)) if isinstance(value, tuple) else str(value)]
-    return words
-
-
-def _default(name: str, command: str) -> Any:
-    part, attribute = FIELDS[name]
-    return DEFAULTS[command].get(name, default_of(field_of(part, attribute)))
-
-
-def launched(command: list[str], processes: int) -> list[str]:
-    """A command as a launcher starts it in several processes."""
-    if processes == 1:
-        return command
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m", "hkd", "--"]
-    return [command[0], *launcher, *command[3:]]
-
-
-def file_path(text: str) -> str:
-    """A place in a study's folder: names without what file systems and shells trip over."""
-    return "/".join(file_name(part) for part in text.split("/"))
-
-
 def file_name(text: str) -> str:
     """A name without what file systems and shells trip over."""
-    return re.sub(r"[^\w.+=,-]", "_", text).strip("_")[:120]
-
-
-def each_seed(first: int, trials: int) -> Iterable[int]:
-    return range(first, first + trials)
+    return re.sub(r"[^\w.+=,-]", "_", text).strip("_.")[:120]

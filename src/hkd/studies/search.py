@@ -2,237 +2,287 @@
 
 from __future__ import annotations
 
-import math
-import re
 import sys
-from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from typing import Any, get_args
 
-from hkd.config import SweepConfig, parse_value
-from hkd.errors import RequestError
+import numpy as np
+
+from hkd.config import MethodRequest, SweepConfig, check_distinct
+from hkd.errors import RequestError, TrainingError
+from hkd.files import read_json
+from hkd.options import hints_of
 from hkd.report.sweeps import search_table
 from hkd.report.tables import write_numbers
 from hkd.runtime.run_folder import RunState
-from hkd.spec import RunSpec
-from hkd.studies.engines import Engine, Handle, carry_out, make_engine
+from hkd.spec import FIELDS, PARTS, PLUS_KD, RunSpec
+from hkd.studies.claims import claim
+from hkd.studies.engines import Handle, make_engine
+from hkd.studies.execution import Execution
 from hkd.studies.plan import Plan, PlannedRun
-from hkd.studies.sweep import run_spec, with_field
+from hkd.studies.ranges import Range
+from hkd.studies.sweep import DECIDE_TEACHER, relative, run_spec
 
-EPOCHS_BEFORE_PRUNING = 2
-TRIALS_BEFORE_PRUNING = 4
-
-
-@dataclass(frozen=True)
-class Range:
-    """What a field is searched over: numbers between two bounds, or some values.
-
-    Attributes:
-        field: an option, or a setting of the method.
-        low, high: bounds, both included; whole numbers search whole numbers.
-        log: whether magnitudes are drawn evenly.
-        choices: the values, instead of bounds.
-    """
-
-    field: str
-    low: float = 0.0
-    high: float = 0.0
-    log: bool = False
-    choices: tuple[Any, ...] = ()
-
-    @classmethod
-    def parse(cls, text: str) -> Range:
-        """Reads FIELD=LO..HI, FIELD=LO..HI:log or FIELD=A|B|C."""
-        field, equals, words = (part.strip() for part in text.partition("="))
-        if not (field and equals and words):
-            raise RequestError(f"search: expected FIELD=LO..HI[:log] or FIELD=A|B|C; got {text!r}")
-        if "|" in words:
-            return cls(field, choices=tuple(parse_value(word.strip()) for word in words.split("|")))
-        match = re.fullmatch(r"(\S+?)\.\.(\S+?)(:log)?", words)
-        low, high = (parse_value(match[n]) for n in (1, 2)) if match else (None, None)
-        if match is None or not _is_number(low) or not _is_number(high):
-            raise RequestError(f"search: expected FIELD=LO..HI[:log] or FIELD=A|B|C; got {text!r}")
-        assert isinstance(low, int | float) and isinstance(high, int | float)
-        if not low < high or (match[3] and low <= 0):
-            raise RequestError(f"search: expected LO below HI{', above 0' if match[3] else ''}; got {text!r}")
-        return cls(field, low, high, bool(match[3]))
-
-    def suggest(self, trial: Any) -> Any:
-        """A value for a trial of Optuna's."""
-        if self.choices:
-            return trial.suggest_categorical(self.field, self.choices)
-        if isinstance(self.low, int) and isinstance(self.high, int):
-            return trial.suggest_int(self.field, self.low, self.high, log=self.log)
-        return trial.suggest_float(self.field, self.low, self.high, log=self.log)
-
-    @property
-    def example(self) -> Any:
-        return self.choices[0] if self.choices else self.low
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+TRIES_BEFORE_PRUNING = 4
+EPOCHS_BEFORE_PRUNING = 0.25
+"""As a part of all epochs."""
 
 
 def search(config: SweepConfig, *, fresh: bool = False) -> dict[str, Any]:
     """Looks for the settings of one method that do best on held-out training images; the test split stays closed.
 
-    Each try trains one run with the study's seed. Optuna's TPE sampler proposes its settings from the tries before; a
-    run that is behind the median of the others after the same epoch is pruned. Writes ``search.md``, ``.csv`` and
-    ``.json``. The same call continues; what was tried is kept in ``search.log``.
+    Each try trains one run with the study's seed, in ``tries/NUMBER``. Optuna's TPE sampler proposes its settings from
+    the tries before; a run that is behind the median of the others after the same epoch is pruned. Writes
+    ``search.md``, ``.csv`` and ``.json``. The same call continues: the proposals are kept in ``search.json``, what came
+    of them in their run folders. With one run at a time, the same request makes the same tries.
 
     Returns:
-        What stands in ``search.json``: ``best`` settings and ``tries``.
+        What ``search.json`` holds: the ``best`` try and all ``tries``.
 
     Raises:
         RequestError: the request is wrong, which is noticed before anything is trained.
+        TrainingError: no try has a result.
         Stopped: a signal asked to stop; the same call continues.
     """
-    (request,), ranges = config.requests, [Range.parse(text) for text in config.search]
-    if request.options is None:
-        raise RequestError("search: ce has no settings to look for; name a method with --methods")
-    plan = Plan(config.run, "sweep", processes=config.processes_per_run)
-    plan.check_folder()
-    if fresh:
-        plan.existing = {}
-
-    def spec_of(values: dict[str, Any]) -> RunSpec:
-        line: dict[str, Any] = request.options or {}
-        flat = {**config.run_options(), "run": "-", "seed": config.seed, "student": config.student}
-        flat |= {name: getattr(config, name) for name in ("teacher", "teacher_checkpoint", "teacher_lr")} | line
-        for field, value in values.items():
-            flat = with_field(flat, field, value, request.label)
-        return RunSpec.from_flat(flat)
-
-    base = run_spec(config, request, None, config.seed)
-    plan.dry_check(spec_of({r.field: r.example for r in ranges}))
-    teacher = plan.teacher(base, config.seed)
+    plan = Plan(config.run, "search", processes=config.processes_per_run, fresh=fresh)
+    current = Search(config, plan)
     if config.dry_run:
+        while current.recorded:
+            current.plan_recorded()
         print("\n".join(plan.describe()))
-        print(f"then {config.tries} tries, each chosen by those before")
-        return {}
-    plan.begin(fresh=fresh)
-    study = _study(plan, config)
-    engine = make_engine(config, plan.folder)
+        print(f"{config.tries} tries in all, each proposed from those before")
+        return current.numbers()
+    plan.begin()
+    taken = claim(plan.folder, "search", config.seed)
+    if taken is None:
+        raise RequestError(f"run: another process is searching in {plan.folder}; use --jobs for runs at the same time")
     try:
-        _search(config, plan, study, ranges, spec_of, teacher, engine)
+        with closing(make_engine(config, plan.folder, config.device)) as engine:
+            Execution(
+                plan, engine, on_end=current.end, watch=current.watch, propose=current.propose, refresh=current.write,
+                retry_failed=config.retry_failed,
+            ).run()  # fmt: skip
     finally:
-        engine.close()
-    numbers = _numbers(study, request.label, plan)
-    rows = [
-        {name: value for name, value in row.items() if name != "values"} | row["values"] for row in numbers["tries"]
-    ]
-    write_numbers(plan.folder, "search", numbers, rows, search_table(numbers))
+        taken.release()
+    numbers = current.numbers()
+    if numbers["best"] is None:
+        failures = [run.failure for run in plan.runs if run.failure is not None]
+        raise TrainingError(f"no try has a result; {failures[0] if failures else 'none was made'}")
     return numbers
 
 
-def _study(plan: Plan, config: SweepConfig) -> Any:
-    """Optuna's memory of the tries, in a file of the study's folder."""
+@dataclass
+class Try:
+    """One proposal and what has come of it.
+
+    Attributes:
+        number: counted from 0.
+        values: of the fields.
+        trial: Optuna's.
+        run: that it trains; tries of equal values share one.
+        epochs: how many have been reported to Optuna.
+        pruned: whether it fell behind the others.
+        state: "running", "complete", "pruned" or "failed".
+        top1: on the held-out images, of the last epoch reported.
+    """
+
+    number: int
+    values: dict[str, Any]
+    trial: Any
+    run: PlannedRun
+    epochs: int = 0
+    pruned: bool = False
+    state: str = "running"
+    top1: float | None = None
+
+
+class Search:
+    """The tries of a search, proposed one after another.
+
+    Raises:
+        RequestError: a range does not fit its field, or the folder holds another search.
+    """
+
+    def __init__(self, config: SweepConfig, plan: Plan) -> None:
+        self.config, self.plan = config, plan
+        (self.request,) = config.requests
+        self.ranges = [Range.parse(text) for text in config.search]
+        self.tries: list[Try] = []
+        self._check()
+        self.recorded = [] if plan.fresh else self._read()
+        self.teacher = plan.add_teacher(self._spec({}), config.seed)
+        self._study = _new_study(round(EPOCHS_BEFORE_PRUNING * config.epochs))
+
+    def _spec(self, values: dict[str, Any]) -> RunSpec:
+        return run_spec(self.config, self.request, self.config.seed, values)
+
+    def _check(self) -> None:
+        if self.request.options is None:
+            raise RequestError("search: ce has no settings to look for; name a method with --methods")
+        check_distinct("search", [r.field for r in self.ranges])
+        first = {r.field: r.ends[0] for r in self.ranges}
+        for r in self.ranges:
+            if r.field in DECIDE_TEACHER:
+                raise RequestError(f"search: {r.field} decides which teacher fits; vary it with --field and --values")
+            keys = []
+            for value in r.ends:
+                spec = self._spec(first | {r.field: value})
+                self.plan.dry_check(spec)
+                keys.append(self.plan.key_of(spec))
+            if len(set(keys)) == 1:
+                raise RequestError(f"search: {r.field} changes nothing that decides what is learnt")
+
+    def _read(self) -> list[dict[str, Any]]:
+        """The values of the tries of earlier starts."""
+        file = self.plan.folder / "search.json"
+        if not file.is_file():
+            return []
+        before = read_json(file)
+        for name, value in (("search", list(self.config.search)), ("method", self.request.label)):
+            if before.get(name) != value:
+                raise RequestError(
+                    f"run: {self.plan.folder} holds a search with {name} = {before.get(name)}, not {value}; name "
+                    "another folder with --run, or start over with --fresh"
+                )
+        rows = before.get("tries")
+        if not isinstance(rows, list) or not all(
+            isinstance(r, dict) and isinstance(r.get("values"), dict) for r in rows
+        ):
+            raise RequestError(f"run: {file} is corrupt; name another folder with --run, or start over with --fresh")
+        return [row["values"] for row in rows]
+
+    # -- what the execution calls -------------------------------------------------------------------------------------
+
+    def propose(self) -> PlannedRun | None:
+        """The run of the next try; None where there are enough."""
+        if len(self.tries) >= self.config.tries or (self.teacher and self.teacher.state is RunState.FAILED):
+            return None
+        return self.plan_recorded() if self.recorded else self._add()
+
+    def plan_recorded(self) -> PlannedRun:
+        """The run of the next try that an earlier start has proposed."""
+        self._study.enqueue_trial(self.recorded.pop(0))
+        return self._add()
+
+    def _add(self) -> PlannedRun:
+        number = len(self.tries)
+        # Each draw has a seed of its own, so that a search that goes on proposes what one without a break would.
+        self._study.sampler = _sampler(self.config.seed, number)
+        trial = self._study.ask()
+        values = {r.field: r.suggest(trial, _is_whole(r.field, self.request)) for r in self.ranges}
+        words = ", ".join(f"{name} {_short(value)}" for name, value in values.items())
+        run = self.plan.add(self._spec(values), ("tries", f"{number:03d}"), f"try {number}: {words}", self.teacher)
+        self.tries.append(Try(number, values, trial, run))
+        if not self.config.dry_run:
+            self.write()  # before the run starts, so that its values are known whatever happens
+        return run
+
+    def watch(self, run: PlannedRun, handle: Handle) -> None:
+        """Reports what a run under way has reached, and ends it where it is behind the others."""
+        for attempt in self._running(run):
+            if not attempt.pruned and self._is_behind(attempt):
+                run.folder.fail(RunState.PRUNED, f"behind the median after epoch {attempt.epochs}", 0)
+                handle.stop()
+
+    def end(self, run: PlannedRun) -> None:
+        """Takes the result of a run."""
+        for attempt in self._running(run):
+            self._finish(attempt)
+            result = "no result" if attempt.top1 is None else f"{attempt.top1:.2f} %"
+            print(f"{run.title}: {attempt.state}, {result}", file=sys.stderr, flush=True)
+
+    def _running(self, run: PlannedRun) -> list[Try]:
+        return [attempt for attempt in self.tries if attempt.run is run and attempt.state == "running"]
+
+    def _is_behind(self, attempt: Try) -> bool:
+        """Reports the epochs that are new, up to the first after which the run is behind the others."""
+        for row in attempt.run.folder.rows():
+            if attempt.pruned:
+                break
+            if row["epoch"] > attempt.epochs and "test_top1" in row:
+                attempt.epochs, attempt.top1 = row["epoch"], row["test_top1"]
+                attempt.trial.report(attempt.top1, attempt.epochs)
+                is_last = attempt.epochs >= attempt.run.resolved.optimisation.epochs
+                attempt.pruned = not is_last and attempt.trial.should_prune()
+        return attempt.pruned
+
+    def _finish(self, attempt: Try) -> None:
+        from optuna.trial import TrialState
+
+        summary = attempt.run.folder.summary
+        if self._is_behind(attempt) or attempt.run.state is RunState.PRUNED:
+            attempt.state = (
+                "pruned"  # also where the run was quicker than the signal: what is proposed next is the same
+            )
+            self._study.tell(attempt.trial, state=TrialState.PRUNED)
+        elif summary is None:
+            attempt.state, attempt.top1 = "failed", None
+            self._study.tell(attempt.trial, state=TrialState.PRUNED)  # settings that diverge are bad settings
+        else:
+            attempt.state, attempt.top1 = "complete", summary["top1_last"]
+            attempt.epochs = summary["epochs"]
+            self._study.tell(attempt.trial, attempt.top1)
+
+    # -- what it says -------------------------------------------------------------------------------------------------
+
+    def numbers(self) -> dict[str, Any]:
+        """The tries in their order, and the best."""
+        rows: list[dict[str, Any]] = [
+            {
+                "try": attempt.number,
+                "state": attempt.state,
+                "top1_holdout": attempt.top1,
+                "epochs": attempt.epochs,
+                "values": attempt.values,
+                "run": str(relative(attempt.run.folder.path)),
+            }
+            for attempt in self.tries
+        ]
+        best = max((r for r in rows if r["state"] == "complete"), key=lambda r: r["top1_holdout"], default=None)
+        return {"search": list(self.config.search), "method": self.request.label, "best": best, "tries": rows}
+
+    def write(self) -> None:
+        """Rewrites ``search.json``, ``.csv`` and ``.md``, with the proposals that are yet to be looked at again."""
+        numbers = self.numbers()
+        later = [{"try": len(self.tries) + n, "values": values} for n, values in enumerate(self.recorded)]
+        rows = [{name: v for name, v in row.items() if name != "values"} | row["values"] for row in numbers["tries"]]
+        text = search_table(numbers)
+        write_numbers(self.plan.folder, "search", numbers | {"tries": numbers["tries"] + later}, rows, text)
+
+
+def _new_study(epochs: int) -> Any:
+    """Optuna's view of a search. It is kept in memory, and made again from the run folders by each start."""
     try:
         import optuna
-        from optuna.storages.journal import JournalFileBackend
     except ImportError as error:
         raise RequestError("search: optuna is not installed; pip install 'hkd[search]'") from error
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    storage = optuna.storages.JournalStorage(JournalFileBackend(str(plan.folder / "search.log")))
-    return optuna.create_study(
-        study_name="search", storage=storage, direction="maximize", load_if_exists=True,
-        sampler=optuna.samplers.TPESampler(seed=config.seed, constant_liar=True),
-        pruner=optuna.pruners.MedianPruner(TRIALS_BEFORE_PRUNING, EPOCHS_BEFORE_PRUNING),
-    )  # fmt: skip
+    pruner = optuna.pruners.MedianPruner(TRIES_BEFORE_PRUNING, epochs)
+    return optuna.create_study(direction="maximize", pruner=pruner)
 
 
-def _search(
-    config: SweepConfig,
-    plan: Plan,
-    study: Any,
-    ranges: list[Range],
-    spec_of: Callable[[dict[str, Any]], RunSpec],
-    teacher: PlannedRun | None,
-    engine: Engine,
-) -> None:
-    """Rounds of as many tries as the engine has slots, until there are enough."""
+def _sampler(seed: int, number: int) -> Any:
     import optuna
 
-    running = optuna.trial.TrialState.RUNNING
-    for left_over in study.get_trials(states=(running,)):  # of a start that was cut short; its run is found again
-        study.tell(left_over.number, state=optuna.trial.TrialState.FAIL)
-    for done in study.get_trials(states=(optuna.trial.TrialState.FAIL,)):
-        if "error" not in done.user_attrs and done.params:
-            study.enqueue_trial(done.params, skip_if_exists=True)
-    if teacher is not None:
-        carry_out(plan, engine, lambda _: None, retry_failed=config.retry_failed)
-    finished = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
-    while (left := config.tries - len(study.get_trials(deepcopy=False, states=finished))) > 0:
-        tries: dict[tuple[str, int], Any] = {}
-        for _ in range(min(left, engine.slots)):
-            trial = study.ask()
-            values = {r.field: r.suggest(trial) for r in ranges}
-            words = ",".join(
-                f"{name}={value:.4g}" if isinstance(value, float) else f"{name}={value}"
-                for name, value in values.items()
-            )
-            run = plan.add(spec_of(values), f"tries/{trial.number:03d}", words, teacher)
-            trial.set_user_attr("run", str(run.folder.path))
-            tries[run.identity] = trial
-        carry_out(plan, engine, lambda _: None, watch=partial(_watch, tries))
-        for run in plan.runs:
-            if (trial := tries.get(run.identity)) is not None:
-                _tell(study, trial, run)
+    state = int(np.random.SeedSequence((seed, number)).generate_state(1)[0])
+    return optuna.samplers.TPESampler(seed=state, constant_liar=True)
 
 
-def _watch(tries: dict[tuple[str, int], Any], run: PlannedRun, handle: Handle) -> None:
-    """Reports what a run under way has reached, and ends it where the sampler would prune it."""
-    trial = tries.get(run.identity)
-    if trial is None or run.folder.failure is not None:
-        return
-    reported = trial.user_attrs.get("reported", 0)
-    for row in run.folder.rows():
-        if row["epoch"] > reported and "test_top1" in row:
-            trial.report(row["test_top1"], row["epoch"])
-            trial.set_user_attr("reported", row["epoch"])
-            if row["epoch"] < run.spec.optimisation.epochs and trial.should_prune():
-                run.folder.fail(RunState.PRUNED, f"behind the median after epoch {row['epoch']}", 0)
-                handle.stop()
-                return
+def _is_whole(field: str, request: MethodRequest) -> bool:
+    """Whether a field takes whole numbers alone."""
+    prefix, dot, key = field.partition(".")
+    if dot:
+        from hkd.methods import methods
 
-
-def _tell(study: Any, trial: Any, run: PlannedRun) -> None:
-    import optuna
-
-    summary, failure = run.folder.summary, run.folder.failure
-    if summary is not None:
-        study.tell(trial, summary["top1_last"])
-        words = f"{summary['top1_last']:.2f} %"
-    elif failure is not None and run.folder.state is RunState.PRUNED:
-        study.tell(trial, state=optuna.trial.TrialState.PRUNED)
-        words = f"pruned, {failure['message']}"
+        settings: type = methods[str((request.options or {})["method"]).removesuffix(PLUS_KD)].Config
+        hint = hints_of(settings)[key]
     else:
-        trial.set_user_attr("error", str((failure or {}).get("message")))
-        study.tell(trial, state=optuna.trial.TrialState.PRUNED)  # diverging settings are bad settings
-        words = f"failed: {(failure or {}).get('message')}"
-    print(f"{run.title}: {words}", file=sys.stderr, flush=True)
+        part, attribute = FIELDS[prefix]
+        hint = hints_of(PARTS[part])[attribute]
+    kinds = get_args(hint) or (hint,)
+    return int in kinds and float not in kinds
 
 
-def _numbers(study: Any, label: str, plan: Plan) -> dict[str, Any]:
-    """The tries in their order, and the best."""
-    rows = []
-    for trial in study.get_trials(deepcopy=False):
-        if not trial.params or not trial.state.is_finished() or "run" not in trial.user_attrs:
-            continue
-        reached = trial.intermediate_values.values()
-        state = trial.state.name.lower() if "error" not in trial.user_attrs else "failed"
-        rows.append(
-            {
-                "try": trial.number,
-                "state": state,
-                "top1_holdout": trial.value if trial.value is not None else max(reached, default=None),
-                "epochs": max(trial.intermediate_values, default=0),
-                "values": dict(trial.params),
-                "run": trial.user_attrs["run"],
-            }
-        )
-    complete = [row for row in rows if row["state"] == "complete"]
-    best = max(complete, key=lambda row: row["top1_holdout"], default=None)
-    return {"method": label, "best": best, "tries": rows}
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
