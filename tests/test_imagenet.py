@@ -36,3 +36,4 @@ def test_the_recipe_runs(root: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert summary["train_images"] == 18 and summary["test_images"] == 6
     told = capsys.readouterr().err
     assert "memory on cpu:" in told and "streamed" in told
+    assert "imagenet: 18 training and 6 test images, 3 classes, images of varying size, shown at 224x224" in told

@@ -1,4 +1,4 @@
-"""Throws bytes at what reads files from outside; only a told error may come back.
+"""Throws bytes at what reads files from outside; only a RequestError may come back.
 
 python -m tests.faults.fuzz_loaders [-max_total_time=60]
 """

@@ -38,7 +38,7 @@ def test_a_pickle_that_runs_code_is_refused(tmp_path: Path, monkeypatch: pytest.
 
 def test_a_run_folder_s_checkpoint_is_no_way_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    asked = hkd.TrainConfig(run="run", epochs=1, limit_train=4, device="cpu", tensorboard=False)
+    asked = hkd.TrainConfig(run="run", epochs=1, limit_train=4, device="cpu", tensorboard=False, keep_checkpoints=True)
     hkd.train(asked)
     for name in ("last.pt", "previous.pt"):
         torch.save(Harmful(), tmp_path / "run" / "checkpoints" / name)

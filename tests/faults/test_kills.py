@@ -23,10 +23,11 @@ NURSERY = """
 import os, sys
 import torch
 torch.set_num_threads(1)
-import hkd, hkd.jobs
+import hkd, hkd.api
 from pathlib import Path
+from hkd.data import open_data
 from tests.faults.runs import asked
-hkd.jobs.open_data(asked(Path("none")))
+open_data(asked(Path("none")).spec().data)
 print("ready", flush=True)
 for line in sys.stdin:
     child = os.fork()
@@ -84,16 +85,16 @@ def test_thirty_kills(whole: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(whole: Path, tmp_path: Path, number: int) -> None:
+def test_a_signal_finishes_the_step_saves_and_says_how_to_continue(whole: Path, tmp_path: Path, number: int) -> None:
     (tmp_path / "teacher.safetensors").write_bytes((whole / "teacher.safetensors").read_bytes())
     code = "import os, signal, sys; from pathlib import Path; import torch; torch.set_num_threads(1)\n"
     code += "import hkd.runtime.stopping as s; from hkd.cli import main\n"
-    code += "wish = s.Stopping.wish; seen = []\n"
+    code += "action = s.Stopping.action; seen = []\n"
     code += "def after(self, step):\n"
     code += "    seen.append(step)\n"
     code += f"    if len(seen) == 7: os.kill(os.getpid(), {int(number)})\n"
-    code += "    return wish(self, step)\n"
-    code += "s.Stopping.wish = after; sys.exit(main(sys.argv[1:]))"
+    code += "    return action(self, step)\n"
+    code += "s.Stopping.action = after; sys.exit(main(sys.argv[1:]))"
     config = asked(tmp_path / "run")
     options = ["--run", config.run, "--student", "resnet8", "--epochs", "6", "--limit-train", "25", "--device", "cpu"]
     options += ["--no-tensorboard", "--teacher-checkpoint", str(config.teacher_checkpoint)]
@@ -103,7 +104,7 @@ def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(whole: Path, tmp
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 128 + number, done.stderr
-    assert "hkd: stopped after step 3 of epoch 2; the same command goes on from there" in done.stderr
+    assert "hkd: stopped after step 3 of epoch 2; the same command continues from there" in done.stderr
     assert "Traceback" not in done.stderr
     hkd.distill(config)
     assert outcome(tmp_path / "run") == outcome(whole / "run")
