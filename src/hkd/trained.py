@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -109,7 +110,7 @@ def find_trained(checkpoint: str | Path, model: str | None = None) -> Trained:
 
 def open_test(config: EvaluateConfig, trained: Trained) -> Dataset:
     """The images to test a trained network on, in the classes and the normalisation that it learnt."""
-    about, spec = trained.about, trained.spec
+    about, spec = trained.about, trained.spec or _spec_of_best(trained.weights)
     dataset = config.dataset or (spec.data.dataset if spec else None) or about.get("dataset")
     if dataset is None or (config.dataset is None and ":" not in dataset and dataset not in list_datasets()):
         own = "" if dataset is None else f"; {trained.weights} was trained on data of its own, {shown(dataset)}"
@@ -128,7 +129,16 @@ def open_test(config: EvaluateConfig, trained: Trained) -> Dataset:
         raise RequestError(f"dataset: {trained.weights} learnt other classes: {first_difference(data, learnt)}")
     if "mean" in about:
         data.info = dataclasses.replace(data.info, mean=tuple(about["mean"]), std=tuple(about["std"]))
+    elif data.info.mean is None:
+        print(f"{trained.weights} does not say its normalisation: ImageNet's mean and std are used", file=sys.stderr)
     return data
+
+
+def _spec_of_best(weights: Path) -> RunSpec | None:
+    """The specification of the run of whose best epoch a file is."""
+    config = weights.parent.parent / "config.yaml"
+    of_run = weights.parent.name == "checkpoints" and config.is_file()
+    return RunSpec.load(config) if of_run else None
 
 
 def crop_of(data: Dataset) -> str:
