@@ -1,6 +1,9 @@
 """Whole runs on a few digits: what they leave, how they continue, what they refuse."""
 
+import io
 import json
+import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,14 +11,18 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from hkd.jobs import running
 from torch import nn
 
 import hkd
-from hkd import trainer as loop
+from hkd import api, trainer
+from hkd.cli import main
+from hkd.distiller import Distiller
 from hkd.holistic import HolisticLoss
-from hkd.runtime.run_folder import RunFolder
+from hkd.runtime.progress import Progress
+from hkd.runtime.run_folder import RunFolder, RunState
+from hkd.trainer import Trainer
 from tests.data.test_datasets import class_folders, encoded, picture, write_files
+from tests.first_version import write_run
 from tests.models.test_external import Own
 
 
@@ -35,6 +42,18 @@ def config(run: Path, **changes: Any) -> hkd.DistillConfig:
     return hkd.DistillConfig(run=str(run), device="cpu", **fields | changes)
 
 
+def unfinished(start: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ends a run between its last checkpoint and its summary."""
+
+    def killed(self: RunFolder, *_: object, **__: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "finish", killed)
+        with pytest.raises(Killed):
+            start()
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> hkd.Result:
     return hkd.distill(config(tmp_path_factory.mktemp("runs") / "first", tensorboard=True))
@@ -51,12 +70,21 @@ def test_what_a_run_leaves(finished: hkd.Result) -> None:
     assert {"top1_last", "top1_best", "top5_last", "seconds", "images_per_second"} <= summary.keys()
     assert summary["top1_last"] == rows[-1]["test_top1"]
     assert summary["top1_best"] == max(row["test_top1"] for row in rows)
-    assert (run / "checkpoints" / "last.pt").is_file()
+    assert [file.name for file in (run / "checkpoints").iterdir()] == ["best.safetensors"], "it is finished"
+    assert RunFolder(run).state is RunState.FINISHED and summary["key"] == RunFolder(run).spec.key()
     assert list((run / "tensorboard").iterdir())
-    asked = yaml.safe_load((run / "config.yaml").read_text())
-    assert (asked["method_weight"], asked["kd_weight"], asked["ce_weight"]) == (3.0, 1.0, 1.0)
-    assert asked["holistic"]["num_negatives"] == 16384
+    written = yaml.safe_load((run / "config.yaml").read_text())
+    assert (written["method_weight"], written["kd_weight"], written["ce_weight"]) == (3.0, 1.0, 1.0)
+    assert written["holistic"]["num_negatives"] == 16384
+    assert (written["format"], written["method"], len(written["data_digest"])) == (2, "hkd", 16)
     assert (run / "teacher" / "model.safetensors").is_file()
+
+
+def test_checkpoints_are_kept_where_that_is_wanted(tmp_path: Path) -> None:
+    teacher = hkd.create_model("resnet8", 10)
+    result = hkd.distill(config(tmp_path / "d", epochs=2, teacher=None, keep_checkpoints=True), teacher=teacher)
+    names = {file.name for file in (result.run / "checkpoints").iterdir()}
+    assert names == {"last.pt", "previous.pt", "best.safetensors"}
 
 
 def test_the_student_file_is_complete(finished: hkd.Result) -> None:
@@ -112,20 +140,21 @@ def test_an_interrupted_run_ends_like_an_uninterrupted_one(
     settings = {"bank_start": bank_start, "num_negatives": 50}
     whole = hkd.distill(config(tmp_path / "whole", teacher_checkpoint=str(teacher), settings=settings))
 
-    evaluate = loop.evaluate_model
+    evaluate = trainer.evaluate_model
     calls = []
 
     def die_in_the_second_epoch(*arguments: Any) -> Any:
         calls.append(arguments)
-        if len(calls) == 2:
+        if len(calls) == 3:  # after the teacher and the first epoch
             raise Killed
         return evaluate(*arguments)
 
     asked = config(tmp_path / "parts", teacher_checkpoint=str(teacher), settings=settings)
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "evaluate_model", die_in_the_second_epoch)
+        patch.setattr(trainer, "evaluate_model", die_in_the_second_epoch)
         with pytest.raises(Killed):
             hkd.distill(asked)
+    assert len(rows_of(tmp_path / "parts")) == 1 and RunFolder(tmp_path / "parts").state is RunState.BEGUN
     parts = hkd.distill(asked)
     assert not parts.skipped
     for (name, a), (_, b) in zip(whole.model.state_dict().items(), parts.model.state_dict().items(), strict=True):
@@ -165,7 +194,7 @@ def test_weights_change_what_is_learnt(tmp_path: Path, finished: hkd.Result) -> 
 
 
 @pytest.mark.parametrize("method", ["hkd", "hkd+kd"])
-def test_plus_kd_is_the_classical_term_with_weight_1(tmp_path: Path, finished: hkd.Result, method: str) -> None:
+def test_plus_kd_is_the_kd_term_with_weight_1(tmp_path: Path, finished: hkd.Result, method: str) -> None:
     teacher = str(finished.run / "teacher" / "model.safetensors")
     hkd.distill(config(tmp_path / "d", epochs=1, teacher_checkpoint=teacher, method=method))
     asked = yaml.safe_load((tmp_path / "d" / "config.yaml").read_text())
@@ -195,7 +224,7 @@ def test_an_initialisation_comes_first_and_an_interrupted_one_continues(
     assert ["test_top1" in row and "ce" in row for row in rows[2:]] == [True] * 2
     assert (whole.summary["epochs"], whole.summary["best_epoch"] in (1, 2)) == (2, True)
 
-    train_epoch = loop.train_epoch
+    set_epoch = Distiller.set_epoch
     for stop_at in (1, 2, 3):  # in the initialisation, between the stages, in the training
         calls = []
 
@@ -203,11 +232,11 @@ def test_an_initialisation_comes_first_and_an_interrupted_one_continues(
             if len(calls) == stop_at:
                 raise Killed
             calls.append(arguments)
-            return train_epoch(*arguments)
+            return set_epoch(*arguments)
 
         asked = staged(tmp_path / f"parts-{stop_at}", method, finished)
         with monkeypatch.context() as patch:
-            patch.setattr(loop, "train_epoch", die)
+            patch.setattr(Distiller, "set_epoch", die)
             with pytest.raises(Killed):
                 hkd.distill(asked)
         parts = hkd.distill(asked)
@@ -219,15 +248,16 @@ def test_an_initialisation_comes_first_and_an_interrupted_one_continues(
 def test_the_training_inherits_no_momentum_and_keeps_what_the_stage_fixed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finished: hkd.Result
 ) -> None:
-    train_epoch, seen = loop.train_epoch, []
+    train_step, seen = Trainer.train_step, []
 
-    def watch(objective: Any, teacher: Any, batches: Any, optimizer: Any, *rest: Any) -> Any:
-        paraphraser = [p.detach().clone() for p in objective.method.paraphraser.parameters()]
-        student = objective.student.conv1.weight.detach().clone()
-        seen.append((len(optimizer.state), optimizer.param_groups[0]["lr"], paraphraser, student))
-        return train_epoch(objective, teacher, batches, optimizer, *rest)
+    def watch(self: Trainer, step: int, batch: hkd.Batch) -> None:
+        if step == 1:
+            paraphraser = [p.detach().clone() for p in self.distiller.method.paraphraser.parameters()]
+            student = self.distiller.student.conv1.weight.detach().clone()
+            seen.append((len(self.optimizer.state), self.optimizer.param_groups[0]["lr"], paraphraser, student))
+        train_step(self, step, batch)
 
-    monkeypatch.setattr(loop, "train_epoch", watch)
+    monkeypatch.setattr(Trainer, "train_step", watch)
     hkd.distill(staged(tmp_path / "d", "ft", finished, lr=0.02))
     states, rates, paraphrasers, students = zip(*seen, strict=True)
     assert [count > 0 for count in states] == [False, True, False, True]
@@ -238,16 +268,17 @@ def test_the_training_inherits_no_momentum_and_keeps_what_the_stage_fixed(
 
 
 def test_a_method_knows_the_teacher_that_is_trained_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fit, seen = running.Training, []
+    seen = []
 
-    def watch(objective: Any, teacher: Any, *rest: Any) -> Any:
-        seen.append((objective, teacher))
-        return fit(objective, teacher, *rest)
+    class Watched(Trainer):
+        def __init__(self, spec: Any, distiller: Distiller, *rest: Any) -> None:
+            seen.append(distiller)
+            super().__init__(spec, distiller, *rest)
 
-    monkeypatch.setattr(running, "Training", watch)
+    monkeypatch.setattr(api, "Trainer", Watched)
     result = hkd.distill(config(tmp_path / "d", method="sskd", epochs=1, settings={"init_epochs": 1}))
-    objective, teacher = seen[-1]
-    assert objective.method.networks == (objective.student, teacher)
+    distiller, teacher = seen[-1], seen[-1].teacher
+    assert distiller.method.networks == (distiller.student, teacher)
     trained, _ = hkd.load_model(result.run / "teacher" / "model.safetensors")
     image = torch.randn(4, 3, 8, 8)
     torch.testing.assert_close(teacher(image).logits, trained.eval()(image).logits, rtol=1e-4, atol=1e-4)
@@ -277,7 +308,7 @@ def test_a_teacher_alone_and_a_distillation_with_own_modules(tmp_path: Path) -> 
     result = hkd.distill(config(tmp_path / "d", epochs=1, teacher=None), student=student, teacher=trained.model)
     assert result.model.module is student
     assert result.summary["student"] == "Own"
-    with pytest.raises(hkd.RequestError, match="holds an own network, Own; name its factory with --model"):
+    with pytest.raises(hkd.RequestError, match="holds a network of its own, 'Own'; name its factory with --model"):
         hkd.evaluate(hkd.EvaluateConfig(checkpoint=str(result.run), device="cpu"))
     found = hkd.EvaluateConfig(checkpoint=str(result.run), model="tests.models.test_external:factory", device="cpu")
     assert hkd.evaluate(found).top1 == pytest.approx(result.summary["top1_last"])
@@ -335,13 +366,14 @@ def test_testing_uses_the_image_size_of_training(tmp_path: Path) -> None:
             assert found.top1 == pytest.approx(result.summary["top1_last"])
 
 
-def test_a_run_cut_short_while_writing_continues(tmp_path: Path, finished: hkd.Result) -> None:
-    teacher = str(finished.run / "teacher")
-    hkd.distill(config(tmp_path / "d", teacher_checkpoint=teacher))
-    (tmp_path / "d" / "summary.json").unlink()
+def test_a_run_cut_short_while_writing_continues(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finished: hkd.Result
+) -> None:
+    asked = config(tmp_path / "d", teacher_checkpoint=str(finished.run / "teacher"))
+    unfinished(lambda: hkd.distill(asked), monkeypatch)
     metrics = tmp_path / "d" / "metrics.jsonl"
     metrics.write_text(metrics.read_text() + '{"epoch": 4, "lo')
-    assert hkd.distill(config(tmp_path / "d", teacher_checkpoint=teacher)).summary["epochs"] == 3
+    assert hkd.distill(asked).summary["epochs"] == 3
     assert [row["epoch"] for row in rows_of(tmp_path / "d")] == [1, 2, 3]
 
 
@@ -363,26 +395,29 @@ def test_one_network_cannot_teach_itself(tmp_path: Path) -> None:
         hkd.distill(config(tmp_path / "d", teacher=None), student=model, teacher=model)
 
 
-def test_lost_metrics_come_back_from_the_checkpoint(tmp_path: Path, finished: hkd.Result) -> None:
+def test_lost_metrics_come_back_from_the_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finished: hkd.Result
+) -> None:
     asked = config(tmp_path / "d", teacher_checkpoint=str(finished.run / "teacher"))
-    hkd.distill(asked)
+    unfinished(lambda: hkd.distill(asked), monkeypatch)
     before = rows_of(tmp_path / "d")
-    for name in ("summary.json", "metrics.jsonl"):
-        (tmp_path / "d" / name).unlink()
+    (tmp_path / "d" / "metrics.jsonl").unlink()
     hkd.distill(asked)
     assert rows_of(tmp_path / "d") == before
 
 
-def test_a_corrupt_checkpoint_is_told(tmp_path: Path, finished: hkd.Result) -> None:
+def test_a_corrupt_checkpoint_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finished: hkd.Result
+) -> None:
     run = tmp_path / "d"
     asked = config(run, teacher_checkpoint=str(finished.run / "teacher"))
-    hkd.distill(asked)
-    (run / "summary.json").unlink()
+    unfinished(lambda: hkd.distill(asked), monkeypatch)
     for name in ("last.pt", "previous.pt"):
         checkpoint = run / "checkpoints" / name
         checkpoint.write_bytes(checkpoint.read_bytes()[:999])
     with pytest.raises(hkd.RequestError, match="last.pt is corrupt; start over with --fresh"):
         hkd.distill(asked)
+    assert hkd.distill(asked, fresh=True).summary["epochs"] == 3
 
 
 def test_a_training_set_that_changed_between_starts_is_told(
@@ -390,16 +425,15 @@ def test_a_training_set_that_changed_between_starts_is_told(
 ) -> None:
     photos = write_files(tmp_path / "photos", class_folders())
     asked = hkd.TrainConfig(run=str(tmp_path / "t"), dataset=f"folder:{photos}", epochs=2, device="cpu")
-    with monkeypatch.context() as patch:
-        patch.setattr(RunFolder, "finish", lambda *_: (_ for _ in ()).throw(Killed))
-        with pytest.raises(Killed):
-            hkd.train(asked)
+    unfinished(lambda: hkd.train(asked), monkeypatch)
     write_files(photos, {"train/cat/new.png": encoded(picture((12, 12), 5))})
-    with pytest.raises(hkd.RequestError, match="dataset: the training images are not what the run in .* began with"):
+    with pytest.raises(
+        hkd.RequestError, match="dataset: the images are not what the run in .* began with; name another folder"
+    ):
         hkd.train(asked)
 
 
-def test_a_request_can_be_mended_before_training_has_begun(tmp_path: Path) -> None:
+def test_a_request_can_be_changed_before_training_has_begun(tmp_path: Path) -> None:
     asked = hkd.TrainConfig(run=str(tmp_path / "t"), student="resnet8", lr=1e30, epochs=1, limit_train=20, device="cpu")
     with pytest.raises(hkd.TrainingError):
         hkd.train(asked)
@@ -440,13 +474,16 @@ def test_reduced_precision_trains_and_continues(tmp_path: Path, monkeypatch: pyt
 
 
 def test_all_parts_are_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    captured: list[torch.nn.Module] = []
-    monkeypatch.setattr(running, "Training", lambda *a: captured.append(a[0]) or before(a[0]) or loop.Training(*a))
+    captured: list[Distiller] = []
     start: dict[str, torch.Tensor] = {}
 
-    def before(objective: torch.nn.Module) -> None:
-        start.update({name: p.detach().clone() for name, p in objective.named_parameters()})
+    class Watched(Trainer):
+        def __init__(self, spec: Any, distiller: Distiller, *rest: Any) -> None:
+            captured.append(distiller)
+            start.update({name: p.detach().clone() for name, p in distiller.named_parameters()})
+            super().__init__(spec, distiller, *rest)
 
+    monkeypatch.setattr(api, "Trainer", Watched)
     teacher = hkd.create_model("resnet8", 10)
     frozen = {name: p.detach().clone() for name, p in teacher.named_parameters()}
     hkd.distill(config(tmp_path / "d", epochs=1, teacher=None), teacher=teacher)
@@ -472,16 +509,8 @@ def test_batches_larger_than_the_data_and_odd_ones(tmp_path: Path) -> None:
         assert result.summary["train_images"] == 50
 
 
-def test_learning_rates_follow_the_milestones() -> None:
-    asked = hkd.TrainConfig()
-    rates = [asked.lr_at(epoch) for epoch in (0, 149, 150, 179, 180, 209, 210, 239)]
-    assert rates == pytest.approx([0.05, 0.05, 5e-3, 5e-3, 5e-4, 5e-4, 5e-5, 5e-5])
-    imagenet = replace(asked, epochs=100, lr=0.1, milestones=(0.3, 0.6, 0.9))
-    assert [imagenet.lr_at(e) for e in (29, 30, 60, 90)] == pytest.approx([0.1, 0.01, 1e-3, 1e-4])
-
-
-def test_a_loss_that_is_no_number_stops_the_run(tmp_path: Path) -> None:
-    with pytest.raises(hkd.TrainingError, match=r"no longer a number in epoch 1, step 2 \(loss .*--lr"):
+def test_a_loss_that_is_nan_stops_the_run(tmp_path: Path) -> None:
+    with pytest.raises(hkd.TrainingError, match=r"the loss is NaN or infinite in epoch 1, step 2 \(loss .*--lr"):
         hkd.train(
             hkd.TrainConfig(run=str(tmp_path / "t"), student="resnet8", lr=1e30, epochs=1, limit_train=20, device="cpu")
         )
@@ -497,12 +526,244 @@ class Hundred(nn.Module):
 
 
 def test_a_teacher_of_another_number_of_classes_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(hkd.RequestError, match="teacher: Hundred tells 100 classes apart, digits has 10"):
+    with pytest.raises(hkd.RequestError, match="teacher: Hundred has a 100-class head, digits has 10 classes"):
         hkd.distill(config(tmp_path / "a", teacher=None), teacher=Hundred())
     hkd.save_model(hkd.create_model("resnet8", 100), tmp_path / "t.safetensors")
-    with pytest.raises(hkd.RequestError, match="tells 100 classes apart, digits has 10"):
+    with pytest.raises(hkd.RequestError, match="t.safetensors has a 100-class head, digits has 10 classes"):
         hkd.distill(config(tmp_path / "a", teacher_checkpoint=str(tmp_path / "t.safetensors")))
     torch.save({"model": hkd.create_model("resnet8", 100).state_dict()}, tmp_path / "t.pth")
     with pytest.raises(hkd.RequestError, match=r"fc.weight is \(100, 64\) in the file"):
         hkd.distill(config(tmp_path / "a", teacher_checkpoint=str(tmp_path / "t.pth")))
     assert not (tmp_path / "a").exists(), "a refused request leaves no run folder"
+
+
+# -- what a run says and how often it looks ---------------------------------------------------------------------------
+
+
+def test_fresh_starts_over_where_the_summary_is_corrupt(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "t"
+    words = ["train", "--run", str(run), "--epochs", "1", "--limit-train", "4", "--device", "cpu", "--no-tensorboard"]
+    assert main(words) == 0
+    (run / "summary.json").write_text('{"top1_last": 1')
+    capsys.readouterr()
+    assert main(words) == 2
+    assert capsys.readouterr().err == f"hkd: run: {run}/summary.json is corrupt (no JSON); start over with --fresh\n"
+    assert main([*words, "--fresh"]) == 0
+    assert json.loads((run / "summary.json").read_text())["epochs"] == 1
+    assert (tmp_path / "t.1" / "summary.json").read_text() == '{"top1_last": 1'
+
+
+def test_every_epoch_is_evaluated_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    evaluate, calls = trainer.evaluate_model, []
+    monkeypatch.setattr(trainer, "evaluate_model", lambda *a: calls.append(a[0]) or evaluate(*a))
+    teacher = hkd.create_model("resnet8", 10)
+    result = hkd.distill(config(tmp_path / "d", teacher=None), teacher=teacher)
+    assert [network is result.model for network in calls] == [False, True, True, True], "the teacher, and each epoch"
+    predicted, label = RunFolder(result.run).predictions()
+    assert 100 * float((predicted == label).mean()) == pytest.approx(result.summary["top1_last"])
+
+
+def test_the_evaluation_split_can_be_looked_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    every = hkd.train(hkd.TrainConfig(run=str(tmp_path / "every"), epochs=3, limit_train=20, device="cpu"))
+    capsys.readouterr()
+    evaluate, calls = trainer.evaluate_model, []
+    monkeypatch.setattr(trainer, "evaluate_model", lambda *a: calls.append(a) or evaluate(*a))
+    asked = hkd.TrainConfig(run=str(tmp_path / "last"), epochs=3, limit_train=20, device="cpu", evaluate="last")
+    last = hkd.train(asked)
+    assert len(calls) == 1
+    assert last.summary["top1_best"] == last.summary["top1_last"] == every.summary["top1_last"]
+    assert last.summary["best_epoch"] == 3
+    assert ["test_top1" in row for row in rows_of(last.run)] == [False, False, True]
+    lines = [line for line in capsys.readouterr().err.splitlines() if "epoch" in line]
+    assert ["test" in line for line in lines] == [False, False, True]
+    assert all("train" in line and "initialisation" not in line for line in lines)
+    assert every.summary["key"] == last.summary["key"], "the same is learnt"
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_the_progress_counts_the_images_of_each_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, streamed: bool
+) -> None:
+    counted, totals = [], []
+    start = Progress.__init__
+    monkeypatch.setattr(Progress, "__init__", lambda self, title, images, *a, **k: (
+        totals.append(images), start(self, title, images, *a, **k))[1])  # fmt: skip
+    monkeypatch.setattr(Progress, "images", lambda self, count: counted.append(count))
+    if streamed:
+        files = class_folders((110, 100), train=4)
+        options: dict[str, Any] = {
+            "dataset": f"folder:{write_files(tmp_path / 'photos', files)}", "image_size": 100, "workers": 0,
+            "batch_size": 5,
+        }  # fmt: skip
+        sizes = [5, 5, 2]
+    else:
+        options, sizes = {"limit_train": 15, "batch_size": 64}, [64, 64, 22]
+    hkd.train(hkd.TrainConfig(run=str(tmp_path / "t"), epochs=2, device="cpu", tensorboard=False, **options))
+    assert counted == 2 * sizes
+    assert totals == [sum(counted)]
+
+
+def test_a_bar_on_a_terminal_ends_at_its_total(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    progress = Progress("a (resnet8)", 300, 100, 2)
+    for count in (64, 64, 22):
+        progress.images(count)
+    assert progress._bar.n == 250 and progress._bar.total == 300
+    progress.close()
+
+
+def test_a_start_says_images_classes_and_sizes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train = {"epochs": 1, "device": "cpu", "tensorboard": False}
+    hkd.train(hkd.TrainConfig(run=str(tmp_path / "d"), limit_train=20, **train))
+    assert "digits: 200 training and 355 test images, 10 classes, 8x8\nnormalised by " in capsys.readouterr().err
+    photos = write_files(tmp_path / "photos", class_folders((110, 100), train=4))
+    hkd.train(hkd.TrainConfig(run=str(tmp_path / "p"), dataset=f"folder:{photos}", image_size=100, workers=0, **train))
+    told = capsys.readouterr().err
+    assert f"folder:{photos}: 12 training and 6 test images, 3 classes, shown at 100x100\n" in told
+    assert "training images streamed" in told
+
+
+def test_a_training_s_configuration_names_one_network(tmp_path: Path) -> None:
+    result = hkd.train(
+        hkd.TrainConfig(run=str(tmp_path / "t"), teacher="resnet14", epochs=1, limit_train=4, device="cpu")
+    )
+    written = yaml.safe_load((result.run / "config.yaml").read_text())
+    assert written["student"] == "resnet14" and not {"role", "teacher", "method"} & written.keys()
+
+
+# -- runs of other versions -------------------------------------------------------------------------------------------
+
+
+def test_an_unfinished_run_of_another_format_is_refused_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "t"
+    words = ["train", "--run", str(run), "--epochs", "1", "--limit-train", "4", "--device", "cpu", "--no-tensorboard"]
+    unfinished(lambda: main(words), monkeypatch)
+    last = run / "checkpoints" / "last.pt"
+    state = torch.load(last, weights_only=True)
+    for version in (1, 3):
+        torch.save({name: value for name, value in state.items() if name != "format"} | (
+            {} if version == 1 else {"format": version}), last)  # fmt: skip
+        capsys.readouterr()
+        assert main(words) == 2
+        assert capsys.readouterr().err.splitlines()[-1] == (
+            f"hkd: run: {last} has checkpoint format {version}, and this version continues format 2; "
+            "start over with --fresh"
+        )
+    torch.save(state, last)
+    assert main(words) == 0
+    torch.save({"format": 3}, last)
+    assert main(words) == 0 and "is finished" in capsys.readouterr().out, "a finished run is always read"
+
+
+@pytest.fixture
+def old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run folder of version 0.1."""
+    monkeypatch.chdir(tmp_path)
+    write_run(Path("old"))
+    return Path("old")
+
+
+OLD_WORDS = "--epochs 2 --limit-train 4 --device cpu --no-tensorboard".split()
+
+
+def test_a_finished_run_of_the_first_version_is_left_alone(old: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {file: file.read_bytes() for file in old.rglob("*") if file.is_file()}
+    for words in (
+        ["distill", "--run", "old", "--teacher", "resnet14"],
+        ["distill", "--run", "old", "--teacher", "resnet14", "--method", "hkd+kd", "--data-root", "elsewhere"],
+        ["train", "--run", "old/teacher", "--teacher", "resnet14"],
+    ):
+        assert main([*words, *OLD_WORDS]) == 0
+        assert " is finished; --fresh starts over" in capsys.readouterr().out
+    for command, file in (("distill", "old/config.yaml"), ("train", "old/teacher/config.yaml")):
+        assert main([command, "--config", file]) == 0
+        assert "is finished" in capsys.readouterr().out
+    assert {file: file.read_bytes() for file in old.rglob("*") if file.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--lr", "0.1"], "lr = 0.05, not 0.1"), (["--seed", "3"], "seed = 0, not 3"),
+        (["--limit-train", "5"], "limit_train = 4, not 5"), (["--holistic.k", "4"], "holistic.k = 8, not 4"),
+        (["--method", "hkd"], "kd_weight = 1.0, not 0.0"), (["--holdout", "0.1"], "holdout = 0.0, not 0.1"),
+    ],
+)  # fmt: skip
+def test_another_request_for_a_run_of_the_first_version_is_refused(
+    old: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str
+) -> None:
+    assert main(["distill", "--run", "old", "--teacher", "resnet14", *OLD_WORDS, *words]) == 2
+    assert capsys.readouterr().err == (
+        f"hkd: run: old holds a run with {message}; name another folder with --run, or start over with --fresh\n"
+    )
+
+
+def test_a_run_of_the_first_version_is_read(old: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    summary = json.loads((old / "summary.json").read_text())
+    for run in (old, old / "teacher", old / "checkpoints" / "best.safetensors"):
+        assert main(["evaluate", str(run), "--device", "cpu"]) == 0
+        assert capsys.readouterr().out.startswith("top-1 ")
+    assert hkd.evaluate(hkd.EvaluateConfig(checkpoint="old", device="cpu")).top1 == pytest.approx(summary["top1_last"])
+    assert main(["export", "old", "--formats", "safetensors,torch"]) == 0
+    card = (old / "export" / "MODEL_CARD.md").read_text()
+    assert "Trained on digits with hkd+kd from the teacher resnet14" in card and "same class for all 355" in card
+
+
+def test_a_run_of_the_first_version_is_reported(old: Path) -> None:
+    summary = json.loads((old / "summary.json").read_text())
+    assert main(["report", "old", "--output", "report.html"]) == 0
+    assert f"{summary['top1_last']:.2f}" in Path("report.html").read_text()
+
+
+def test_a_run_of_the_first_version_teaches_and_its_configuration_runs(
+    old: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["distill", "--config", "old/config.yaml", "--run", "new", "--teacher-checkpoint", "old/teacher"]) == 0
+    spec = RunFolder("new").spec
+    assert spec.data.revision == 1 and spec.method is not None and spec.method.revision >= 1
+    assert spec.teacher is not None and spec.teacher.digest.startswith("run ")
+    assert spec.key() != RunFolder(old).spec.key()
+
+
+def test_an_unfinished_run_of_the_first_version_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_run(tmp_path / "old", finished=False)
+    words = ["distill", "--run", str(tmp_path / "old"), "--teacher", "resnet14", *OLD_WORDS]
+    assert main(words) == 2
+    assert capsys.readouterr().err == (
+        f"hkd: run: {tmp_path}/old holds an unfinished run of hkd 0.1, which cannot be continued; "
+        "name another folder with --run, or start over with --fresh\n"
+    )
+    assert main([*words, "--fresh"]) == 0
+    assert (tmp_path / "old.1" / "checkpoints" / "last.pt").is_file()
+
+
+def test_another_teacher_in_the_run_s_own_folder_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    set_epoch = Distiller.set_epoch
+
+    def killed(self: Distiller, epoch: int, epochs: int) -> None:
+        if self.teacher is not None and epoch == 1:
+            raise Killed
+        set_epoch(self, epoch, epochs)
+
+    asked = config(tmp_path / "d")
+    with monkeypatch.context() as patch:
+        patch.setattr(Distiller, "set_epoch", killed)
+        with pytest.raises(Killed):
+            hkd.distill(asked)
+    weights = tmp_path / "d" / "teacher" / "model.safetensors"
+    before = weights.read_bytes()
+    _, about = hkd.load_model(weights)
+    del about["model"], about["num_classes"]
+    hkd.save_model(hkd.create_model("resnet8", 10), weights, **about)
+    with pytest.raises(hkd.RequestError, match="teacher: the teacher's weights are not what the run in .* began with"):
+        hkd.distill(asked)
+    weights.write_bytes(before)
+    assert hkd.distill(asked).summary["epochs"] == 3

@@ -18,11 +18,13 @@ from torch import Tensor, nn
 
 from hkd.config import EvaluateConfig, ExportConfig
 from hkd.data import make_loader, prepare
+from hkd.data.base import LARGEST_IN_MEMORY
 from hkd.errors import RequestError, TrainingError
+from hkd.files import write_text
 from hkd.models import create_model, load_checkpoint, save_model
 from hkd.models.base import Model
 from hkd.models.external import WrappedModel
-from hkd.trained import Trained, find_trained, method_label, open_test
+from hkd.trained import Trained, crop_of, find_trained, method_label, open_test
 
 AT_ONCE = 256
 """Images a call while checking."""
@@ -33,7 +35,7 @@ Logits = NDArray[np.float32]
 
 
 class Deployed(nn.Module):
-    """What is shipped: images as decoders give them in, logits out. The normalisation travels with the network.
+    """What is exported: pixels as decoders give them in, logits out. The normalisation is part of the network.
 
     Args:
         model: a trained network.
@@ -45,7 +47,7 @@ class Deployed(nn.Module):
 
     def __init__(self, model: Model, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         super().__init__()
-        # A wrapped network gives logits itself; what the wrapper watches is of no use here.
+        # A wrapped network returns logits itself; the features that the wrapper records are not needed here.
         self.network = model.module if isinstance(model, WrappedModel) else model
         centre, spread = (torch.tensor(v).view(3, 1, 1) for v in (mean, std))
         self.register_buffer("scale", 1 / (255 * spread))
@@ -64,9 +66,9 @@ class Check:
 
     Attributes:
         file: the exported file.
-        images: how many were compared.
-        on: which they were.
-        difference: the largest between two logits.
+        images: N, how many were compared.
+        on: which they were, in words.
+        difference: the largest difference between two logits.
         top1: the file's accuracy in percent; None on noise.
     """
 
@@ -87,7 +89,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Exported:
-    """What an export leaves."""
+    """The files of an export, and the checks of those that can be run."""
 
     files: list[Path] = field(default_factory=list)
     checks: list[Check] = field(default_factory=list)
@@ -95,18 +97,26 @@ class Exported:
 
 @dataclass(frozen=True)
 class _Samples:
-    """Images to compare on, (N, 3, S, S), their classes or none, and what they are called."""
+    """Images to compare on.
+
+    Attributes:
+        images: (N, 3, S, S).
+        labels: (N,) their classes; None for noise.
+        name: what they are, in words.
+        crop: how they were made of images of another shape, a key of :data:`CROPS`; None for noise.
+    """
 
     images: Images
     labels: NDArray[np.int64] | None
     name: str
+    crop: str | None
 
 
 def export(config: ExportConfig) -> Exported:
     """Writes a trained network for use without this package, and checks each file against it.
 
     ``model.onnx`` and ``model.pt2`` take uint8 images (B, 3, S, S) of any batch size and return logits (B, C); classes
-    and image size stand in the ONNX file's metadata. ``model.safetensors`` is what :func:`hkd.load_model` reads.
+    and image size are in the ONNX file's metadata. ``model.safetensors`` is what :func:`hkd.load_model` reads.
     ``MODEL_CARD.md`` says what the network is and how to use the files.
 
     Raises:
@@ -114,16 +124,16 @@ def export(config: ExportConfig) -> Exported:
         TrainingError: a file gives an image another class than the network does.
     """
     config.check()
-    found = find_trained(config.checkpoint, config.model)
-    about = found.about
+    trained = find_trained(config.checkpoint, config.model)
+    about = trained.about
     if missing := [name for name in ("num_classes", "classes", "mean", "std", "image_size") if name not in about]:
-        raise RequestError(f"checkpoint: {found.weights} was not written by hkd, it does not say its {missing[0]}")
+        raise RequestError(f"checkpoint: {trained.weights} was not written by hkd, it does not say its {missing[0]}")
     size = config.image_size or int(about["image_size"])
-    model = create_model(found.name, about["num_classes"])
-    load_checkpoint(model, found.weights)
+    model = create_model(trained.name, about["num_classes"])
+    load_checkpoint(model, trained.weights)
     deployed = Deployed(model, tuple(about["mean"]), tuple(about["std"])).eval()
-    samples = _samples(config, found, size)
-    output = Path(config.output) if config.output else _beside(found)
+    samples = _samples(config, trained, size)
+    output = Path(config.output) if config.output else _beside(trained)
     output.mkdir(parents=True, exist_ok=True)
 
     result = Exported()
@@ -138,35 +148,47 @@ def export(config: ExportConfig) -> Exported:
             result.checks.append(_check(deployed, run, samples, file))
         result.files.append(file)
     card = output / "MODEL_CARD.md"
-    card.write_text(_card(found, model, size, result))
+    write_text(card, _card(trained, model, size, samples.crop or _crop(about, size), result))
     result.files.append(card)
     return result
 
 
-def _beside(found: Trained) -> Path:
-    folder = found.weights.parent
+def _beside(trained: Trained) -> Path:
+    folder = trained.weights.parent
     return folder.parent / "export" if folder.name == "checkpoints" else folder / "export"
 
 
-def _samples(config: ExportConfig, found: Trained, size: int) -> _Samples:
-    """The run's test images; noise where they are not there."""
-    asked = EvaluateConfig(
+def _samples(config: ExportConfig, trained: Trained, size: int) -> _Samples:
+    """The run's test images; noise where they are missing."""
+    evaluation = EvaluateConfig(
         checkpoint=config.checkpoint, dataset=config.dataset, data_root=config.data_root, image_size=size
     )
     try:
-        data = open_test(asked, found)
+        data = prepare(open_test(evaluation, trained))
     except RequestError:
         if config.dataset is not None:
             raise
         noise = np.random.default_rng(0).integers(0, 256, (NOISE_IMAGES, 3, size, size), dtype=np.uint8)
-        return _Samples(noise, None, "noise")
+        return _Samples(noise, None, "noise", None)
     mean, std = (torch.tensor(value).view(3, 1, 1) for value in data.info.normalisation)
-    loader = make_loader(prepare(data), AT_ONCE, torch.device("cpu"), train=False)
-    batches = list(loader.epoch(0))
+    batches = list(make_loader(data, AT_ONCE, torch.device("cpu"), train=False).epoch(0))
     # Loaders normalise; the pixels they started from are whole numbers.
     pixels = torch.cat([((batch.image * std + mean) * 255).round().to(torch.uint8) for batch in batches])
     labels = torch.cat([batch.label for batch in batches])
-    return _Samples(pixels.contiguous().numpy(), labels.numpy(), f"the test split of {data.info.name}")
+    name = f"{_split(trained) if config.dataset is None else 'the test split'} of {data.info.name}"
+    return _Samples(pixels.contiguous().numpy(), labels.numpy(), name, crop_of(data))
+
+
+def _split(trained: Trained) -> str:
+    """The images that a network was evaluated on, in words."""
+    held_out = trained.spec is not None and trained.spec.data.holdout
+    return "the held-out part" if held_out else "the test split"
+
+
+def _crop(about: dict[str, Any], size: int) -> str:
+    """How images are cropped for a network whose test images are missing: what its file says, else by their size."""
+    by_size = "fit" if size <= LARGEST_IN_MEMORY else "centre"
+    return str(about.get("crop", by_size)) if size == about["image_size"] else by_size
 
 
 def _check(deployed: Deployed, run: Callable[[Images], Logits], samples: _Samples, file: Path) -> Check:
@@ -204,8 +226,7 @@ def _write_onnx(deployed: Deployed, file: Path, size: int, about: dict[str, Any]
         )
     assert program is not None
     proto = program.model_proto
-    told = {"classes": json.dumps(about["classes"]), "image_size": str(size)}
-    onnx.helper.set_model_props(proto, told)
+    onnx.helper.set_model_props(proto, {"classes": json.dumps(about["classes"]), "image_size": str(size)})
     onnx.checker.check_model(proto)
     onnx.save_model(proto, str(file))
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
@@ -233,7 +254,7 @@ def _example(size: int) -> Tensor:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporters speak of their own insides."""
+    """The exporters warn of their own internals."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -273,7 +294,10 @@ from PIL import Image, ImageOps
 session = onnxruntime.InferenceSession("model.onnx")
 about = session.get_modelmeta().custom_metadata_map
 size = int(about["image_size"])
-image = ImageOps.exif_transpose(Image.open(sys.argv[1])).convert("RGB")
+image = ImageOps.exif_transpose(Image.open(sys.argv[1]))
+if image.has_transparency_data:
+    image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+image = image.convert("RGB")
 {snippet}
 logits = session.run(None, {{"image": np.asarray(image).transpose(2, 0, 1)[None]}})[0]
 print(json.loads(about["classes"])[logits.argmax()])
@@ -301,14 +325,13 @@ CROPS = {
 """How an evaluation crops, by the kind of data set: decoded into memory, or streamed from its files."""
 
 
-def _card(found: Trained, model: Model, size: int, result: Exported) -> str:
-    about = found.about
-    trained = f" Trained on {about.get('dataset', 'an unnamed data set')}"
-    if found.spec is not None and found.spec.teacher is not None:
-        trained += f" with {method_label(found.spec)} from the teacher {found.spec.teacher.name}"
+def _card(trained: Trained, model: Model, size: int, crop: str, result: Exported) -> str:
+    about = trained.about
+    origin = f" Trained on {about.get('dataset', 'an unnamed data set')}"
+    if trained.spec is not None and trained.spec.teacher is not None:
+        origin += f" with {method_label(trained.spec)} from the teacher {trained.spec.teacher.name}"
     if "top1" in about:
-        trained += f"; top-1 on the test split {about['top1']:.2f} % after epoch {about.get('epoch')}"
-    crop = about.get("crop", "fit")
+        origin += f"; top-1 on {_split(trained)} {about['top1']:.2f} % after epoch {about.get('epoch')}"
     kinds = {
         ".onnx": "ONNX, for onnxruntime and others",
         ".pt2": "for `torch.export.load`, in torch without hkd",
@@ -319,13 +342,13 @@ def _card(found: Trained, model: Model, size: int, result: Exported) -> str:
         parameters=model.info_at(size).parameters,
         count=about["num_classes"],
         size=size,
-        trained=trained + ".",
+        trained=f"{origin}.",
         files="\n".join(f"| `{file.name}` | {kinds[file.suffix]} |" for file in result.files),
         crop=CROPS[crop][0],
         snippet=CROPS[crop][1],
         mean=", ".join(f"{value:.4f}" for value in about["mean"]),
         std=", ".join(f"{value:.4f}" for value in about["std"]),
         checks="\n".join(f"- {check.describe()}" for check in result.checks)
-        or "- nothing was asked for that can be run",
+        or "- no file that can be run by itself was written",
         classes=", ".join(str(name) for name in about["classes"]),
     )

@@ -78,13 +78,13 @@ def read_bytes(path: Path, largest: int = LARGEST_TEXT) -> bytes:
     """The content of a regular file that is not a link.
 
     Raises:
-        FileNotFoundError: there is none.
+        FileNotFoundError, NotADirectoryError: there is none.
         RequestError: it is a link, no regular file, or too large.
     """
     flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
     try:
         descriptor = os.open(path, flags)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise
     except OSError as error:
         raise RequestError(f"run: {path} cannot be read ({error.strerror})") from error
@@ -107,8 +107,9 @@ def read_text(path: Path) -> str:
 
 def read_json(path: Path, kind: Callable[..., Any] = dict) -> Any:
     """A JSON file of one kind of value, a mapping if not said otherwise."""
+    text = read_text(path)
     try:
-        value = json.loads(read_text(path))
+        value = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise RequestError(f"run: {path} is corrupt (no JSON)") from error
     if not isinstance(value, kind):  # type: ignore[arg-type]
@@ -142,9 +143,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
         RequestError: there is no such file, or it holds something else.
     """
     try:
-        values = parse_yaml(read_text(path))
-    except FileNotFoundError:
+        text = read_text(path)
+    except (FileNotFoundError, NotADirectoryError):
         raise RequestError(f"config: no file {path}") from None
+    try:
+        values = parse_yaml(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())
         raise RequestError(f"config: {path} is no plain YAML ({reason[:200]})") from error

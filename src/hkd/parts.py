@@ -63,7 +63,7 @@ def build(spec: RunSpec, data: Data, student: nn.Module | None = None, teacher: 
     if student is not None:
         spec = replace(spec, student=replace(spec.student, digest=_architecture(network)))
     if teacher is not None and taught is not None and spec.teacher is not None:
-        digest = f"weights {_weights_digest(taught)}"
+        digest = f"weights {weights_digest(taught)}"
         spec = replace(spec, teacher=replace(spec.teacher, name=taught.name, digest=digest))
     spec, data = spec.resolved(data), _normalised(spec, data, network, taught)
     return Parts(spec, data, _distiller(spec, data, network, taught), trained)
@@ -161,7 +161,7 @@ def _architecture(model: Model) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _weights_digest(model: Model) -> str:
+def weights_digest(model: Model) -> str:
     """A digest of a network's weights."""
     digest = hashlib.sha256()
     for name, value in model.state_dict().items():

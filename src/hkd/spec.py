@@ -184,16 +184,20 @@ class RunSpec:
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def difference(self, other: RunSpec) -> tuple[str, Any, Any] | None:
-        """The first option that decides what is learnt and differs: its name and both values; None if all agree."""
+        """The first option that decides what is learnt and differs: its name and both values; None if all agree.
+
+        What runs of version 0.1 did not record, digests and revisions, is no difference to them.
+        """
         mine, theirs = _dotted(self.to_flat()), _dotted(other.to_flat())
-        spelled = {name for name, (part, field) in FIELDS.items() if not field_of(part, field).metadata["key"]}
-        names = [*mine, *(name for name in theirs if name not in mine)]
-        known = (name for name in names if name not in spelled | {"format"} and mine.get(name) != theirs.get(name))
-        name = min(known, key=lambda n: n in RECORDED, default=None)  # what a person wrote says more than a digest
-        if name in ("data_digest", "teacher_digest"):  # said by the options behind them, where these differ
-            behind = {"data_digest": DATA_OPTIONS, "teacher_digest": ("teacher_checkpoint",)}[name]
-            name = next((n for n in behind if mine.get(n) != theirs.get(n)), name)
-        return None if name is None else (name, mine.get(name), theirs.get(name))
+        recorded = self.data.revision and other.data.revision
+        free = {name for name, (part, field) in FIELDS.items() if not field_of(part, field).metadata["key"]}
+        differing = [name for name in mine | theirs if mine.get(name) != theirs.get(name)]
+        names = [name for name in differing if name not in free | {"format"}]
+        for name in sorted(names, key=lambda name: name in RECORDED):  # an option says more than a digest
+            said = next((option for option in BEHIND.get(name, ()) if option in differing), name)
+            if recorded or said not in (*RECORDED, "data_root"):
+                return said, mine.get(said), theirs.get(said)
+        return None
 
 
 def _dotted(flat: Mapping[str, Any]) -> dict[str, Any]:
@@ -206,6 +210,8 @@ def _dotted(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 DATA_OPTIONS = ("dataset", "limit_classes", "limit_train", "train_fraction", "data_root")
 """What decides the digest of the data."""
+BEHIND = {"data_digest": DATA_OPTIONS, "teacher_digest": ("teacher_checkpoint",)}
+"""The options that a digest stands for."""
 
 
 class Place(NamedTuple):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hkd.config import EvaluateConfig
-from hkd.data import Dataset, list_datasets, load_dataset
+from hkd.data import ArrayDataset, Dataset, list_datasets, load_dataset
 from hkd.data.open import open_data
 from hkd.data.subsets import limit
 from hkd.errors import RequestError
@@ -129,6 +129,11 @@ def open_test(config: EvaluateConfig, trained: Trained) -> Dataset:
     if "mean" in about:
         data.info = dataclasses.replace(data.info, mean=tuple(about["mean"]), std=tuple(about["std"]))
     return data
+
+
+def crop_of(data: Dataset) -> str:
+    """How an evaluation crops images of another shape: "fit" in memory, "centre" from files; see hkd.deploy.CROPS."""
+    return "fit" if isinstance(data, ArrayDataset) else "centre"
 
 
 def first_difference(data: Dataset, learnt: list[str]) -> str:

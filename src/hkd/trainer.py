@@ -11,12 +11,13 @@ from typing import Any
 
 import torch
 
-from hkd.data import ArrayDataset, make_loader
+from hkd.data import make_loader
 from hkd.data.open import Data, worker_count
 from hkd.distiller import Distiller
 from hkd.errors import DivergedError, RequestError, Stopped
 from hkd.metrics import Evaluation, Sums, evaluate_model, hits, ranked
 from hkd.models.fold import fold_batch_norms
+from hkd.parts import weights_digest
 from hkd.runtime.checkpoint import Checkpoint
 from hkd.runtime.engine import Engine
 from hkd.runtime.guard import Guard, NotFiniteError
@@ -24,6 +25,7 @@ from hkd.runtime.progress import Curves, Progress
 from hkd.runtime.run_folder import RunFolder
 from hkd.runtime.stopping import StopAction, Stopping
 from hkd.spec import RunSpec
+from hkd.trained import crop_of
 from hkd.types import Batch
 
 
@@ -60,7 +62,9 @@ class Trainer:
         for network in (distiller.student, *distiller.teachers):
             network.to(engine.device).to(memory_format=torch.channels_last)
         self.teacher_top1: float | None = None
+        teacher_digest = ""
         if distiller.teacher is not None:
+            teacher_digest = weights_digest(distiller.teacher)
             fold_batch_norms(distiller.teacher, data.image_size)
             self.teacher_top1 = evaluate_model(distiller.teacher, self.test_loader, engine).top1
         optimizer: torch.optim.Optimizer = torch.optim.SGD(
@@ -72,11 +76,7 @@ class Trainer:
         self.prepared, self.optimizer = engine.prepare(distiller, optimizer, distiller.trains_all_parameters)
         stage = distiller.initialisation
         self.first_epoch = 0 if stage is None else -stage.epochs
-        origin = {
-            "dataset": data.digest,
-            "teacher": "" if spec.teacher is None else spec.teacher.digest,
-            "batch_size": str(self.batch_size),
-        }
+        origin = {"teacher_digest": teacher_digest, "images_a_step": str(self.batch_size)}
         self.checkpoint = Checkpoint(folder, distiller, self.optimizer, engine, origin, self.first_epoch)
         self.state = self.checkpoint.resume()
         if spec.runtime.compile:
@@ -209,7 +209,7 @@ class Trainer:
             "mean": list(self.data.mean),
             "std": list(self.data.std),
             "image_size": self.data.image_size,
-            "crop": "fit" if isinstance(self.data.train, ArrayDataset) else "centre",
+            "crop": crop_of(self.data.test),
             "dataset": self.data.name,
             "epoch": epoch,
             "top1": top1,

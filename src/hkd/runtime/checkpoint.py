@@ -13,15 +13,7 @@ from torch import Tensor
 from hkd.distiller import Distiller
 from hkd.errors import RequestError
 from hkd.runtime.engine import Engine
-from hkd.runtime.run_folder import RunFolder
-
-CHANGED = {
-    "dataset": "the training images are",
-    "teacher": "the teacher's weights are",
-    "batch_size": "the number of images in a step, of all processes together, is",
-}
-"""What a run cannot continue without, in words."""
-
+from hkd.runtime.run_folder import RunFolder, changed
 
 @dataclass
 class State:
@@ -57,7 +49,7 @@ class Checkpoint:
         distiller: holds student and method.
         optimizer: as the engine prepared it.
         engine: holds the scaler of fp16.
-        origin: what a run cannot continue without, by option: digests of its images and its teacher.
+        origin: what a run cannot continue without, a key of CHANGED each.
         first_epoch: where a new run starts, 0 or before it.
     """
 
@@ -109,9 +101,7 @@ class Checkpoint:
             return State(epoch=self.first_epoch)
         for name, digest in self.origin.items():
             if saved["origin"].get(name, digest) != digest:
-                raise RequestError(
-                    f"{name}: {CHANGED[name]} not what the run in {self.run.path} began with; start over with --fresh"
-                )
+                raise RequestError(f"{changed(name, self.run.path)}; start over with --fresh")
         self.distiller.student.load_state_dict(saved["student"])
         if self.distiller.method is not None:
             self.distiller.method.load_state_dict(saved["method"])

@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: a bar on a terminal, plain lines elsewhere."""
+"""What a run shows while it trains: a progress bar on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ class Progress:
 
     Args:
         title: of the run.
-        images: how many pass in the whole run.
-        done: how many of them earlier starts have seen.
+        images: in all epochs of the whole run.
+        done: those of them that earlier starts have trained on.
         epochs: of the whole run.
-        silent: whether another process tells.
+        silent: print nothing, since another process does.
     """
 
     def __init__(self, title: str, images: int, done: int, epochs: int, silent: bool = False) -> None:
@@ -39,14 +39,12 @@ class Progress:
         self._bar.update(count)
 
     def epoch(self, row: dict[str, Any], best: float, seconds_left: float) -> None:
-        """Tells of a finished epoch."""
+        """Prints the line of a finished epoch."""
         if self.silent:
             return
-        accuracy = (
-            f"train {row['train_top1']:.1f}  test {row['test_top1']:.2f} (best {best:.2f})"
-            if "test_top1" in row
-            else "initialisation"
-        )
+        accuracy = f"train {row['train_top1']:.1f}" if "train_top1" in row else "initialisation"
+        if "test_top1" in row:
+            accuracy += f"  test {row['test_top1']:.2f} (best {best:.2f})"
         line = (
             f"{self.title}  epoch {row['epoch']:>{len(str(self.epochs))}}/{self.epochs}  loss {row['loss']:.3f}  "
             f"{accuracy}  {row['images_per_second']:,.0f} img/s  left {duration(seconds_left)}"
@@ -86,7 +84,7 @@ class Curves:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as a person says them: 42s, 3m05s, 2h10m."""
+    """Seconds in words: 42s, 3m05s, 2h10m."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole}s"

@@ -32,6 +32,14 @@ FORMAT = 2
 LARGEST_PREDICTIONS = 2**28
 
 
+CHANGED = {
+    "data_digest": "dataset: the images are",
+    "teacher_digest": "teacher: the teacher's weights are",
+    "images_a_step": "batch_size: the number of images in a step, of all processes together, is",
+}
+"""What a run cannot continue without and options do not say, in words."""
+
+
 class RunState(StrEnum):
     """How far a run is. A failed run is not tried again unless that is asked for; a search prunes runs."""
 
@@ -229,20 +237,16 @@ class RunFolder:
         if not self.begun:
             return
         before, advice = self.spec, "name another folder with --run, or start over with --fresh"
-        difference = before.difference(spec)
-        if before.data.revision == 0:
-            if difference is not None and difference[0] not in ("data_revision", "method_revision"):
-                name, old, new = difference
-                raise RequestError(f"run: {self.path} holds a run with {name} = {old}, not {new}; {advice}")
-            if self.summary is None:
-                raise RequestError(
-                    f"run: {self.path} holds an unfinished run of hkd 0.1, which cannot be continued; {advice}"
-                )
-        elif before.key() != spec.key():
-            name, old, new = difference or ("another specification", before.key(), spec.key())
+        of_first_version = before.data.revision == 0
+        if (before.difference(spec) is not None) if of_first_version else (before.key() != spec.key()):
+            name, old, new = before.difference(spec) or ("another specification", before.key(), spec.key())
+            if name in CHANGED:
+                raise RequestError(f"{changed(name, self.path)}; {advice}")
             raise RequestError(f"run: {self.path} holds a run with {name} = {old}, not {new}; {advice}")
         if before.seed != spec.seed:
             raise RequestError(f"run: {self.path} holds a run with seed = {before.seed}, not {spec.seed}; {advice}")
+        if of_first_version and self.summary is None:
+            raise RequestError(f"run: {self.path} holds an unfinished run of hkd 0.1, which cannot be continued; {advice}")
 
     # -- what a run writes --------------------------------------------------------------------------------------------
 
@@ -378,6 +382,11 @@ class RunFolder:
     def forget_failure(self) -> None:
         """So that the run is tried again."""
         (self.path / "failed.json").unlink(missing_ok=True)
+
+
+def changed(name: str, path: Path) -> str:
+    """Which of :data:`CHANGED` is not what the run in a folder began with."""
+    return f"{CHANGED[name]} not what the run in {path} began with"
 
 
 def _is_whole(file: Path) -> bool:
