@@ -1,16 +1,20 @@
-# make demo    teacher, student alone and HKD+KD on real images, with a table at the end
-# make test    the whole suite
-# make check   linting and types
+# make demo       teacher, student alone and HKD+KD on real images, with a table at the end
+# make test       the suite but for what takes minutes, files side by side on two cores
+# make test-slow  what takes minutes: kills, engines, several processes
+# make check      linting and types
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check clean
+.PHONY: demo test test-slow check clean
 
 demo: .venv/installed
 	$(BIN)/python examples/demo.py
 
 test: .venv/installed-test
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" --numprocesses 2 --dist loadfile
+
+test-slow: .venv/installed-test
+	$(BIN)/python -m pytest -m slow
 
 check: .venv/installed-test
 	$(BIN)/ruff format --check .
