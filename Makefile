@@ -1,9 +1,12 @@
 # make demo       teacher, student alone and HKD+KD on real images, with a table at the end
-# make test       the suite but for what takes minutes, files side by side on two cores
+# make test       the suite, side by side on the cores
 # make test-slow  what takes minutes: kills, engines, several processes
 # make check      linting and types
 PYTHON ?= python3
 BIN := .venv/bin
+
+# Each test process has one core; more threads would wait for one another.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 .PHONY: demo test test-slow check clean
 
@@ -11,10 +14,10 @@ demo: .venv/installed
 	$(BIN)/python examples/demo.py
 
 test: .venv/installed-test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" --numprocesses 2 --dist loadfile
+	$(PYTEST) -m "not slow" --numprocesses auto --dist loadfile
 
 test-slow: .venv/installed-test
-	$(BIN)/python -m pytest -m slow
+	$(PYTEST) -m slow
 
 check: .venv/installed-test
 	$(BIN)/ruff format --check .
