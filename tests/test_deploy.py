@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -15,7 +17,10 @@ from PIL import Image
 
 import hkd
 from hkd.cli import main
+from hkd.data import ArrayDataset, load_dataset, make_loader, prepare
 from hkd.deploy import Deployed
+from hkd.trained import find_trained, open_test
+from tests.data.test_datasets import class_folders, encoded, picture, write_files
 from tests.models.test_external import Own
 
 
@@ -93,6 +98,92 @@ def test_the_card_tells_the_truth_and_its_example_runs(run: hkd.Result, exported
     assert told == str(int(logits.argmax()))
 
 
+SHAPES = {"wide": (190, 130), "tall": (130, 190), "square": (150, 150), "small": (60, 80)}
+
+
+def photos(folder: Path) -> Path:
+    """Class folders whose evaluation images have several shapes and forms."""
+    files = class_folders((140, 120), train=3)
+    for number, (name, size) in enumerate(SHAPES.items()):
+        files[f"val/cat/{name}.jpg"] = encoded(picture(size, number), "JPEG")
+    turned, exif = picture((170, 120), 8), Image.Exif()
+    exif[0x0112] = 6  # a quarter turn
+    raw = io.BytesIO()
+    turned.save(raw, "JPEG", exif=exif)
+    clear = picture((150, 140), 9)
+    clear.putalpha(picture((150, 140), 10).convert("L"))
+    return write_files(folder, files | {"val/dog/turned.jpg": raw.getvalue(), "val/eel/clear.png": encoded(clear)})
+
+
+@pytest.mark.parametrize("size", [64, 100])
+def test_the_card_s_example_sees_what_the_evaluation_sees(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    """Small images are decoded into memory and large ones streamed; each crops in its way."""
+    data = photos(tmp_path / "photos")
+    trained = hkd.train(
+        hkd.TrainConfig(
+            run=str(tmp_path / "t"), dataset=f"folder:{data}", image_size=size, epochs=1, workers=0, device="cpu",
+            student="resnet8x4", tensorboard=False,
+        )
+    )  # fmt: skip
+    hkd.export(hkd.ExportConfig(checkpoint=str(trained.run), formats=("onnx",)))
+    card = (trained.run / "export" / "MODEL_CARD.md").read_text()
+    assert ("8/7" in card) == (size == 100)
+    code = card.split("```python\n")[1].split("```")[0]
+
+    config = hkd.EvaluateConfig(checkpoint=str(trained.run), device="cpu")
+    evaluated = prepare(open_test(config, find_trained(trained.run)))
+    assert isinstance(evaluated, ArrayDataset) == (size == 64)
+    names = load_dataset(f"folder:{data}", "test").names
+    batches = list(make_loader(evaluated, 8, torch.device("cpu"), train=False).epoch(0))
+    images = torch.cat([batch.image for batch in batches])
+    with torch.no_grad():
+        logits = trained.model(images).logits
+    mean, std = (torch.tensor(value).view(3, 1, 1) for value in evaluated.info.normalisation)
+
+    monkeypatch.chdir(trained.run / "export")
+    for name, image, expected in zip(names, images, logits, strict=True):
+        monkeypatch.setattr(sys, "argv", ["classify", str(data / name)])
+        variables: dict[str, Any] = {}
+        exec(code, variables)
+        pixels = ((image * std + mean) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+        np.testing.assert_array_equal(np.asarray(variables["image"]), pixels, err_msg=name)
+        np.testing.assert_allclose(variables["logits"][0], expected, rtol=1e-3, atol=1e-4, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("about", "size", "crop"),
+    [({"crop": "centre"}, 32, "8/7"), ({"crop": "fit"}, 32, "shorter side and"), ({}, 32, "shorter side and"),
+     ({"crop": "fit"}, 128, "8/7"), ({}, 128, "8/7")],
+)  # fmt: skip
+def test_a_card_without_test_images_says_how_the_file_was_evaluated(
+    tmp_path: Path, about: dict[str, str], size: int, crop: str
+) -> None:
+    beside = {
+        "classes": list("abcd"),
+        "mean": [0.5] * 3,
+        "std": [0.2] * 3,
+        "image_size": 32,
+        "dataset": "lost",
+        **about,
+    }
+    hkd.save_model(hkd.create_model("resnet8", 4), tmp_path / "m.safetensors", **beside)
+    asked = hkd.ExportConfig(checkpoint=str(tmp_path / "m.safetensors"), formats=("safetensors",), image_size=size)
+    hkd.export(asked)
+    assert crop in (tmp_path / "export" / "MODEL_CARD.md").read_text()
+
+
+def test_a_card_of_a_run_with_a_holdout_names_it(tmp_path: Path) -> None:
+    run = hkd.train(
+        hkd.TrainConfig(run=str(tmp_path / "t"), epochs=1, limit_train=5, holdout=0.2, device="cpu", tensorboard=False)
+    )
+    hkd.export(hkd.ExportConfig(checkpoint=str(run.run), formats=("torch",)))
+    card = (run.run / "export" / "MODEL_CARD.md").read_text()
+    assert f"top-1 on the held-out part {run.summary['top1_last']:.2f} %" in card
+    assert f"all {run.summary['test_images']} images of the held-out part of digits, top-1" in card
+
+
 def test_wrapped_networks_and_missing_data(tmp_path: Path) -> None:
     about = {"classes": list("abcd"), "mean": [0.5] * 3, "std": [0.2] * 3, "image_size": 32, "dataset": "own"}
     hkd.save_model(hkd.create_model("torchvision:resnet18", 4), tmp_path / "r.safetensors", **about)
@@ -101,7 +192,7 @@ def test_wrapped_networks_and_missing_data(tmp_path: Path) -> None:
     assert all(check.difference < 1e-3 and check.top1 is None for check in found.checks)
     hkd.save_model(hkd.wrap_model(Own(4), image_size=16), tmp_path / "own.safetensors", **about | {"image_size": 16})
     asked = {"checkpoint": str(tmp_path / "own.safetensors"), "output": str(tmp_path / "own"), "formats": ("onnx",)}
-    with pytest.raises(hkd.RequestError, match="holds an own network"):
+    with pytest.raises(hkd.RequestError, match="holds a network of its own"):
         hkd.export(hkd.ExportConfig(**asked))
     hkd.export(hkd.ExportConfig(**asked, model="tests.models.test_external:factory"))
     assert (tmp_path / "own" / "model.onnx").is_file()
@@ -122,7 +213,7 @@ def test_the_command(run: hkd.Result, tmp_path: Path, capsys: pytest.CaptureFixt
     for arguments, message in (
         (["--formats", "onx"], "formats: unknown name 'onx'; did you mean onnx"),
         (["--dataset", "digit"], "dataset: unknown name 'digit'; did you mean digits"),
-        (["--image-size", "0"], "image_size: expected 1 or more; got 0"),
+        (["--image-size", "0"], "image_size: expected a number in [1, 4096]; got 0"),
     ):
         assert main(["export", str(run.run), *arguments]) == 2
         assert message in capsys.readouterr().err

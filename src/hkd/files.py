@@ -146,6 +146,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
         text = read_text(path)
     except (FileNotFoundError, NotADirectoryError):
         raise RequestError(f"config: no file {path}") from None
+    except RequestError as error:
+        raise RequestError(f"config: {str(error).removeprefix('run: ')}") from error
     try:
         values = parse_yaml(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:

@@ -1,22 +1,29 @@
-"""What breaks while a run goes on, and what the run does about it."""
+"""What breaks during a run, and what the run does about it."""
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
 import safetensors.torch
 import torch
 
 import hkd
+from hkd import api
 from hkd import trainer as loop
 from hkd.data import Dataset
+from hkd.distiller import Distiller
+from hkd.errors import Stopped
 from hkd.methods import methods
 from hkd.methods.hkd import HKD
+from hkd.runtime import run_folder
 from hkd.runtime.run_folder import RunFolder
 from tests.data.test_datasets import class_folders, write_files
 from tests.faults.runs import asked, outcome, teacher
@@ -65,7 +72,7 @@ def test_a_broken_checkpoint_falls_back_to_the_one_before(
     }[damage]()  # fmt: skip
     hkd.distill(config)
     told = capsys.readouterr().err
-    assert ("last.pt is corrupt; going on from" in told) == (damage != "missing")
+    assert ("last.pt is corrupt; continuing from" in told) == (damage != "missing")
     assert outcome(place / "run") == outcome(whole / "run")
 
 
@@ -73,16 +80,20 @@ def test_a_full_disk_while_saving_is_warned_of_and_tried_again(
     whole: Path, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """/dev/full answers every write with "no space left on device"."""
-    config = asked(place / "run", save_minutes=10.0)
+    config = asked(place / "run", save_minutes=10.0, keep_checkpoints=True)
     save, calls = RunFolder.save_checkpoint, []
 
-    def on_a_full_disk_first(self: RunFolder, state: dict[str, Any]) -> None:
+    @contextlib.contextmanager
+    def on_a_full_disk(path: Path) -> Iterator[BinaryIO]:
+        with Path("/dev/full").open("wb") as file:
+            yield file
+
+    def on_a_full_disk_first(self: RunFolder, state: dict[str, Any]) -> bool:
         calls.append(state)
-        partial = self.checkpoints / "last.partial"
-        if len(calls) <= 2:
-            partial.symlink_to("/dev/full")
-        save(self, state)
-        assert not partial.exists()
+        with monkeypatch.context() as patch:
+            if len(calls) <= 2:
+                patch.setattr(run_folder, "replacing", on_a_full_disk)
+            return save(self, state)
 
     monkeypatch.setattr(RunFolder, "save_checkpoint", on_a_full_disk_first)
     hkd.distill(config)
@@ -92,11 +103,35 @@ def test_a_full_disk_while_saving_is_warned_of_and_tried_again(
     assert (place / "run" / "checkpoints" / "last.pt").is_file()
 
 
-def test_a_full_disk_at_the_end_says_how_to_go_on(whole: Path, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_fills_while_writing_leaves_what_was_there(
+    whole: Path, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = asked(place / "run", save_minutes=10.0)
+    fsync, calls = os.fsync, []
+
+    def on_a_full_disk(descriptor: int) -> None:
+        calls.append(descriptor)
+        if len(calls) > 20:
+            raise OSError(28, "No space left on device")
+        fsync(descriptor)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", on_a_full_disk)
+        with pytest.raises(hkd.TrainingError, match=r"No space left on device\); the same command continues"):
+            hkd.distill(config)
+    assert "warning: the checkpoint could not be saved" in capsys.readouterr().err
+    assert not [file for file in (place / "run").rglob("*") if "partial" in file.name]
+    hkd.distill(config)
+    assert outcome(place / "run") == outcome(whole / "run")
+
+
+def test_a_full_disk_at_the_end_says_how_to_continue(whole: Path, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = asked(place / "run")
     with monkeypatch.context() as patch:
-        patch.setattr(RunFolder, "finish", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
-        with pytest.raises(hkd.TrainingError, match=r"No space left on device\); the same command goes on"):
+        patch.setattr(
+            RunFolder, "finish", lambda *_, **__: (_ for _ in ()).throw(OSError(28, "No space left on device"))
+        )
+        with pytest.raises(hkd.TrainingError, match=r"No space left on device\); the same command continues"):
             hkd.distill(config)
     hkd.distill(config)
     assert outcome(place / "run") == outcome(whole / "run")
@@ -113,7 +148,8 @@ def test_another_teacher_is_noticed(place: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_a_second_process_on_a_run_folder_is_refused(place: Path) -> None:
     folder = RunFolder(place / "run")
-    folder.open({}, {}, fresh=False)
+    folder.open(hkd.TrainConfig(run=str(place / "run")).spec(), fresh=False)
+    assert not folder.is_locked and RunFolder(place / "run").is_locked
     code = "import sys; from hkd.cli import main; sys.exit(main(sys.argv[1:]))"
     environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
     options = ["train", "--run", str(place / "run"), "--epochs", "1", "--limit-train", "4", "--device", "cpu"]
@@ -124,19 +160,22 @@ def test_a_second_process_on_a_run_folder_is_refused(place: Path) -> None:
         f"hkd: run: another process is working in {place / 'run'}; wait for it, or name another folder with --run\n"
     )
     folder.close()
+    assert not RunFolder(place / "run").is_locked
     third = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert third.returncode == 0, third.stderr
     assert not (place / "run" / ".lock").exists()
 
 
 class Spoilt(HKD):
-    """HKD whose terms are no number at some steps."""
+    """HKD whose terms are NaN at some steps."""
 
     spoilt: frozenset[int] = frozenset()
+    at_call: Any = staticmethod(lambda call: None)
 
     def forward(self, *arguments: Any) -> dict[str, torch.Tensor]:
         terms = super().forward(*arguments)
         self.calls = getattr(self, "calls", 0) + 1
+        self.at_call(self.calls)
         return {name: term * (torch.nan if self.calls in self.spoilt else 1.0) for name, term in terms.items()}
 
 
@@ -146,7 +185,7 @@ def spoilt(monkeypatch: pytest.MonkeyPatch) -> type[Spoilt]:
     return Spoilt
 
 
-def test_a_loss_that_is_no_number_names_the_step_and_its_terms(
+def test_a_loss_that_is_nan_names_the_step_and_its_terms(
     place: Path, spoilt: type[Spoilt], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(spoilt, "spoilt", frozenset({7}))
@@ -154,13 +193,13 @@ def test_a_loss_that_is_no_number_names_the_step_and_its_terms(
         hkd.distill(asked(place / "run", save_minutes=10.0))
     told = str(error.value)
     assert "in epoch 2, step 3 (loss nan, ce " in told and "individual_student nan" in told
-    assert f"what was before is kept in {place / 'run' / 'checkpoints' / 'last.pt'}" in told
+    assert f"the checkpoint before it is {place / 'run' / 'checkpoints' / 'last.pt'}" in told
     assert "--skip-bad-steps" in told
     monkeypatch.setattr(spoilt, "spoilt", frozenset())
     assert hkd.distill(asked(place / "run", save_minutes=10.0)).summary["epochs"] == 6
 
 
-def test_bad_steps_can_be_left_out_up_to_a_number(
+def test_bad_steps_can_be_skipped_up_to_a_number(
     place: Path, spoilt: type[Spoilt], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(spoilt, "spoilt", frozenset({3, 9}))
@@ -172,7 +211,7 @@ def test_bad_steps_can_be_left_out_up_to_a_number(
         hkd.distill(asked(place / "other", skip_bad_steps=2))
 
 
-def test_an_epoch_of_bad_steps_stops_even_where_they_may_be_left_out(
+def test_an_epoch_of_bad_steps_stops_even_where_they_may_be_skipped(
     place: Path, spoilt: type[Spoilt], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(spoilt, "spoilt", frozenset(range(1, 5)))
@@ -180,7 +219,77 @@ def test_an_epoch_of_bad_steps_stops_even_where_they_may_be_left_out(
         hkd.distill(asked(place / "run", skip_bad_steps=10))
 
 
-@pytest.mark.parametrize("left", ["checkpoints", "config.yaml.partial", ".lock"])
+def state_of(distiller: Distiller) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in distiller.state_dict().items()}
+
+
+def test_a_skipped_step_leaves_everything_as_it_was(
+    place: Path, spoilt: type[Spoilt], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights, running statistics, memory banks, and the draw that comes next."""
+    train_step, changed = loop.Trainer.train_step, []
+
+    def watch(self: loop.Trainer, step: int, batch: hkd.Batch) -> None:
+        before, draws = state_of(self.distiller), self.distiller.method.loss.sampler.draws
+        train_step(self, step, batch)
+        after = state_of(self.distiller)
+        changed.append({name for name in before if not torch.equal(before[name], after[name])})
+        if draws != self.distiller.method.loss.sampler.draws:
+            changed[-1].add("draws")
+
+    monkeypatch.setattr(loop.Trainer, "train_step", watch)
+    monkeypatch.setattr(spoilt, "spoilt", frozenset({3, 6}))
+    hkd.distill(asked(place / "run", skip_bad_steps=2, epochs=2))
+    assert [bool(names) for names in changed] == [True, True, False, True, True, False, True, True]
+    assert {"draws", "method.loss.student.bank.rows", "student.bn1.running_mean", "student.conv1.weight"} <= changed[0]
+
+
+@pytest.mark.parametrize("method", ["crd", "at", "sskd", "vid"])
+def test_a_skipped_step_leaves_other_methods_as_they_were(
+    place: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    train_step, step_loss, kept = loop.Trainer.train_step, Distiller.forward, []
+
+    def spoil(self: Distiller, *arguments: Any) -> Any:
+        out = step_loss(self, *arguments)
+        return out._replace(loss=out.loss * torch.nan) if self.training and spoil.now else out
+
+    def watch(self: loop.Trainer, step: int, batch: hkd.Batch) -> None:
+        spoil.now = step == 2
+        before = state_of(self.distiller)
+        train_step(self, step, batch)
+        if spoil.now:
+            after = state_of(self.distiller)
+            kept.append([name for name in before if not torch.equal(before[name], after[name])])
+
+    spoil.now = False
+    monkeypatch.setattr(Distiller, "forward", spoil)
+    monkeypatch.setattr(loop.Trainer, "train_step", watch)
+    settings = {"init_epochs": 1} if method == "sskd" else {}
+    hkd.distill(asked(place / "run", method=method, settings=settings, skip_bad_steps=9, epochs=2))
+    assert kept == [[]] * (3 if method == "sskd" else 2)
+
+
+def test_a_skipped_step_honours_the_stop_request(
+    place: Path, spoilt: type[Spoilt], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = asked(place / "run", skip_bad_steps=2, save_minutes=10.0)
+    monkeypatch.setattr(spoilt, "spoilt", frozenset({3, 6}))
+    whole = hkd.distill(asked(place / "whole", skip_bad_steps=2)).model.state_dict()
+
+    monkeypatch.setattr(
+        spoilt, "at_call", staticmethod(lambda call: call == 3 and os.kill(os.getpid(), signal.SIGTERM))
+    )
+    with pytest.raises(Stopped, match="stopped after step 3 of epoch 1; the same command continues from there"):
+        hkd.distill(config)
+    monkeypatch.setattr(spoilt, "at_call", staticmethod(lambda call: None))
+    monkeypatch.setattr(spoilt, "spoilt", frozenset({3}))  # the sixth step of the run is the third of this start
+    result = hkd.distill(config)
+    assert result.summary["skipped_steps"] == 2
+    assert all(torch.equal(value, whole[name]) for name, value in result.model.state_dict().items())
+
+
+@pytest.mark.parametrize("left", ["checkpoints", ".config.yaml.1a2b.partial", ".lock", "log.txt", "failed.json"])
 def test_a_start_that_was_cut_short_is_no_obstacle(whole: Path, place: Path, left: str) -> None:
     (place / "run").mkdir()
     (place / "run" / left).mkdir() if left == "checkpoints" else (place / "run" / left).write_text("")
@@ -188,7 +297,7 @@ def test_a_start_that_was_cut_short_is_no_obstacle(whole: Path, place: Path, lef
     assert outcome(place / "run") == outcome(whole / "run")
 
 
-def test_a_full_disk_is_told_by_what_writes_weights(
+def test_a_full_disk_is_noticed_by_what_writes_weights(
     whole: Path, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The weights' library has an error of its own for it."""
@@ -200,7 +309,7 @@ def test_a_full_disk_is_told_by_what_writes_weights(
         write(state, file, **rest)
 
     monkeypatch.setattr(safetensors.torch, "save_file", on_a_full_disk)
-    with pytest.raises(hkd.TrainingError, match="No space left on device.*the same command goes on"):
+    with pytest.raises(hkd.TrainingError, match="No space left on device.*the same command continues"):
         hkd.distill(asked(place / "run"))
     assert "warning: the best network could not be saved" in capsys.readouterr().err
     full[0] = False
@@ -213,8 +322,8 @@ def test_a_full_disk_is_told_by_what_writes_weights(
               RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")]
 )  # fmt: skip
 def test_out_of_memory_says_what_to_lower(place: Path, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
-    monkeypatch.setattr(loop, "train_epoch", lambda *_: (_ for _ in ()).throw(error))
-    with pytest.raises(hkd.TrainingError, match="out of memory with 64 images a step on cpu; lower --batch-size"):
+    monkeypatch.setattr(loop.Trainer, "train_step", lambda *_: (_ for _ in ()).throw(error))
+    with pytest.raises(hkd.TrainingError, match="out of memory with 64 images in a step on cpu; lower --batch-size"):
         hkd.distill(asked(place / "run"))
 
 
@@ -237,9 +346,8 @@ def test_unreadable_images_are_counted_and_named_at_the_start(
     assert "2 of 12 images in" in told
     assert "train/cat/0.png" in told and "train/dog/1.png" in told and "--bad-images skip" in told
     assert not (tmp_path / "t").exists()
-    left = hkd.TrainConfig(**{**config.__dict__, "bad_images": "skip"})
-    result = hkd.train(left)
-    assert "warning: left out, 2 of" in capsys.readouterr().err
+    result = hkd.train(replace(config, bad_images="skip"))
+    assert "warning: skipped, 2 of" in capsys.readouterr().err
     assert result.summary["train_images"] == 10
 
 
@@ -255,11 +363,11 @@ def test_unreadable_images_of_a_stream_are_replaced_where_asked(
         hkd.train(hkd.TrainConfig(run=str(tmp_path / "stops"), **fields))
     result = hkd.train(hkd.TrainConfig(run=str(tmp_path / "skips"), bad_images="skip", **fields))
     assert result.summary["epochs"] == 1
-    assert "warning: left out, dataset: cannot read" in capfd.readouterr().err
+    assert "warning: skipped, dataset: cannot read" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("way", ["exits", "is killed"])
-def test_a_worker_that_dies_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str) -> None:
+def test_a_worker_that_dies_is_an_error_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str) -> None:
     data = f"folder:{write_files(tmp_path / 'photos', class_folders())}"
     parent = os.getpid()
 
@@ -278,19 +386,19 @@ def test_a_worker_that_dies_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         hkd.train(config)
 
 
-def test_the_checkpoints_folder_does_not_grow(whole: Path) -> None:
-    kept = {file.name for file in (whole / "run" / "checkpoints").iterdir()}
+def test_the_checkpoints_folder_does_not_grow(whole: Path, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    interrupted(asked(place / "run"), monkeypatch, 4)
+    kept = {file.name for file in (place / "run" / "checkpoints").iterdir()}
     assert kept == {"last.pt", "previous.pt", "best.safetensors"}
+    assert [file.name for file in (whole / "run" / "checkpoints").iterdir()] == ["best.safetensors"]
 
 
 def test_an_unexpected_error_is_one_line_unless_asked(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from hkd.jobs import running
-
     from hkd.cli import main
 
-    monkeypatch.setattr(running, "Training", lambda *_: json.loads("{"))
+    monkeypatch.setattr(api, "Trainer", lambda *_: json.loads("{"))
     options = ["train", "--run", str(place / "t"), "--epochs", "1", "--limit-train", "4", "--device", "cpu"]
     assert main(options) == 1
     told = capsys.readouterr().err.splitlines()[-1]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 import pickle
 import re
 from collections.abc import Mapping
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from hkd.errors import RequestError
+from hkd.files import replacing_path
 from hkd.models.base import Model
 from hkd.models.external import WrappedModel
 
@@ -43,15 +43,11 @@ def save_model(model: Model, path: str | Path, **about: Any) -> None:
         name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
         for name, value in _module(model).state_dict().items()
     }
-    path = Path(path)
-    partial = path.with_name(f"{path.name}.partial")  # a crash while writing leaves what was there
     try:
-        safetensors.torch.save_file(state, str(partial), metadata={"hkd": json.dumps(about)})
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
-    except safetensors.SafetensorError as error:  # how that library tells of a full disk
+        with replacing_path(Path(path)) as partial:  # a crash while writing leaves what was there
+            safetensors.torch.save_file(state, str(partial), metadata={"hkd": json.dumps(about)})
+    except safetensors.SafetensorError as error:  # that library's word for a full disk
         raise OSError(errno.EIO, f"could not be written: {error}", str(path)) from error
-    partial.replace(path)
 
 
 def load_model(path: str | Path) -> tuple[Model, dict[str, Any]]:
