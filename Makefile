@@ -1,16 +1,23 @@
-# make demo    teacher, student alone and HKD+KD on real images, with a table at the end
-# make test    the whole suite
-# make check   linting and types
+# make demo       teacher, student alone and HKD+KD on real images, with a table at the end
+# make test       the suite, side by side on the cores
+# make test-slow  what takes minutes: kills, engines, several processes
+# make check      linting and types
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check clean
+# Each test process has one core; more threads would wait for one another.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+.PHONY: demo test test-slow check clean
 
 demo: .venv/installed
 	$(BIN)/python examples/demo.py
 
 test: .venv/installed-test
-	$(BIN)/python -m pytest
+	$(PYTEST) -m "not slow" --numprocesses auto --dist loadfile
+
+test-slow: .venv/installed-test
+	$(PYTEST) -m slow
 
 check: .venv/installed-test
 	$(BIN)/ruff format --check .

@@ -19,7 +19,7 @@ from hkd.models import wrap_model
 from hkd.models.base import CifarModel, Model
 from hkd.numerics.gather import agree, checksum, world_size
 from hkd.numerics.precision import at_least_float32
-from hkd.options import check_fields
+from hkd.options import check_fields, shown
 from hkd.types import Batch, ModelOutput
 
 NO_LABEL = -1
@@ -78,7 +78,7 @@ class Distiller(nn.Module):
         method: a name of :func:`hkd.list_methods`, or a method built for these networks. None is the cross-entropy,
             with the KD term if ``kd_weight`` says so.
         num_samples: N, the number of training images, which ``index`` counts. Methods with a memory need it.
-        labels: (N,) class of each training image. They tell N, too.
+        labels: (N,) class of each training image; N is their number, where ``num_samples`` is not given.
         ce_weight, kd_weight, method_weight: γ, α, β; what is None is the method's published weight.
         kd_temperature: T.
         image_size: side of the training images in pixels; the networks' usual sizes if not given.
@@ -123,10 +123,10 @@ class Distiller(nn.Module):
         **settings: Any,
     ) -> None:
         super().__init__()
-        asked = MethodSpec(
+        given = MethodSpec(
             weight=method_weight, kd_weight=kd_weight, ce_weight=ce_weight, kd_temperature=kd_temperature
         )
-        check_fields(asked)
+        check_fields(given)
         if teacher is None:
             if method is not None and (method != "hkd" or num_samples is not None or labels is not None):
                 raise RequestError("teacher: expected the network that the method learns from; got none")
@@ -139,7 +139,7 @@ class Distiller(nn.Module):
         # In a tuple, so that a teacher is no part of this module's parameters and state.
         self.teachers: tuple[Model, ...] = () if teacher is None else (_frozen(teacher, student, image_size),)
         self.method = self._built(method, labels, image_size, settings)
-        self.weights = _weights(asked, method, self.method)
+        self.weights = _weights(given, method, self.method)
         self.kd_temperature = kd_temperature
         self._classes = self._head(image_size)
         self.compares_processes = True
@@ -166,7 +166,7 @@ class Distiller(nn.Module):
         if isinstance(method, Method):
             return method
         if not isinstance(method, str):
-            raise RequestError(f"method: expected a name or a method that is built; got {method!r}")
+            raise RequestError(f"method: expected a name or a method that is built; got {shown(method)}")
         built = create_method(
             method,
             student=self.student,
@@ -212,7 +212,7 @@ class Distiller(nn.Module):
     def _uses_method(self) -> bool:
         return self.method is not None and self.weights.method > 0
 
-    def _taught(self, image: Tensor) -> ModelOutput:
+    def _run_teacher(self, image: Tensor) -> ModelOutput:
         teacher = self.teachers[0]
         if teacher.training:  # somebody's module holds it, too, and was put into training mode
             teacher.eval()
@@ -291,7 +291,7 @@ class Distiller(nn.Module):
             return DistillerOutput(loss, {"ce": loss}, logits)
         self._before_step(batch)
         if teacher is None and self.needs_teacher:
-            teacher = self._taught(batch.image)
+            teacher = self._run_teacher(batch.image)
         if self.in_initialisation:
             return self._initialise(batch, teacher)
         student: ModelOutput = self.student(batch.image)
@@ -450,16 +450,16 @@ def _frozen(teacher: nn.Module, student: nn.Module, image_size: int | None) -> M
     return wrap_model(teacher, image_size=image_size).eval().requires_grad_(False)
 
 
-def _weights(asked: MethodSpec, method: str | Method[Any] | None, built: Method[Any] | None) -> Weights:
+def _weights(given: MethodSpec, method: str | Method[Any] | None, built: Method[Any] | None) -> Weights:
     """The weights of the objective, the published ones where they are open."""
     if built is not None:
         usual = built.default_weights(built.config)
     else:
         usual = methods["kd"].weights if method == "kd" else Weights(method=0.0)
     weights = Weights(
-        ce=usual.ce if asked.ce_weight is None else asked.ce_weight,
-        kd=usual.kd if asked.kd_weight is None else asked.kd_weight,
-        method=usual.method if asked.weight is None else asked.weight,
+        ce=usual.ce if given.ce_weight is None else given.ce_weight,
+        kd=usual.kd if given.kd_weight is None else given.kd_weight,
+        method=usual.method if given.weight is None else given.weight,
     )
     if built is None and weights.method:
         raise RequestError("method_weight: is of a method's terms beside CE and KD, and there is no such method")

@@ -13,8 +13,12 @@ from pathlib import Path
 from typing import Generic, TypeVar, cast
 
 from hkd.errors import RequestError, unknown
+from hkd.options import shown
 
 T = TypeVar("T")
+
+LONGEST_NAME = 200
+"""Characters; a name may come from a file."""
 
 
 class Registry(Generic[T]):
@@ -65,6 +69,8 @@ class Registry(Generic[T]):
         return enter
 
     def __getitem__(self, name: str) -> T:
+        if not isinstance(name, str) or len(name) > LONGEST_NAME:
+            raise RequestError(f"{self.field}: expected a name of at most {LONGEST_NAME} characters; got {shown(name)}")
         self._load()
         if name not in self._entries:
             raise unknown(self.field, name, self._entries)
@@ -122,7 +128,7 @@ def load_plugins(names: Iterable[str]) -> None:
     The runs of a study are processes of their own, which import them, too.
 
     Args:
-        names: dotted module names.
+        names: dotted module names that a person typed, for importing one runs its code.
 
     Raises:
         RequestError: one cannot be imported.
@@ -142,7 +148,7 @@ def loaded_plugins() -> tuple[str, ...]:
 
 
 def search_working_directory() -> None:
-    """Makes modules of the working directory importable, as ``python -m`` does."""
+    """Makes modules of the working directory importable, as ``python -m`` does, for a name that a person typed."""
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from PIL import Image
 
 import hkd
 from hkd.data import datasets, prepare
+from hkd.data.files import Folder
 
 
 def picture(size: tuple[int, int], seed: int, mode: str = "RGB") -> Image.Image:
@@ -227,6 +229,97 @@ def test_faulty_arrays_are_refused() -> None:
             hkd.data.ArrayDataset(wrong, torch.tensor(labels), info)
     with pytest.raises(hkd.RequestError, match=r"expected labels in \[0, 1\], the 2 classes of own, .*; got 0 to 2"):
         hkd.data.ArrayDataset(images, torch.tensor([0, 2]), info)
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        [0, 1], np.array([0, 1]), torch.tensor([0.5, 1]), torch.tensor([torch.nan, 1]), torch.tensor([0, 1, 1]),
+        torch.tensor([[0, 1]]), torch.tensor(1), torch.tensor([0j, 1]), None, torch.tensor([0, -2]),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_faulty_labels_are_refused(labels: Any, tmp_path: Path) -> None:
+    info = hkd.data.DatasetInfo("own", ("a", "b"))
+    images = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
+    for make in (
+        lambda: hkd.data.ArrayDataset(images, labels, info),
+        lambda: hkd.data.FileDataset(Folder(tmp_path), ["a.png", "b.png"], labels, info),
+    ):
+        with pytest.raises(hkd.RequestError, match="^dataset: expected .*labels"):
+            make()
+
+
+@pytest.mark.parametrize("form", ["memory", "files"])
+def test_indices(tmp_path: Path, form: str) -> None:
+    if form == "memory":
+        data = hkd.load_dataset("digits", "test")
+    else:
+        data = hkd.load_dataset(f"folder:{write_files(tmp_path, class_folders())}")
+    count = len(data)
+    for index in (count - 1, -1, np.int64(count - 1), torch.tensor(count - 1)):
+        assert data[index][1:] == (int(data.labels[-1]), count - 1)
+        assert torch.equal(data[index][0], data.image(count - 1))
+    for wrong in (count, -count - 1, 10**30):
+        with pytest.raises(hkd.RequestError, match=rf"^index: expected 0 to {count - 1}; got ") as error:
+            data[wrong]
+        assert isinstance(error.value, IndexError)
+    for wrong in (1.0, "1", None, slice(3), [1], torch.tensor([0.5])):
+        with pytest.raises(hkd.RequestError, match="^index: expected a whole number; got "):
+            data[wrong]
+    assert [label for _, label, _ in data] == data.labels.tolist(), "a loop ends"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"name": Path("digits")}, "^dataset: expected a name"), ({"name": None}, "^dataset: expected a name"),
+        ({"name": "a\x1b[2J"}, r"^dataset: .*got 'a\\x1b\[2J'"), ({"name": "x" * 10**6}, "^dataset: unknown name 'xxx"),
+        ({"name": "folder:a\0b"}, "^dataset: expected a name without control"),
+        ({"split": None}, "^split: expected one of"),
+        ({"split": 0}, "^split: expected one of train, test for digits; got 0"), ({"split": ["train"]}, "^split: "),
+        ({"root": None}, "^data_root: expected a path"), ({"root": 3}, "^data_root: expected a path"),
+        ({"name": "folder:" + "x" * 5000}, "^dataset: "),
+    ],
+)  # fmt: skip
+def test_arguments_of_other_types(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(hkd.RequestError, match=message) as error:
+        hkd.load_dataset(**({"name": "digits"} | arguments))
+    assert str(error.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"batch_size": 0}, "^batch_size: expected a whole number from 1; got 0"),
+        ({"batch_size": 2.0}, "^batch_size: "), ({"batch_size": None}, "^batch_size: "),
+        ({"workers": -1}, "^workers: expected a whole number from 0"),
+        ({"dataset": [(1, 2)]}, "^dataset: expected an ArrayDataset or a FileDataset; got list"),
+    ],
+)  # fmt: skip
+def test_loaders_of_other_things(arguments: dict[str, Any], message: str) -> None:
+    usual = {"dataset": hkd.load_dataset("digits"), "batch_size": 4, "device": torch.device("cpu"), "train": True}
+    with pytest.raises(hkd.RequestError, match=message):
+        hkd.data.make_loader(**(usual | arguments))
+    with pytest.raises(hkd.RequestError, match="^dataset: expected an ArrayDataset"):
+        prepare([(1, 2)])
+
+
+def test_the_lists_of_tiny_imagenet_do_not_lead_elsewhere(tmp_path: Path) -> None:
+    (tmp_path / "secret.png").write_bytes(encoded(picture((8, 8), 1)))
+    rows = b"../../../secret.png\tn01\t0\t0\t9\t9\nval_0.JPEG\tn01\t0\t0\t9\t9\n"
+    root = write_files(tmp_path / "tiny", tiny_files() | {"val/val_annotations.txt": rows})
+    data = hkd.load_dataset("tiny-imagenet", "val", root)
+    with pytest.raises(hkd.RequestError, match="no file val/images/../../../secret.png"):
+        data[0]
+    assert data[1][0].shape == (3, 64, 64) and len(data.fingerprint) == 64
+    write_files(root, {"val/val_annotations.txt": b"\xff\xfe"})
+    with pytest.raises(hkd.RequestError, match="val_annotations.txt of .* is not UTF-8"):
+        hkd.load_dataset("tiny-imagenet", "val", root)
+    write_files(root, {"val/val_annotations.txt": b"a\x1b[2J\t" + b"n" * 10**6})
+    with pytest.raises(hkd.RequestError, match="an image and its class") as error:
+        hkd.load_dataset("tiny-imagenet", "val", root)
+    assert str(error.value).isprintable() and len(str(error.value)) < 700
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,9 @@
 """Small data sets in memory, and decoded on disk."""
 
+import hashlib
+import json
+import os
+import struct
 from pathlib import Path
 
 import pytest
@@ -46,6 +50,77 @@ def test_decoded_images_that_changed_on_disk_are_refused(tmp_path: Path, capsys:
     assert "is damaged; the images are decoded again" in capsys.readouterr().err
     assert file.read_bytes() == content, "it has been made again"
     assert [*(tmp_path / "cache").iterdir()] == [file]
+
+
+def forged(path: Path, header: object, pixels: bytes) -> None:
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + pixels)
+
+
+SIZE = 12 * 3 * 12 * 12
+PIXELS = bytes(SIZE)
+META = {"__metadata__": {"sha256": hashlib.sha256(PIXELS).hexdigest()}}
+IMAGES = {"dtype": "U8", "shape": [12, 3, 12, 12], "data_offsets": [0, SIZE]}
+
+
+@pytest.mark.parametrize(
+    ("header", "pixels"),
+    [
+        (META, b""), ({"images": IMAGES}, PIXELS), (META | {"images": IMAGES}, PIXELS[:-1]),
+        (META | {"images": IMAGES | {"dtype": "F32"}}, PIXELS * 4),
+        (META | {"images": IMAGES | {"dtype": "I8"}}, PIXELS),
+        (META | {"images": IMAGES | {"shape": [SIZE]}}, PIXELS), (META | {"images": IMAGES | {"shape": []}}, PIXELS),
+        (META | {"images": IMAGES | {"shape": [13, 3, 12, 12]}}, PIXELS),
+        (META | {"images": IMAGES, "more": IMAGES}, PIXELS),
+        (META | {"images": IMAGES | {"data_offsets": [SIZE, 0]}}, PIXELS), (META | {"images": 3}, PIXELS),
+        ({"__metadata__": {"sha256": None}, "images": IMAGES}, PIXELS), ({"__metadata__": 3, "images": IMAGES}, PIXELS),
+        ({"__metadata__": {"sha256": ["x"]}, "images": IMAGES}, PIXELS), ([], PIXELS), (b"[" * 10**5, PIXELS),
+        (b"\xff", PIXELS), (b"", b""),
+    ],
+)  # fmt: skip
+def test_a_forged_cache_is_made_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], header: object, pixels: bytes
+) -> None:
+    path = write_files(tmp_path / "photos", class_folders())
+    before = prepare(hkd.load_dataset(f"folder:{path}"), tmp_path / "cache").images
+    (file,) = (tmp_path / "cache").iterdir()
+    forged(file, header, pixels)
+    assert torch.equal(prepare(hkd.load_dataset(f"folder:{path}"), tmp_path / "cache").images, before)
+    assert capsys.readouterr().err == f"warning: {file} is damaged; the images are decoded again\n"
+
+
+def test_what_a_forged_cache_would_have_to_say(tmp_path: Path) -> None:
+    """The tests above change one thing in a file that is read."""
+    path = write_files(tmp_path / "photos", class_folders())
+    prepare(hkd.load_dataset(f"folder:{path}"), tmp_path / "cache")
+    (file,) = (tmp_path / "cache").iterdir()
+    forged(file, META | {"images": IMAGES}, PIXELS)
+    assert not prepare(hkd.load_dataset(f"folder:{path}"), tmp_path / "cache").images.any()
+
+
+@pytest.mark.parametrize("kind", ["link", "dangling", "fifo", "folder", "huge"])
+def test_a_cache_is_a_regular_file_of_its_size(tmp_path: Path, kind: str) -> None:
+    path = write_files(tmp_path / "photos", class_folders())
+    before = prepare(hkd.load_dataset(f"folder:{path}"), tmp_path / "cache").images
+    (file,) = (tmp_path / "cache").iterdir()
+    content = file.read_bytes()
+    if kind == "huge":
+        with file.open("r+b") as sparse:
+            sparse.truncate(2**40)
+    else:
+        file.unlink()
+        other = tmp_path / "other.safetensors"
+        if kind == "link":
+            forged(other, META | {"images": IMAGES}, PIXELS)
+        if kind in ("link", "dangling"):
+            file.symlink_to(other)
+        elif kind == "fifo":
+            os.mkfifo(file)
+        else:
+            file.mkdir()
+    assert torch.equal(prepare(hkd.load_dataset(f"folder:{path}"), tmp_path / "cache").images, before)
+    if kind != "folder":
+        assert not file.is_symlink() and file.read_bytes() == content, "replaced, and not written through a link"
 
 
 def test_a_cache_that_cannot_be_written_is_no_error(tmp_path: Path) -> None:

@@ -27,8 +27,8 @@ Found = dict[str, Any]
 SCENARIOS: list[Callable[[], Found]] = []
 
 
-def build(method: str = "hkd", seed: int = 0, student: nn.Module | None = None, **options: Any) -> Distiller:
-    torch.manual_seed(seed)
+def build(method: str = "hkd", start: int = 0, student: nn.Module | None = None, **options: Any) -> Distiller:
+    torch.manual_seed(start)
     student = student or hkd.create_model("resnet8", C)
     options = {"num_samples": N, "labels": LABELS, "image_size": 16, "kd_weight": 1.0} | options
     return hkd.Distiller(student, hkd.create_model("wrn_16_1", C), method, **options)
@@ -65,14 +65,13 @@ def scenario(run: Callable[[], Found]) -> Callable[[], Found]:
 
 @scenario
 def banks_of_another_seed() -> Found:
-    distiller = build(seed=dist.get_rank())
+    distiller = build(start=dist.get_rank())
     return {"generator": train(DistributedDataParallel(distiller, broadcast_buffers=False), distiller)}
 
 
 @scenario
 def draws_of_another_seed() -> Found:
-    distiller = build(seed=0, bank_start="random")
-    distiller.seed = distiller.method.loss.sampler.seed = dist.get_rank()
+    distiller = build(seed=dist.get_rank())
     return {"seed": train(DistributedDataParallel(distiller), distiller)}
 
 
@@ -97,12 +96,12 @@ def parameters_outside() -> Found:
     found["beside"] = train(beside, beside)
     accumulated = build()
     found["accumulated"] = train(accumulated, accumulated, accumulate=2)
-    from_the_start = build("rkd", seed=dist.get_rank())
+    from_the_start = build("rkd", start=dist.get_rank())
     found["from the start"] = train(from_the_start, from_the_start)
-    sharded = build("rkd", seed=dist.get_rank())
+    sharded = build("rkd", start=dist.get_rank())
     sharded.compares_processes = False
     found["not compared"] = train(sharded, sharded)
-    alone = build("kd", seed=dist.get_rank())
+    alone = build("kd", start=dist.get_rank())
     found["kd shares nothing"] = train(alone, alone)
     return found
 

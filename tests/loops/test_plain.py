@@ -143,7 +143,7 @@ def test_graphs_and_banks_are_those_of_the_micro_batch() -> None:
 # -- torch.compile ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", ["hkd", "dkd", "sskd"])
+@pytest.mark.parametrize("method", ["hkd", *(pytest.param(name, marks=pytest.mark.slow) for name in ("dkd", "sskd"))])
 def test_compiled_networks_stay_two_graphs(method: str) -> None:
     """Draws, warm-ups, epochs and the checks of the first steps compile nothing anew."""
     torch._dynamo.reset()

@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from hkd.jobs import running
 
 import hkd
-from hkd.config import Entry
+from hkd.config import MethodRequest
 from hkd.report.published import ZHOU
 from hkd.report.results import Comparison, Pair, Row
-from hkd.report.tables import as_csv, markdown, overview
+from hkd.report.tables import as_csv, csv_text, markdown, overview
 from hkd.runtime.run_folder import RunFolder
+from tests.studies.fakes import InstantEngine
 
 METHODS = ("ce", "kd", "at+kd", "hkd(num_negatives=50)+kd")
 
@@ -27,33 +27,28 @@ METHODS = ("ce", "kd", "at+kd", "hkd(num_negatives=50)+kd")
 def config(run: Path, **changes: Any) -> hkd.CompareConfig:
     fields = {
         "teachers": ("resnet14",), "students": ("resnet8",), "methods": METHODS, "trials": 2, "epochs": 2,
-        "limit_train": 20, "tensorboard": False, "device": "cpu",
+        "limit_train": 20, "tensorboard": False, "device": "cpu", "threads": 1,
     }  # fmt: skip
     return hkd.CompareConfig(run=str(run), **fields | changes)
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A comparison that has been trained; tests that change it take a copy."""
     run = tmp_path_factory.mktemp("compare") / "c"
-    hkd.compare(config(run))
+    hkd.compare(config(run, jobs=2))
     return run
-
-
-@pytest.fixture
-def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The folders of the runs that are trained from here on."""
-    fit, folders = running.Training, []
-
-    def watched(*arguments: Any) -> Any:
-        folders.append("/".join(next(a for a in arguments if isinstance(a, RunFolder)).path.parts[-2:]))
-        return fit(*arguments)
-
-    monkeypatch.setattr(running, "Training", watched)
-    return folders
 
 
 def numbers_of(run: Path) -> dict[str, Any]:
     return json.loads((run / "comparison.json").read_text())
+
+
+def config_of(run: str | Path) -> dict[str, Any]:
+    return yaml.safe_load((Path(run) / "config.yaml").read_text())
+
+
+# -- what is trained --------------------------------------------------------------------------------------------------
 
 
 def test_what_a_comparison_leaves(finished: Path) -> None:
@@ -66,80 +61,86 @@ def test_what_a_comparison_leaves(finished: Path) -> None:
         for run, top1 in zip(row["runs"], row["top1_last"], strict=True):
             predicted, label = RunFolder(run).predictions()
             assert top1 == pytest.approx(100 * np.mean(predicted == label))
-    asked = yaml.safe_load((finished / "resnet14-resnet8" / "hkd_num_negatives=50_+kd-1" / "config.yaml").read_text())
-    assert (asked["seed"], asked["kd_weight"], asked["holistic"]["num_negatives"]) == (1, 1.0, 50)
+    values = config_of(finished / "resnet14-resnet8" / "hkd_num_negatives=50_+kd-1")
+    assert (values["seed"], values["kd_weight"], values["holistic"]["num_negatives"]) == (1, 1.0, 50)
     rows = list(csv.DictReader((finished / "comparison.csv").open()))
     assert [row["method"] for row in rows] == list(METHODS)
     assert all(int(row["n"]) == 2 for row in rows)
     text = (finished / "comparison.md").read_text()
     assert all(f"| {method} " in text for method in METHODS)
-    assert "digits: 10 classes, 200 training and 355 test images" in text
+    assert "digits: 200 training and 355 test images, 10 classes" in text
 
 
-def test_a_finished_comparison_trains_nothing(finished: Path, trained: list[str]) -> None:
+def test_a_finished_comparison_trains_nothing(finished: Path, engine: InstantEngine) -> None:
     before = numbers_of(finished)
     hkd.compare(config(finished))
-    assert trained == []
+    assert engine.started == []
     assert numbers_of(finished) == before
 
 
-def test_more_trials_and_methods_reuse_what_is_there(finished: Path, trained: list[str]) -> None:
-    hkd.compare(config(finished, methods=(*METHODS, "sp"), trials=2))
-    assert trained == ["resnet14-resnet8/sp-0", "resnet14-resnet8/sp-1"]
+def test_more_trials_and_methods_reuse_what_is_there(tmp_path: Path, finished: Path, engine: InstantEngine) -> None:
+    shutil.copytree(finished, tmp_path / "c")
+    hkd.compare(config(tmp_path / "c", methods=(*METHODS, "sp"), trials=3))
+    assert engine.started == [
+        "resnet14-resnet8/sp-0", "resnet14-resnet8/sp-1", "alone/resnet8-2", "resnet14-resnet8/kd-2",
+        "resnet14-resnet8/at+kd-2", "resnet14-resnet8/hkd_num_negatives=50_+kd-2", "resnet14-resnet8/sp-2",
+    ]  # fmt: skip
 
 
-def test_an_interrupted_comparison_continues(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finished: Path, trained: list[str]
-) -> None:
-    asked = config(tmp_path / "c", methods=METHODS[:3])
-    watched = running.Training
-
-    def interrupted(*arguments: Any) -> Any:
-        if len(trained) == 3:
-            raise KeyboardInterrupt
-        return watched(*arguments)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(running, "Training", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            hkd.compare(asked)
-    assert trained == ["teachers/resnet14", "alone/resnet8-0", "resnet14-resnet8/kd-0"]
+def test_an_interrupted_comparison_continues(tmp_path: Path, engine: InstantEngine) -> None:
+    request = config(tmp_path / "c", methods=METHODS[:3])
+    engine.stop_at = 3
+    with pytest.raises(KeyboardInterrupt):
+        hkd.compare(request)
+    assert engine.started == ["teachers/resnet14", "alone/resnet8-0", "resnet14-resnet8/kd-0"]
     partial = numbers_of(tmp_path / "c")["pairs"][0]["methods"]
     assert [len(row["seeds"]) for row in partial] == [1, 1, 0]
     assert "…" in (tmp_path / "c" / "comparison.md").read_text()
-    hkd.compare(asked)
-    assert trained[3:] == [
+    engine.stop_at = None
+    hkd.compare(request)
+    assert engine.started[3:] == [
         "resnet14-resnet8/at+kd-0", "alone/resnet8-1", "resnet14-resnet8/kd-1", "resnet14-resnet8/at+kd-1",
     ]  # fmt: skip
-    whole, parts = (numbers_of(run)["pairs"][0]["methods"][:3] for run in (finished, tmp_path / "c"))
-    assert [row["top1_last"] for row in whole] == [row["top1_last"] for row in parts]
 
 
-def test_a_run_that_was_asked_for_differently_is_refused(finished: Path) -> None:
+def test_a_comparison_that_was_cut_short_before_its_first_table_continues(
+    tmp_path: Path, engine: InstantEngine
+) -> None:
+    engine.stop_at = 0
+    with pytest.raises(KeyboardInterrupt):
+        hkd.compare(config(tmp_path / "c", methods=("ce",)))
+    assert not (tmp_path / "c" / "comparison.json").exists()
+    engine.stop_at = None
+    hkd.compare(config(tmp_path / "c", methods=("ce",)))
+    assert engine.started == ["alone/resnet8-0", "alone/resnet8-1"]
+
+
+def test_a_run_of_another_specification_is_refused(finished: Path) -> None:
     with pytest.raises(hkd.RequestError, match=r"holds a run with epochs = 2, not 3; .* --fresh"):
         hkd.compare(config(finished, epochs=3))
 
 
 def test_a_later_run_that_differs_is_refused_before_an_earlier_one_is_trained(
-    tmp_path: Path, finished: Path, trained: list[str]
+    tmp_path: Path, finished: Path, engine: InstantEngine
 ) -> None:
-    shutil.copytree(finished, tmp_path / "c")
-    teacher = {"resnet14": str(tmp_path / "c" / "teachers" / "resnet14")}
+    hkd.save_model(hkd.create_model("resnet14", 10), tmp_path / "other.safetensors")
+    teacher = {"resnet14": str(tmp_path / "other.safetensors")}
     with pytest.raises(hkd.RequestError, match="holds a run with teacher_checkpoint = "):
-        hkd.compare(config(tmp_path / "c", methods=("sp", *METHODS), teacher_checkpoints=teacher))
-    assert trained == []
+        hkd.compare(config(finished, methods=("sp", *METHODS), teacher_checkpoints=teacher))
+    assert engine.started == []
 
 
-def test_fresh_starts_over_from_wherever_it_was(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finished: Path
-) -> None:
-    def interrupted(*_: Any) -> None:
-        raise KeyboardInterrupt
+def test_a_teacher_that_is_given_is_the_one_that_was_trained(finished: Path, engine: InstantEngine) -> None:
+    teacher = {"resnet14": str(finished / "teachers" / "resnet14")}
+    hkd.compare(config(finished, teacher_checkpoints=teacher))
+    assert engine.started == [], "the same weights teach, by whatever path"
 
-    with monkeypatch.context() as patch:
-        patch.setattr(running, "Training", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            hkd.compare(config(tmp_path / "c"))
+
+def test_fresh_starts_over_from_wherever_it_was(tmp_path: Path, engine: InstantEngine) -> None:
+    engine.stop_at = 2
+    with pytest.raises(KeyboardInterrupt):
+        hkd.compare(config(tmp_path / "c"))
+    engine.stop_at = None
     hkd.compare(config(tmp_path / "c", methods=("ce",), trials=1, epochs=1), fresh=True)
     assert (tmp_path / "c.1" / "comparison.json").is_file()
     assert numbers_of(tmp_path / "c")["pairs"][0]["methods"][0]["seeds"] == [0]
@@ -159,60 +160,106 @@ def test_a_foreign_folder_is_left_alone(tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == ["thesis.tex"]
 
 
-def test_students_alone_need_no_teacher(tmp_path: Path, trained: list[str]) -> None:
-    hkd.compare(config(tmp_path / "c", methods=("ce",), trials=1, epochs=1))
-    assert trained == ["alone/resnet8-0"]
+def test_the_folder_of_a_run_or_of_another_study_is_refused(tmp_path: Path, finished: Path) -> None:
+    with pytest.raises(hkd.RequestError, match="exists and is no comparison"):
+        hkd.compare(config(finished / "alone" / "resnet8-0"))
+    (tmp_path / "study.yaml").write_text("kind: sweep\n")
+    with pytest.raises(hkd.RequestError, match="is the folder of a sweep"):
+        hkd.compare(config(tmp_path))
 
 
-def test_weights_are_settings_of_a_line(tmp_path: Path, finished: Path) -> None:
+def test_students_alone_need_no_teacher(tmp_path: Path, engine: InstantEngine) -> None:
+    hkd.compare(config(tmp_path / "c", methods=("ce",), trials=1))
+    assert engine.started == ["alone/resnet8-0"]
+
+
+def test_weights_are_settings_of_a_line(tmp_path: Path, finished: Path, engine: InstantEngine) -> None:
     teacher = {"resnet14": str(finished / "teachers" / "resnet14")}
     line = "hkd(method_weight=0.5,ce_weight=2,k=4)+kd"
-    hkd.compare(config(tmp_path / "c", methods=(line,), trials=1, epochs=1, teacher_checkpoints=teacher))
+    hkd.compare(config(tmp_path / "c", methods=(line,), trials=1, teacher_checkpoints=teacher))
     (row,) = numbers_of(tmp_path / "c")["pairs"][0]["methods"]
-    asked = yaml.safe_load((Path(row["runs"][0]) / "config.yaml").read_text())
-    assert (asked["method_weight"], asked["ce_weight"], asked["kd_weight"], asked["holistic"]["k"]) == (0.5, 2, 1, 4)
+    values = config_of(row["runs"][0])
+    weights = values["method_weight"], values["ce_weight"], values["kd_weight"], values["holistic"]["k"]
+    assert weights == (0.5, 2, 1, 4)
+    assert values["teacher_checkpoint"] == teacher["resnet14"]
+    assert engine.started == ["resnet14-resnet8/hkd_method_weight=0.5,ce_weight=2,k=4_+kd-0"]
 
 
-def test_a_corrupt_run_says_which_folder_to_delete(tmp_path: Path, finished: Path) -> None:
+def test_a_student_of_two_teachers_is_trained_alone_once(tmp_path: Path, engine: InstantEngine) -> None:
+    request = config(
+        tmp_path / "c", methods=("ce", "kd"), trials=1, pairs=("resnet14->resnet8", "wrn_16_1 -> resnet8"),
+        teachers=(), students=(), lr_of={"resnet8": 0.01},
+    )  # fmt: skip
+    hkd.compare(request)
+    assert engine.started == [
+        "teachers/resnet14", "teachers/wrn_16_1", "alone/resnet8-0", "resnet14-resnet8/kd-0", "wrn_16_1-resnet8/kd-0",
+    ]  # fmt: skip
+    for folder, lr in (("alone/resnet8-0", 0.01), ("wrn_16_1-resnet8/kd-0", 0.01), ("teachers/wrn_16_1", 0.05)):
+        assert config_of(tmp_path / "c" / folder)["lr"] == lr
+    assert "## All pairs" in (tmp_path / "c" / "comparison.md").read_text()
+
+
+# -- what goes wrong --------------------------------------------------------------------------------------------------
+
+
+def test_a_corrupt_run_fails_and_its_folder_is_named(
+    tmp_path: Path, finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     shutil.copytree(finished, tmp_path / "c")
     run = tmp_path / "c" / "alone" / "resnet8-1"
     (run / "summary.json").unlink()
     for name in ("last.pt", "previous.pt"):
         (run / "checkpoints" / name).write_bytes(b"torn")
-    teacher = str(finished / "teachers" / "resnet14")
-    asked = config(tmp_path / "c", methods=("ce",), teacher_checkpoints={"resnet14": teacher})
-    with pytest.raises(hkd.RequestError, match=rf"last.pt is corrupt; delete {run} to train it again"):
-        hkd.compare(asked)
+    result = hkd.compare(config(tmp_path / "c"))
+    assert result.failed == (str(run),)
+    assert f"last.pt is corrupt; delete {run} to train it again" in capsys.readouterr().err
+    rows = numbers_of(tmp_path / "c")["pairs"][0]["methods"]
+    assert [(row["note"], len(row["seeds"])) for row in rows] == [("failed", 1), ("", 2), ("", 2), ("", 2)]
 
 
-def test_a_student_of_two_teachers_is_trained_alone_once(tmp_path: Path, trained: list[str]) -> None:
-    asked = config(
-        tmp_path / "c", methods=("ce", "kd"), trials=1, epochs=1, pairs=("resnet14->resnet8", "wrn_16_1 -> resnet8"),
-        teachers=(), students=(), lr_of={"resnet8": 0.01},
-    )  # fmt: skip
-    hkd.compare(asked)
-    assert trained == [
-        "teachers/resnet14", "teachers/wrn_16_1", "alone/resnet8-0", "resnet14-resnet8/kd-0", "wrn_16_1-resnet8/kd-0",
-    ]  # fmt: skip
-    for folder, lr in (("alone/resnet8-0", 0.01), ("wrn_16_1-resnet8/kd-0", 0.01), ("teachers/wrn_16_1", 0.05)):
-        assert yaml.safe_load((tmp_path / "c" / folder / "config.yaml").read_text())["lr"] == lr
-    assert "## All pairs" in (tmp_path / "c" / "comparison.md").read_text()
+def test_a_run_that_failed_is_tried_again_if_asked_to(tmp_path: Path, engine: InstantEngine) -> None:
+    run = RunFolder(tmp_path / "c" / "alone" / "resnet8-0")
+    run.fail(hkd.runtime.run_folder.RunState.FAILED, "no luck", 1)
+    (tmp_path / "c" / "study.yaml").write_text("kind: compare\n")
+    request = {"methods": ("ce",), "trials": 1}
+    assert hkd.compare(config(tmp_path / "c", **request)).failed == (str(run.path),)
+    assert engine.started == []
+    assert "| ce       | failed " in (tmp_path / "c" / "comparison.md").read_text()
+    assert hkd.compare(config(tmp_path / "c", retry_failed=True, **request)).failed == ()
+    assert engine.started == ["alone/resnet8-0"]
+    assert run.failure is None
 
 
-def test_a_method_that_cannot_work_is_told_and_the_others_run(
-    tmp_path: Path, trained: list[str], capsys: pytest.CaptureFixture[str]
+def test_runs_whose_teacher_failed_have_failed_until_it_is_there(tmp_path: Path, engine: InstantEngine) -> None:
+    teacher = RunFolder(tmp_path / "c" / "teachers" / "resnet14")
+    teacher.fail(hkd.runtime.run_folder.RunState.FAILED, "the loss is NaN or infinite", 1)
+    (tmp_path / "c" / "study.yaml").write_text("kind: compare\n")
+    request = {"methods": ("ce", "kd"), "trials": 1}
+    result = hkd.compare(config(tmp_path / "c", **request))
+    assert engine.started == ["alone/resnet8-0"]
+    assert [Path(run).name for run in result.failed] == ["resnet14", "kd-0"]
+    hkd.compare(config(tmp_path / "c", retry_failed=True, **request))
+    assert engine.started[1:] == ["teachers/resnet14", "resnet14-resnet8/kd-0"]
+
+
+def test_a_method_that_cannot_work_is_noted_and_the_others_run(
+    tmp_path: Path, engine: InstantEngine, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    hkd.compare(config(tmp_path / "c", teachers=("wrn_16_2",), methods=("ce", "fsp"), trials=1, epochs=1))
+    hkd.compare(config(tmp_path / "c", teachers=("wrn_16_2",), methods=("ce", "fsp"), trials=1))
     assert "fsp compares Gram matrices" in capsys.readouterr().err
-    assert trained == ["alone/resnet8-0"], "nobody learns from that teacher"
+    assert engine.started == ["alone/resnet8-0"], "nobody learns from that teacher"
     assert "cannot work here" in (tmp_path / "c" / "comparison.md").read_text()
 
 
-def test_a_run_that_diverges_is_told_and_the_others_run(tmp_path: Path, finished: Path) -> None:
+def test_a_run_that_diverges_is_noted_and_the_others_run(tmp_path: Path, finished: Path) -> None:
     teacher = {"resnet14": str(finished / "teachers" / "resnet14")}
     methods = ("rkd(distance_weight=1e30)", "kd")
-    found = hkd.compare(config(tmp_path / "c", methods=methods, trials=1, epochs=1, teacher_checkpoints=teacher))
-    assert [Path(run).name for run in found.failed] == ["rkd_distance_weight=1e30-0"]
+    request = config(tmp_path / "c", methods=methods, trials=1, epochs=1, teacher_checkpoints=teacher, jobs=2)
+    result = hkd.compare(request)
+    assert [Path(run).name for run in result.failed] == ["rkd_distance_weight=1e30-0"]
+    failure = json.loads((Path(result.failed[0]) / "failed.json").read_text())
+    assert (failure["state"], failure["status"]) == ("failed", 1)
+    assert failure["message"].startswith("the loss is NaN or infinite in epoch 1")
     rows = numbers_of(tmp_path / "c")["pairs"][0]["methods"]
     assert [row["note"] for row in rows] == ["diverged", ""]
     assert len(rows[1]["seeds"]) == 1
@@ -220,54 +267,54 @@ def test_a_run_that_diverges_is_told_and_the_others_run(tmp_path: Path, finished
     assert any("| diverged " in line for line in lines)
 
 
-def test_what_diverged_stands_beside_what_did_not(tmp_path: Path) -> None:
-    runs = {0: fake(tmp_path / "a0", 90), 1: RunFolder(tmp_path / "a1")}
-    rows = (Row("at", "at", runs, "diverged"), Row("sp", "sp", {n: fake(tmp_path / f"b{n}", 50) for n in (0, 1)}))
-    pair = Pair("t", "s", rows)
-    assert pair.baseline(None).label == "sp", "one trial that did not diverge is no baseline"
-    assert "| 90.00 (1), diverged " in markdown(Comparison("digits", (pair,)).numbers())
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"methods": ("ce", "hdk")}, "method: unknown name 'hdk'; did you mean hkd"),
-        ({"methods": ("kd+kd",)}, "methods: kd stands alone"),
-        ({"methods": ("hkd(k=4,k=5)",)}, "methods: a setting stands there twice"),
+        ({"methods": ("kd+kd",)}, "methods: kd takes nothing beside it"),
+        ({"methods": ("ce(k=4)",)}, "methods: ce takes nothing beside it"),
+        ({"methods": ("hkd(k=4,k=5)",)}, "methods: a setting is listed twice"),
         ({"methods": ("hkd(kd_weight=much)",)}, "methods: kd_weight is a number"),
         ({"methods": ("hkd(kd_weight=-1)",)}, "kd_weight: expected 0 or more; got -1"),
-        ({"pairs": ("resnet14->resnet8",)}, "pairs: they name the networks; leave out teachers and students"),
+        ({"pairs": ("resnet14->resnet8",)}, "pairs: they name the networks; drop teachers and students"),
         ({"methods": ("hkd(k)",)}, "methods: expected setting=value, got 'k'"),
         ({"methods": ("hkd(k=4",)}, "methods: expected NAME, NAME[+]kd or"),
         ({"methods": ("hkd(kk=4)",)}, "holistic: unknown name 'kk'; did you mean k"),
         ({"methods": ("hkd(k=four)",)}, "holistic.k: expected int; got 'four'"),
         ({"methods": ("hkd(negatives=mine)",)}, "holistic.negatives: expected one of same, opposite; got 'mine'"),
-        ({"methods": ("kd", "kd")}, "methods: kd stands there twice"),
+        ({"methods": ("kd", "kd")}, "methods: kd is listed twice"),
         ({"methods": ()}, "methods: name at least one"),
-        ({"trials": 0}, "trials: expected 1 or more; got 0"),
+        ({"trials": 0}, r"trials: expected a number in \[1, 100000\]; got 0"),
         ({"pairs": ("resnet14",), "teachers": (), "students": ()}, "pairs: expected TEACHER->STUDENT; got 'resnet14'"),
         ({"students": ("resnet9",)}, "model: unknown name 'resnet9'; did you mean resnet"),
         ({"baseline": "at"}, "baseline: unknown name 'at'; known: ce, kd, at[+]kd"),
         ({"lr_of": {"resnet20": 0.1}}, "lr_of: unknown name 'resnet20'; did you mean"),
         ({"lr_of": {"resnet8": 0.0}}, "lr_of.resnet8: expected a number above 0; got 0.0"),
-        ({"teacher_checkpoints": {"resnet14": "nowhere.pth"}}, "no file nowhere.pth"),
+        ({"teacher_checkpoints": {"resnet14": "nowhere.pth"}}, "no file .*nowhere.pth"),
         ({"seed": 2**32 - 1}, "seed: expected 2 numbers below"),
+        ({"jobs": 0}, r"jobs: expected a number in \[1, 4096\]; got 0"),
+        ({"engine": "slurm"}, "engine: expected one of local, ray; got 'slurm'"),
     ],
 )
-def test_bad_requests_train_nothing(tmp_path: Path, trained: list[str], changes: dict, message: str) -> None:
+def test_bad_requests_train_nothing(tmp_path: Path, engine: InstantEngine, changes: dict, message: str) -> None:
     with pytest.raises(hkd.RequestError, match=message):
         hkd.compare(config(tmp_path / "c", **changes))
-    assert trained == []
+    assert engine.started == []
     assert not (tmp_path / "c").exists()
 
 
-def test_entries() -> None:
-    assert Entry.parse("at +kd") == Entry("at+kd", "at+kd", {}, {})
-    assert Entry.parse("kd(kd_weight=.5)").weights == {"kd_weight": 0.5}
-    found = Entry.parse("hkd(negatives=opposite, k=4, temperature=.1)+kd")
-    assert found.method == "hkd+kd"
-    assert found.settings == {"negatives": "opposite", "k": 4, "temperature": 0.1}
-    assert found.label == "hkd(negatives=opposite,k=4,temperature=.1)+kd"
+def test_requests() -> None:
+    assert MethodRequest.parse("ce") == MethodRequest("ce", None)
+    assert MethodRequest.parse("at +kd") == MethodRequest("at+kd", {"method": "at+kd"})
+    assert MethodRequest.parse("kd(kd_weight=.5)").options == {"method": "kd", "kd_weight": 0.5}
+    request = MethodRequest.parse("hkd(negatives=opposite, k=4, temperature=.1)+kd")
+    assert request.options == {
+        "method": "hkd+kd", "settings": {"negatives": "opposite", "k": 4, "temperature": 0.1}
+    }  # fmt: skip
+    assert request.label == "hkd(negatives=opposite,k=4,temperature=.1)+kd"
+
+
+# -- tables -----------------------------------------------------------------------------------------------------------
 
 
 def fake(folder: Path, top1: float, images: int = 200, **more: Any) -> RunFolder:
@@ -329,10 +376,31 @@ def test_differences_of_trials_that_are_missing(tmp_path: Path) -> None:
     assert b.against(Row("c", "cc", {0: RunFolder(tmp_path / "c0")})) is None
 
 
-def test_a_corrupt_prediction_file_is_told(tmp_path: Path) -> None:
+def test_a_corrupt_prediction_file_is_reported(tmp_path: Path) -> None:
     run = fake(tmp_path / "a", 50)
     file = run.path / "predictions.npz"
     for content in (file.read_bytes()[:40], b"", None):
         file.unlink() if content is None else file.write_bytes(content)
         with pytest.raises(hkd.RequestError, match=r"predictions.npz is missing or corrupt"):
             run.predictions()
+
+
+def test_an_interval_is_computed_again_where_predictions_changed(tmp_path: Path) -> None:
+    rows = [Row(name, name, {0: fake(tmp_path / name, top1)}) for name, top1 in (("at", 50), ("sp", 40))]
+    assert rows[0].against(rows[1]).mean == pytest.approx(10)
+    shutil.rmtree(tmp_path / "at")
+    again = Row("at", "at", {0: fake(tmp_path / "at", 60)})
+    assert again.against(rows[1]).mean == pytest.approx(20)
+
+
+def test_cells_have_no_digits_of_float32(tmp_path: Path) -> None:
+    row = {"lr": float(np.float32(0.1)), "top1": float(np.float32(98.59155)), "n": 3, "note": "", "none": None}
+    assert csv_text([row]) == "lr,top1,n,note,none\n0.1,98.59155,3,,\n"
+
+
+def test_what_diverged_is_beside_what_did_not(tmp_path: Path) -> None:
+    runs = {0: fake(tmp_path / "a0", 90), 1: RunFolder(tmp_path / "a1")}
+    rows = (Row("at", "at", runs, "diverged"), Row("sp", "sp", {n: fake(tmp_path / f"b{n}", 50) for n in (0, 1)}))
+    pair = Pair("t", "s", rows)
+    assert pair.baseline(None).label == "sp", "one trial that did not diverge is no baseline"
+    assert "| 90.00 (1), diverged " in markdown(Comparison("digits", (pair,)).numbers())

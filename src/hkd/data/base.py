@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import hashlib
-import io
+import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from hkd.data.files import Files
-from hkd.data.images import fit, to_rgb, to_tensor
+from hkd.data.images import fit, open_image, to_rgb, to_tensor
 from hkd.errors import RequestError
+from hkd.options import shown
+from hkd.outside import printable
 from hkd.registry import Registry
 from hkd.types import IMAGENET_MEAN, IMAGENET_STD, Channels
 
@@ -56,6 +59,10 @@ class DatasetInfo:
         return self.mean or IMAGENET_MEAN, self.std or IMAGENET_STD
 
 
+class OutOfRangeError(RequestError, IndexError):
+    """An index that no image has. As an IndexError it ends a loop over a data set."""
+
+
 class Dataset(ABC):
     """N images, each with a label and its index.
 
@@ -73,8 +80,19 @@ class Dataset(ABC):
         return len(self.labels)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int, int]:
-        """The image as uint8 (3, H, W), its label, its index."""
-        return self.image(index), int(self.labels[index]), index
+        """The image as uint8 (3, H, W), its label, its index from 0: -1 is the last image.
+
+        Raises:
+            OutOfRangeError: there is no such image.
+            RequestError: it is no whole number, or the image cannot be read.
+        """
+        try:
+            position = range(len(self))[operator.index(index)]
+        except TypeError:
+            raise RequestError(f"index: expected a whole number; got {shown(index)}") from None
+        except IndexError:
+            raise OutOfRangeError(f"index: expected 0 to {len(self) - 1}; got {shown(index)}") from None
+        return self.image(position), int(self.labels[position]), position
 
     @property
     def positions(self) -> Tensor:
@@ -109,20 +127,17 @@ class ArrayDataset(Dataset):
     """
 
     def __init__(self, images: Tensor, labels: Tensor, info: DatasetInfo, rows: Tensor | None = None) -> None:
-        square = images.ndim == 4 and images.shape[1] == 3 and images.shape[2] == images.shape[3]
-        if images.dtype != torch.uint8 or not square or len(images) != len(labels) or len(images) == 0:
+        is_array = isinstance(images, Tensor) and images.dtype == torch.uint8 and images.ndim == 4
+        square = is_array and images.shape[1] == 3 and images.shape[2] == images.shape[3] and images.numel() > 0
+        if not square or (isinstance(labels, Tensor) and labels.shape[:1] != images.shape[:1]):
+            got = f"{images.dtype} {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
+            of_labels = tuple(labels.shape) if isinstance(labels, Tensor) else type(labels).__name__
             raise RequestError(
                 f"dataset: expected square uint8 images (N, 3, S, S) with N labels for {info.name}; "
-                f"got {images.dtype} {tuple(images.shape)} with {len(labels)}; pass image_size to crop and resize"
+                f"got {got} with {of_labels}; pass image_size to crop and resize"
             )
-        low, high = int(labels.min()), int(labels.max())
-        if not -1 <= low <= high < info.num_classes:
-            raise RequestError(
-                f"dataset: expected labels in [0, {info.num_classes - 1}], the {info.num_classes} classes of "
-                f"{info.name}, or -1 for none; got {low} to {high}"
-            )
+        self.labels = checked_labels(labels, len(images), info)
         self.images = images
-        self.labels = labels.long()
         self.info = replace(info, image_size=images.shape[2])
         self.rows = rows
 
@@ -137,6 +152,29 @@ class ArrayDataset(Dataset):
 
     def select(self, indices: Tensor, info: DatasetInfo) -> ArrayDataset:
         return ArrayDataset(self.images[indices], self.labels[indices], info, self.positions[indices])
+
+
+def checked_labels(labels: Any, count: int, info: DatasetInfo) -> Tensor:
+    """The labels of ``count`` images as (N,) int64.
+
+    Raises:
+        RequestError: there are more or fewer, they are no whole numbers, or one names no class.
+    """
+    if not isinstance(labels, Tensor) or labels.shape != (count,) or labels.is_complex():
+        got = f"shape {tuple(labels.shape)}" if isinstance(labels, Tensor) else type(labels).__name__
+        raise RequestError(f"dataset: expected a tensor of {count:,} labels for {info.name}; got {got}")
+    whole = labels.long()
+    if not torch.equal(whole.to(labels.dtype), labels):
+        raise RequestError(
+            f"dataset: expected whole numbers as labels of {info.name}; got {labels[whole != labels][0].item()}"
+        )
+    low, high = int(whole.min()), int(whole.max())
+    if not -1 <= low <= high < info.num_classes:
+        raise RequestError(
+            f"dataset: expected labels in [0, {info.num_classes - 1}], the {info.num_classes} classes of {info.name}, "
+            f"or -1 for none; got {low} to {high}"
+        )
+    return whole
 
 
 class FileDataset(Dataset):
@@ -157,7 +195,7 @@ class FileDataset(Dataset):
             raise RequestError(f"dataset: no images of {info.name} in {files.path}")
         self.files = files
         self.names = list(names)
-        self.labels = labels.long()
+        self.labels = checked_labels(labels, len(self.names), info)
         self.info = info
         self.rows = rows
 
@@ -175,12 +213,13 @@ class FileDataset(Dataset):
         """
         name = self.names[index]
         try:
-            return to_rgb(Image.open(io.BytesIO(self.files.read(name))))
+            return to_rgb(open_image(self.files.read(name)))
         except RequestError:
             raise
         except Exception as error:  # a decoder given a hostile file may raise anything
-            reason = "not an image" if isinstance(error, UnidentifiedImageError) else " ".join(str(error).split())
-            raise RequestError(f"dataset: cannot read {self.files.path}/{name} ({reason})") from error
+            reason = "not an image" if isinstance(error, UnidentifiedImageError) else printable(error)
+            place = printable(f"{self.files.path}/{name}", 4096)
+            raise RequestError(f"dataset: cannot read {place} ({reason})") from error
 
     def image(self, index: int) -> Tensor:
         image = self.decode(index)
@@ -205,7 +244,8 @@ def check_split(name: str, split: str, accepted: Sequence[str]) -> str:
     Raises:
         RequestError: the data set has no such split.
     """
-    for candidate in (split, {"val": "test", "test": "val"}.get(split, split)):
+    synonyms = {"val": "test", "test": "val"}
+    for candidate in (split, synonyms.get(split, split)) if isinstance(split, str) else ():
         if candidate in accepted:
             return candidate
-    raise RequestError(f"split: expected one of {', '.join(accepted)} for {name}; got {split!r}")
+    raise RequestError(f"split: expected one of {', '.join(accepted)} for {name}; got {shown(split)}")

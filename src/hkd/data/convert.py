@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,9 +12,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from hkd.data.base import ArrayDataset, Dataset, DatasetInfo
-from hkd.data.images import fit, resize, to_rgb, to_tensor
+from hkd.data.base import ArrayDataset, Dataset, DatasetInfo, checked_labels
+from hkd.data.images import check_size, fit, resize, to_rgb, to_tensor
 from hkd.errors import RequestError
+from hkd.options import shown
+from hkd.outside import has_controls, printable
+
+MOST_CLASSES = 1_000_000
+"""Classes of a data set that does not name them."""
 
 
 def as_dataset(source: Any, image_size: int | None = None, classes: Sequence[str] | None = None) -> Dataset:
@@ -28,43 +33,98 @@ def as_dataset(source: Any, image_size: int | None = None, classes: Sequence[str
         classes: their names; ``source.classes``, or numbers, if not given.
 
     Raises:
-        RequestError: an item is something else, or images vary in size.
+        RequestError: the source is no such data set, an item is something else, or images vary in size.
 
     Example::
 
         data = hkd.as_dataset(torchvision.datasets.Flowers102("data"), image_size=64)
     """
+    check_size(image_size)
+    names = _names(classes)
     if isinstance(source, Dataset):
-        info = replace(source.info, classes=tuple(classes or source.info.classes))
-        if isinstance(source, ArrayDataset):
-            return ArrayDataset(resize(source.images, image_size), source.labels, info, source.rows)
-        dataset = copy.copy(source)
-        dataset.info = replace(info, image_size=image_size or info.image_size)
-        return dataset
+        return _copy(source, image_size, names)
     name = type(source).__name__
-    items = (source[i] for i in range(len(source)))
+    if isinstance(source, str | Mapping) or not hasattr(source, "__len__") or not hasattr(source, "__getitem__"):
+        hint = f"; its .dataset is one of {type(source.dataset).__name__}" if hasattr(source, "dataset") else ""
+        raise RequestError(f"dataset: expected a data set with a length and items by number; got {name}{hint}")
     images, labels = [], []
-    for image, label, *_ in items:
+    for number in range(len(source)):
+        image, label = _pair(source[number], number, name)
         images.append(_uint8(image, image_size, name))
-        labels.append(int(label))
+        labels.append(label)
     if not images:
         raise RequestError(f"dataset: {name} has no images")
     if len({tuple(image.shape) for image in images}) != 1:
         raise RequestError(f"dataset: the images of {name} vary in size; pass image_size")
-    names = classes or getattr(source, "classes", None) or [str(i) for i in range(max(labels) + 1)]
-    return ArrayDataset(torch.stack(images), torch.tensor(labels), DatasetInfo(name, tuple(map(str, names))))
+    if names is None:
+        names = _names(getattr(source, "classes", None))
+    if names is None and max(labels) >= MOST_CLASSES:
+        raise RequestError(f"dataset: expected labels below {MOST_CLASSES:,} from {name}; got {max(labels)}")
+    if names is None:
+        names = tuple(str(number) for number in range(max(labels) + 1))
+    return ArrayDataset(torch.stack(images), torch.tensor(labels), DatasetInfo(name, names))
+
+
+def _names(classes: Any) -> tuple[str, ...] | None:
+    """Names of classes as texts; None where there are none."""
+    if classes is None:
+        return None
+    if isinstance(classes, str) or not isinstance(classes, Iterable):
+        raise RequestError(f"classes: expected a list of names; got {shown(classes)}")
+    names = tuple(map(str, classes))
+    if odd := next((one for one in names if has_controls(one)), None):
+        raise RequestError(f"classes: expected names without control characters; got {shown(odd)}")
+    return names or None
+
+
+def _copy(source: Dataset, image_size: int | None, classes: tuple[str, ...] | None) -> Dataset:
+    """One of our data sets in another size or with other names, without its images where their size stays."""
+    info = replace(source.info, classes=classes or source.info.classes)
+    if isinstance(source, ArrayDataset):
+        return ArrayDataset(resize(source.images, image_size), source.labels, info, source.rows)
+    checked_labels(source.labels, len(source), info)
+    dataset = copy.copy(source)
+    dataset.info = replace(info, image_size=image_size or info.image_size)
+    return dataset
+
+
+def _pair(item: Any, number: int, name: str) -> tuple[Any, int]:
+    """The image and the class of an item."""
+    if not isinstance(item, Sequence) or isinstance(item, str | bytes) or len(item) < 2:
+        got = f"one with the keys {', '.join(map(str, item))}" if isinstance(item, Mapping) else type(item).__name__
+        raise RequestError(f"dataset: expected items (image, class) from {name}; item {number} is {printable(got)}")
+    image, label = item[:2]
+    try:
+        whole = int(label)
+        if whole == label and abs(whole) < 2**63:
+            return image, whole
+    except (TypeError, ValueError, OverflowError, RuntimeError):  # a text, nothing, NaN, a tensor of several
+        pass
+    raise RequestError(f"dataset: expected whole numbers as classes from {name}; item {number} has {shown(label)}")
 
 
 def _uint8(image: Any, size: int | None, name: str) -> Tensor:
     """One item's image as uint8 (3, H, W), or (3, size, size)."""
-    if isinstance(image, Tensor) and image.dtype == torch.uint8 and image.ndim == 3 and image.shape[0] == 3:
+    is_rgb = isinstance(image, Tensor) and image.dtype == torch.uint8 and image.ndim == 3 and image.shape[0] == 3
+    if is_rgb and image.numel() > 0:
+        pixels: Tensor = image
         if size is None:
-            return image
-        image = Image.fromarray(np.asarray(image.permute(1, 2, 0)))
-    if isinstance(image, Image.Image):
+            return pixels
+        image = Image.fromarray(np.asarray(pixels.permute(1, 2, 0)))
+    if isinstance(image, Image.Image) and image.mode != "F" and 0 not in image.size:
         image = to_rgb(image)
         return to_tensor(image if size is None else fit(image, size))
     raise RequestError(
         f"dataset: expected PIL images or uint8 tensors (3, H, W) from {name}, before any augmentation or "
-        f"normalisation; got {type(image).__name__}"
+        f"normalisation; got {_described(image)}"
     )
+
+
+def _described(image: Any) -> str:
+    """What an image is instead of one."""
+    kind = type(image).__name__
+    if isinstance(image, Image.Image):
+        return f"an {kind} of mode {image.mode} and size {image.size}"
+    if isinstance(image, Tensor | np.ndarray):
+        return f"{kind} {image.dtype} of shape {tuple(image.shape)}"
+    return kind

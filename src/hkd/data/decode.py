@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import math
+import os
 import sys
-import uuid
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -16,6 +17,8 @@ from torch import Tensor
 
 from hkd.data.base import LARGEST_IN_MEMORY, ArrayDataset, Dataset, FileDataset
 from hkd.errors import RequestError
+from hkd.files import replacing_path
+from hkd.outside import open_regular, printable, read_header
 
 LARGEST_BYTES = 4 * 2**30
 
@@ -42,9 +45,13 @@ def in_memory(dataset: Dataset, cache: Path | None = None, workers: int = 1, bad
     """
     if isinstance(dataset, ArrayDataset):
         return dataset
-    assert isinstance(dataset, FileDataset)
+    if not isinstance(dataset, FileDataset):
+        raise RequestError(f"dataset: expected an ArrayDataset or a FileDataset; got {type(dataset).__name__}")
     path = None if cache is None else cache / f"{_cache_name(dataset)}.safetensors"
-    images = None if path is None else _read_cache(path, len(dataset))
+    size = dataset.info.image_size
+    if size is None:
+        raise RequestError(f"image_size: expected a side in pixels for {dataset.info.name}, whose images vary in size")
+    images = None if path is None else _read_cache(path, len(dataset), size)
     if images is None:
         images, bad = _decode(dataset, workers)
         if bad:  # only whole data sets are kept
@@ -74,7 +81,7 @@ def _decode(dataset: FileDataset, workers: int) -> tuple[Tensor, list[int]]:
 
 def _readable(dataset: FileDataset, images: Tensor, bad: list[int], bad_images: str) -> ArrayDataset:
     """The images that could be read, if the others are to be skipped."""
-    names = ", ".join(dataset.names[n] for n in bad[:5]) + (", ..." if len(bad) > 5 else "")
+    names = ", ".join(printable(dataset.names[n]) for n in bad[:5]) + (", ..." if len(bad) > 5 else "")
     problem = f"{len(bad)} of {len(dataset)} images in {dataset.files.path} cannot be read: {names}"
     if bad_images != "skip" or len(bad) == len(dataset):
         raise RequestError(f"dataset: {problem}; fix or remove them, or skip them with --bad-images skip")
@@ -95,29 +102,31 @@ def _pixel_digest(images: Tensor) -> str:
     return hashlib.sha256(images.numpy().data).hexdigest()
 
 
-def _read_cache(path: Path, count: int) -> Tensor | None:
-    """The decoded images; None where there are none, or the file does not hold what was written to it."""
-    if not path.is_file():
+def _read_cache(path: Path, count: int, size: int) -> Tensor | None:
+    """The decoded images, uint8 (N, 3, S, S); None where there are none, or the file does not hold what was written to
+    it. It may have come with a run folder from elsewhere: its form is checked before it is read, and its digest after.
+    """
+    if not os.path.lexists(path):
         return None
-    try:
-        with safetensors.safe_open(str(path), "pt") as file:
-            images: Tensor = file.get_tensor("images")
-            expected = (file.metadata() or {}).get("sha256")
-        if len(images) == count and _pixel_digest(images) == expected:
-            return images
-    except (OSError, safetensors.SafetensorError):
-        pass
-    print(f"warning: {path} is damaged; the images are decoded again", file=sys.stderr)
+    shape = (count, 3, size, size)
+    with suppress(RequestError, OSError, ValueError), open_regular(path, "cache", follow=False) as file:
+        header = read_header(file)
+        expected = {"dtype": "U8", "shape": list(shape), "data_offsets": [0, math.prod(shape)]}
+        metadata = header.get("__metadata__")
+        whole = os.fstat(file.fileno()).st_size == file.tell() + math.prod(shape)
+        if whole and header.get("images") == expected and len(header) == 2 and isinstance(metadata, dict):
+            pixels = bytearray(math.prod(shape))
+            if file.readinto(pixels) == len(pixels):  # type: ignore[attr-defined]
+                images = torch.frombuffer(pixels, dtype=torch.uint8).view(shape)
+                if _pixel_digest(images) == metadata.get("sha256"):
+                    return images
+    print(f"warning: {printable(path, 4096)} is damaged; the images are decoded again", file=sys.stderr)
     return None
 
 
 def _write_cache(path: Path, images: Tensor) -> None:
     """Writes the file as a whole or not at all; it saves the next start time, so a full disk is no error."""
-    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}")  # another run, here or elsewhere, may write the same
     with suppress(OSError, safetensors.SafetensorError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
+        with replacing_path(path) as partial:  # another run, here or elsewhere, may write the same
             safetensors.torch.save_file({"images": images}, str(partial), {"sha256": _pixel_digest(images)})
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)

@@ -5,17 +5,28 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
+import struct
+import sys
 import zipfile
 import zlib
 from abc import ABC, abstractmethod
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
+from hkd.data.walk import MOST_FILES, walk
 from hkd.errors import RequestError
+from hkd.options import shown
+from hkd.outside import open_regular, printable
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff"})
 
 LARGEST_FILE = 256 * 2**20
 """Bytes; no photograph is larger, and a hostile file may declare more to fill the memory."""
+
+BROKEN = (
+    zipfile.BadZipFile, zlib.error, struct.error, OSError, EOFError, KeyError, ValueError, RuntimeError, OverflowError,
+)  # fmt: skip
+"""What :mod:`zipfile` raises for archives that are damaged, encrypted, or made to do harm."""
 
 
 class Files(ABC):
@@ -51,30 +62,31 @@ class Files(ABC):
 
 
 class Folder(Files):
-    """The files below a folder on disk."""
+    """The regular files below a folder on disk, see :func:`hkd.data.walk.walk`. Says once what it skips."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        digest = hashlib.sha256(str(path.resolve()).encode())
-        self.names = []
-        for directory, _, files in os.walk(path, followlinks=True):
-            inside = [Path(directory, file) for file in files]
-            self.names += [file.relative_to(path).as_posix() for file in inside if file.exists()]  # no dangling links
-        self.names.sort()
-        self._sizes = {}
+        self._files, skipped = walk(path)
+        self.names = sorted(self._files)
+        digest = hashlib.sha256(str(path.resolve()).encode(errors="surrogateescape"))
         for name in self.names:
-            status = (path / name).stat()
-            self._sizes[name] = status.st_size
-            digest.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+            size, changed = self._files[name]
+            digest.update(f"{name}\0{size}\0{changed}\n".encode())
         self.fingerprint = digest.hexdigest()
+        for reason, count in sorted(skipped.items()):
+            warn(f"skipped files or folders in {printable(path, 4096)} {reason}: {count:,}")
 
     def read(self, name: str) -> bytes:
-        if self._sizes.get(name, 0) > LARGEST_FILE:
-            raise RequestError(f"dataset: {name} in {self.path} is larger than {LARGEST_FILE // 2**20} MiB")
-        return (self.path / name).read_bytes()
+        if name not in self._files:
+            raise RequestError(f"dataset: no file {printable(name)} in {self.path}")
+        with open_regular(self.path / name, "dataset") as file:
+            data = file.read(LARGEST_FILE + 1)
+        if len(data) > LARGEST_FILE:
+            raise RequestError(f"dataset: {printable(name)} in {self.path} is larger than {LARGEST_FILE // 2**20} MiB")
+        return data
 
     def size(self, name: str) -> int:
-        return self._sizes[name]
+        return self._files[name].size if name in self._files else 0
 
 
 class Archive(Files):
@@ -85,31 +97,33 @@ class Archive(Files):
         try:
             with zipfile.ZipFile(path) as archive:
                 entries = [entry for entry in archive.infolist() if not entry.is_dir()]
-        except (zipfile.BadZipFile, OSError) as error:
-            raise RequestError(f"dataset: {path} is not a readable zip archive ({error})") from error
+        except BROKEN as error:
+            raise RequestError(f"dataset: {path} is not a readable zip archive ({printable(error)})") from error
+        if len(entries) > MOST_FILES:
+            raise RequestError(f"dataset: {path} has more than {MOST_FILES:,} files")
         for entry in entries:
             _refuse_hostile(path, entry)
         tops = {entry.filename.split("/", 1)[0] for entry in entries if not entry.filename.startswith("__MACOSX/")}
         self._prefix = f"{tops.pop()}/" if len(tops) == 1 else ""
-        inside = [e.filename for e in entries if e.filename.startswith(self._prefix)]
-        self.names = sorted(name.removeprefix(self._prefix) for name in inside)
-        self._sizes = {e.filename.removeprefix(self._prefix): e.file_size for e in entries}
+        inside = {e.filename: e.file_size for e in entries if e.filename.startswith(self._prefix)}
+        self._sizes = {name.removeprefix(self._prefix): size for name, size in inside.items()}
+        self.names = sorted(self._sizes)
         status = path.stat()
         identity = f"{path.resolve()}\0{status.st_size}\0{status.st_mtime_ns}"
-        self.fingerprint = hashlib.sha256(identity.encode()).hexdigest()
+        self.fingerprint = hashlib.sha256(identity.encode(errors="surrogateescape")).hexdigest()
         self._archive: tuple[int, zipfile.ZipFile] | None = None
 
     def read(self, name: str) -> bytes:
-        if self._archive is None or self._archive[0] != os.getpid():  # a forked worker has its own file position
-            self._archive = (os.getpid(), zipfile.ZipFile(self.path))
         try:
+            if self._archive is None or self._archive[0] != os.getpid():  # a forked worker has its own file position
+                self._archive = (os.getpid(), zipfile.ZipFile(self.path))
             with self._archive[1].open(self._prefix + name) as file:
                 return file.read(self._sizes[name] + 1)  # unpacks no more than the archive declares
-        except (zipfile.BadZipFile, zlib.error, KeyError, EOFError) as error:
-            raise RequestError(f"dataset: cannot read {name} in {self.path} ({error})") from error
+        except BROKEN as error:
+            raise RequestError(f"dataset: cannot read {printable(name)} in {self.path} ({printable(error)})") from error
 
     def size(self, name: str) -> int:
-        return self._sizes[name]
+        return self._sizes.get(name, 0)
 
     def __getstate__(self) -> dict[str, object]:
         return self.__dict__ | {"_archive": None}
@@ -117,17 +131,23 @@ class Archive(Files):
 
 def _refuse_hostile(path: Path, entry: zipfile.ZipInfo) -> None:
     """Raises :class:`RequestError` for entries outside the archive, links, and files that would fill the memory."""
-    name = entry.filename.replace("\\", "/")
+    name, shown_name = entry.filename.replace("\\", "/"), shown(entry.filename)
     if name.startswith("/") or ".." in name.split("/") or name[1:2] == ":":
-        raise RequestError(f"dataset: {path} has an entry outside itself, {entry.filename!r}, and is not read")
+        raise RequestError(f"dataset: {path} has an entry outside itself, {shown_name}, and is not read")
     if stat.S_ISLNK(entry.external_attr >> 16):
-        raise RequestError(f"dataset: {path} has a link, {entry.filename!r}, and is not read")
+        raise RequestError(f"dataset: {path} has a link, {shown_name}, and is not read")
     if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        raise RequestError(f"dataset: {path} has an unusual compression, {entry.filename!r}, and is not read")
+        raise RequestError(f"dataset: {path} has an unusual compression, {shown_name}, and is not read")
     if entry.file_size > LARGEST_FILE:
         raise RequestError(
-            f"dataset: {path} has a file of {entry.file_size / 1e9:,.1f} GB, {entry.filename!r}, and is not read"
+            f"dataset: {path} has a file of {entry.file_size / 1e9:,.1f} GB, {shown_name}, and is not read"
         )
+
+
+@lru_cache(maxsize=1024)
+def warn(text: str) -> None:
+    """Says something about a data set, once a process: its splits are opened one after the other."""
+    print(f"warning: {text}", file=sys.stderr)
 
 
 def open_files(path: Path) -> Files:
@@ -136,8 +156,9 @@ def open_files(path: Path) -> Files:
     Raises:
         RequestError: there is nothing at the path, or it is neither.
     """
-    if path.is_dir():
+    if os.path.isdir(path):
         return Folder(path)
-    if path.is_file():
+    if os.path.isfile(path):
+        open_regular(path, "dataset").close()
         return Archive(path)
-    raise RequestError(f"dataset: no folder or .zip archive at {path}")
+    raise RequestError(f"dataset: no folder or .zip archive at {printable(path)}")

@@ -1,5 +1,6 @@
 """Anybody's images: a folder or a zip archive of class folders, with or without train/ and val/ around them."""
 
+import os
 from collections import Counter
 from contextlib import suppress
 from dataclasses import replace
@@ -8,8 +9,10 @@ from pathlib import Path, PurePosixPath
 import torch
 
 from hkd.data.base import LARGEST_IN_MEMORY, DatasetInfo, FileDataset, check_split, datasets
-from hkd.data.files import Files, open_files
+from hkd.data.files import Files, open_files, warn
 from hkd.errors import RequestError
+from hkd.options import shown
+from hkd.outside import has_controls, printable
 from hkd.types import IMAGENET_MEAN, IMAGENET_STD
 
 EVALUATION = ("val", "test", "valid", "validation")
@@ -36,7 +39,7 @@ def folder(path: Path, split: str, image_size: int | None, name: str = "folder",
     top = _folders(files)
     evaluation = next((candidate for candidate in EVALUATION if candidate in top), None)
     if "train" not in top and (evaluation is not None or not bare or not top):
-        listed = ", ".join(top[:5]) or "no folders"
+        listed = printable(", ".join(top[:5])) or "no folders"
         alone = ", or class folders alone" if bare else ""
         raise RequestError(
             f"dataset: {path} needs the folders train/ and val/, with a folder for each class in them{alone}; "
@@ -46,7 +49,11 @@ def folder(path: Path, split: str, image_size: int | None, name: str = "folder",
     classes = _folders(files, training)
     if len(classes) < 2:
         raise RequestError(f"dataset: expected at least two class folders in {path / training}; got {len(classes)}")
+    if odd := next((one for one in classes if has_controls(one)), None):
+        raise RequestError(f"dataset: expected class folders without control characters in {path}; got {shown(odd)}")
     if split == "train":
+        elsewhere = EVALUATION if training else ()
+        _warn_of_strays(files, [n for n in files.images() if n.split("/")[0] not in elsewhere], training)
         return _read(files, training, classes, image_size, name)
     if evaluation is None:
         raise RequestError(
@@ -56,14 +63,34 @@ def folder(path: Path, split: str, image_size: int | None, name: str = "folder",
     differing = set(classes) ^ set(_folders(files, evaluation))
     if differing:
         raise RequestError(
-            f"dataset: the classes of train/ and {evaluation}/ in {path} differ: {min(differing)!r} is in one of them"
+            f"dataset: the classes of train/ and {evaluation}/ in {path} differ: {shown(min(differing))} is in one of "
+            "them"
         )
+    _warn_of_strays(files, files.images(evaluation), evaluation)
     return _read(files, evaluation, classes, image_size, name)
 
 
 def _folders(files: Files, inside: str = "") -> list[str]:
     """The folders directly in a folder, without what file managers and notebooks hide there."""
-    return [one for one in files.subfolders(inside) if not one.startswith(".") and one != "__MACOSX"]
+    return [one for one in files.subfolders(inside) if not _is_hidden(one)]
+
+
+def _warn_of_strays(files: Files, images: list[str], inside: str) -> None:
+    """Says how many of the images lie outside the class folders of a folder."""
+    depth = 2 if inside else 1
+    start = f"{inside}/" if inside else ""
+    outside = (one for one in images if not one.startswith(start) or one.count("/") < depth)
+    strays = [one for one in outside if not any(map(_is_hidden, one.split("/")))]
+    if strays:
+        warn(
+            f"skipped images in {printable(files.path, 4096)} that lie outside the class folders: {len(strays):,}, "
+            f"first {printable(strays[0])}"
+        )
+
+
+def _is_hidden(folder: str) -> bool:
+    """Whether file managers and notebooks made it."""
+    return folder.startswith(".") or folder == "__MACOSX"
 
 
 def _read(files: Files, inside: str, classes: list[str], image_size: int | None, name: str) -> FileDataset:
@@ -74,7 +101,7 @@ def _read(files: Files, inside: str, classes: list[str], image_size: int | None,
     labelled = [(image, label_of[parts[depth]]) for image, parts in owners if parts[depth] in label_of]
     counts = Counter(label for _, label in labelled)
     if empty := [one for one, label in label_of.items() if not counts[label]]:
-        raise RequestError(f"dataset: class {empty[0]!r} has no images in {files.path / inside}")
+        raise RequestError(f"dataset: class {shown(empty[0])} has no images in {files.path / inside}")
     labels = torch.tensor([label for _, label in labelled], dtype=torch.int64)
     info = DatasetInfo(name, tuple(classes), image_size=image_size)
     dataset = FileDataset(files, [image for image, _ in labelled], labels, info)
@@ -103,6 +130,6 @@ def imagenet(split: str, root: Path, image_size: int | None) -> FileDataset:
     ``root`` is that folder or its parent. ImageNet cannot be downloaded without an account.
     """
     inner = root / "imagenet"
-    dataset = folder(inner if inner.is_dir() else root, split, image_size, "imagenet", bare=False)
+    dataset = folder(inner if os.path.isdir(inner) else root, split, image_size, "imagenet", bare=False)
     dataset.info = replace(dataset.info, mean=IMAGENET_MEAN, std=IMAGENET_STD)
     return dataset

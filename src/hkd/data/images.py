@@ -2,17 +2,54 @@
 
 from __future__ import annotations
 
+import io
 import math
 import random
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from hkd.outside import whole_number
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "PPM", "TIFF")
+"""All that is decoded, whatever a file is called: some of Pillow's other readers start programs."""
+
+WIDEST = 32
+"""How many times longer one side of an image may be than the other before its ends are cut off."""
+
+
+LARGEST_SIDE = 4096
+"""Pixels to which images are resized at most, as :class:`hkd.data.DataSpec` has it."""
+
+
+def check_size(image_size: Any) -> None:
+    """Raises :class:`RequestError` for what is neither a side in pixels nor None."""
+    if image_size is not None:
+        whole_number("image_size", image_size, 1, LARGEST_SIDE)
+
+
+def open_image(data: bytes) -> Image.Image:
+    """A picture from the bytes of its file, not yet decoded; :func:`to_rgb` decodes it.
+
+    Raises:
+        PIL.UnidentifiedImageError: it is no picture of one of :data:`FORMATS`.
+        PIL.Image.DecompressionBombError: it has more pixels than Pillow opens.
+        Exception: a decoder may raise anything for a hostile file.
+    """
+    return Image.open(io.BytesIO(data), formats=FORMATS)
+
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Any picture as 8-bit RGB, turned as its EXIF data says: 16-bit grey is scaled, transparency becomes white."""
+    """Any picture as 8-bit RGB, turned as its EXIF data says: 16-bit grey is scaled, transparency becomes white.
+
+    Raises:
+        ValueError: its pixels are floating-point numbers, whose range is not known, or there are none.
+    """
+    if image.mode == "F" or 0 in image.size:
+        raise ValueError("floating-point pixels" if image.mode == "F" else "no pixels")
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):  # 16 bits, which a plain conversion would clip to white
         return Image.fromarray((np.asarray(image, dtype=np.int64) >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")
@@ -35,7 +72,16 @@ def fit(image: Image.Image, size: int) -> Image.Image:
 
 
 def centre(image: Image.Image, size: int) -> Image.Image:
-    """The middle ``size`` x ``size`` pixels of an image whose shorter side is scaled to 8/7 of that (256 for 224)."""
+    """The middle ``size`` x ``size`` pixels of an image whose shorter side is scaled to 8/7 of that (256 for 224).
+
+    Of an image that is more than 32 times as long as it is wide only the middle is scaled, because the whole would not
+    fit into the memory.
+    """
+    most = WIDEST * min(image.size)
+    if max(image.size) > most:
+        width, height = min(image.width, most), min(image.height, most)
+        left, top = (image.width - width) // 2, (image.height - height) // 2
+        image = image.crop((left, top, left + width, top + height))
     scale = round(size * 8 / 7) / min(image.size)
     scaled = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BILINEAR)
     left, top = (scaled.width - size) // 2, (scaled.height - size) // 2

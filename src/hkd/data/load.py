@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -10,10 +12,13 @@ from hkd.data import cifar100, digits, stl10, tiny_imagenet  # noqa: F401  (each
 from hkd.data.base import STREAM_SIZE, ArrayDataset, Dataset, FileDataset, datasets
 from hkd.data.decode import fits_in_memory, in_memory
 from hkd.data.folder import folder
+from hkd.data.images import check_size
 from hkd.data.loader import Loader
 from hkd.data.memory_loader import MemoryLoader
 from hkd.data.stream_loader import StreamLoader
 from hkd.errors import RequestError, unknown
+from hkd.options import shown
+from hkd.outside import as_path, has_controls, printable, whole_number
 from hkd.types import Share
 
 
@@ -32,16 +37,18 @@ def load_dataset(name: str, split: str = "train", root: str | Path = "data", ima
     Raises:
         RequestError: the name or split is unknown, or the data is missing or corrupt.
     """
-    if image_size is not None and image_size < 1:
-        raise RequestError(f"image_size: expected a side of at least 1 pixel; got {image_size}")
+    check_size(image_size)
+    if not isinstance(name, str) or has_controls(name):
+        raise RequestError(f"dataset: expected a name without control characters; got {shown(name)}")
+    root = as_path(root, "data_root")
     kind, colon, path = name.partition(":")
     if kind == "folder":
         if not colon or not path:
-            raise RequestError(f"dataset: expected a folder with its path, folder:PATH; got {name!r}")
-        return folder(Path(path).expanduser(), split, image_size, name)
+            raise RequestError(f"dataset: expected a folder with its path, folder:PATH; got {shown(name)}")
+        return folder(Path(os.path.expanduser(path)), split, image_size, name)
     if name not in datasets:
-        raise unknown("dataset", name, list_datasets())
-    dataset = datasets[name](split, Path(root).expanduser(), image_size)
+        raise unknown("dataset", printable(name), list_datasets())
+    dataset = datasets[name](split, Path(os.path.expanduser(root)), image_size)
     if not isinstance(dataset, ArrayDataset | FileDataset):
         raise RequestError(
             f"dataset: expected an ArrayDataset or a FileDataset from the function of {name}; "
@@ -57,7 +64,17 @@ def list_datasets() -> list[str]:
 
 def prepare(dataset: Dataset, cache: Path | None = None, workers: int = 1, bad_images: str = "stop") -> Dataset:
     """Decodes a small data set into memory; a large one stays in its files. See :func:`hkd.data.decode.in_memory`."""
+    _check_dataset(dataset)
     return in_memory(dataset, cache, workers, bad_images) if fits_in_memory(dataset) else dataset
+
+
+def _check_dataset(dataset: Any) -> None:
+    """Raises :class:`RequestError` for what is no data set of this package."""
+    if not isinstance(dataset, ArrayDataset | FileDataset):
+        raise RequestError(
+            f"dataset: expected an ArrayDataset or a FileDataset; got {type(dataset).__name__}, which hkd.as_dataset "
+            "may convert"
+        )
 
 
 def make_loader(
@@ -72,7 +89,14 @@ def make_loader(
     share: Share = Share(),  # noqa: B008  (immutable)
     bad_images: str = "stop",
 ) -> Loader:
-    """The loader that suits a prepared data set; see :class:`MemoryLoader` and :class:`StreamLoader`."""
+    """The loader that suits a prepared data set; see :class:`MemoryLoader` and :class:`StreamLoader`.
+
+    Raises:
+        RequestError: it is no data set, or the batch size or the number of workers is no number from 1, or 0.
+    """
+    _check_dataset(dataset)
+    whole_number("batch_size", batch_size, 1)
+    whole_number("workers", workers, 0)
     if isinstance(dataset, ArrayDataset):
         return MemoryLoader(dataset, batch_size, device, train=train, flip=flip, seed=seed, share=share)
     assert isinstance(dataset, FileDataset)

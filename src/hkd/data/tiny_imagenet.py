@@ -1,5 +1,6 @@
 """TinyImageNet: 200 ImageNet classes at 64x64 pixels, 500 training and 50 validation images each."""
 
+import os
 from pathlib import Path, PurePosixPath
 
 import torch
@@ -8,6 +9,7 @@ from hkd.data.base import DatasetInfo, FileDataset, check_split, datasets
 from hkd.data.download import downloading
 from hkd.data.files import Files, open_files
 from hkd.errors import RequestError
+from hkd.options import shown
 
 URL = "https://cs231n.stanford.edu/tiny-imagenet-200.zip"
 MD5 = "90528d7ca1a48142e341f4ef8d21d0de"
@@ -35,7 +37,7 @@ def tiny_imagenet(split: str, root: Path, image_size: int | None) -> FileDataset
         if wrong is not None:
             raise RequestError(
                 f"dataset: expected lines of an image and its class in val_annotations.txt of {files.path}; "
-                f"got {' '.join(wrong)!r}"
+                f"got {shown(' '.join(wrong))}"
             )
         names = [f"val/images/{row[0]}" for row in rows]
         labels = [label_of[row[1]] for row in rows]
@@ -50,7 +52,7 @@ def tiny_imagenet(split: str, root: Path, image_size: int | None) -> FileDataset
 
 
 def _find(root: Path) -> Files:
-    if root.is_file() or (root / "wnids.txt").is_file():
+    if os.path.isfile(root) or os.path.isfile(root / "wnids.txt"):
         return open_files(root)
     # A folder comes before an archive: it is read faster.
     candidates = sorted(root.glob("tiny-imagenet-200*"), key=lambda path: (path.is_file(), path.name))
@@ -66,4 +68,7 @@ def _find(root: Path) -> Files:
 def _text(files: Files, name: str) -> str:
     if name not in files.names:
         raise RequestError(f"dataset: {files.path} is not TinyImageNet: it has no {name}")
-    return files.read(name).decode()
+    try:
+        return files.read(name).decode()
+    except UnicodeDecodeError as error:
+        raise RequestError(f"dataset: {name} of {files.path} is not UTF-8") from error

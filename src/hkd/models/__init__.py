@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from hkd.models.create import create_model as create_model
     from hkd.models.create import list_models as list_models
     from hkd.models.external import wrap_model as wrap_model
+    from hkd.models.names import model_of_file as model_of_file
+    from hkd.models.names import names_code as names_code
     from hkd.models.weights import load_checkpoint as load_checkpoint
     from hkd.models.weights import load_model as load_model
     from hkd.models.weights import save_model as save_model
@@ -23,6 +25,7 @@ else:
             "hkd.models.base": ("CifarModel", "Model", "ModelInfo", "models"),
             "hkd.models.create": ("create_model", "list_models"),
             "hkd.models.external": ("wrap_model",),
+            "hkd.models.names": ("model_of_file", "names_code"),
             "hkd.models.weights": ("load_checkpoint", "load_model", "save_model"),
         },
     )

@@ -3,31 +3,41 @@
 from __future__ import annotations
 
 from hkd.errors import RequestError, unknown
+from hkd.models.about import MOST_CLASSES
 from hkd.models.base import Model, models
 from hkd.models.external import from_factory, from_timm, from_torchvision
+from hkd.options import shown
+from hkd.outside import has_controls, whole_number
+
+LONGEST_TYPED = 1000
+"""Characters of a name; that of a factory has a module in it."""
 
 
 def create_model(name: str, num_classes: int, *, pretrained: bool = False) -> Model:
     """Builds a network by name.
 
+    The name is one that a person typed: a factory is imported, which runs its code. A name from a file goes through
+    :func:`hkd.models.names.model_of_file` first.
+
     Args:
         name: one of :func:`list_models`, ``timm:NAME``, ``torchvision:NAME``, or ``package.module:callable``, a factory
             that is called with the number of classes.
-        num_classes: C, at least 2.
+        num_classes: C, from 2 to 1,000,000.
         pretrained: start from the library's pretrained weights; timm and torchvision only.
 
     Raises:
         RequestError: the name is not known (near misses are named), or the network does not work as a classifier.
     """
-    if num_classes < 2:
-        raise RequestError(f"num_classes: expected 2 or more; got {num_classes}")
+    num_classes = whole_number("num_classes", num_classes, 2, MOST_CLASSES)
+    if not isinstance(name, str) or len(name) > LONGEST_TYPED or has_controls(name):
+        raise RequestError(f"model: expected a name of at most {LONGEST_TYPED} characters; got {shown(name)}")
     library, _, rest = name.partition(":")
     if library == "timm":
         return from_timm(rest, num_classes, pretrained)
     if library == "torchvision":
         return from_torchvision(rest, num_classes, pretrained)
     if pretrained:
-        raise RequestError(f"pretrained: only timm: and torchvision: models come with weights; got {name!r}")
+        raise RequestError(f"pretrained: only timm: and torchvision: models come with weights; got {shown(name)}")
     if rest:
         return from_factory(name, num_classes)
     if name not in models:

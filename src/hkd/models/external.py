@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from hkd.errors import RequestError, unknown
 from hkd.models.base import Model, evaluating
+from hkd.options import shown
 from hkd.registry import search_working_directory
 from hkd.types import IMAGENET_MEAN, IMAGENET_STD, ModelOutput
 
@@ -91,6 +92,8 @@ def wrap_model(
     """
     if isinstance(module, Model):
         return module
+    if not isinstance(module, nn.Module):
+        raise RequestError(f"model: expected an nn.Module; got {shown(module)}, which hkd.create_model may build")
     name = name or type(module).__name__
     probe = _probe(module, name, [image_size] if image_size else [224, 32])
     if classifier is None:
@@ -250,7 +253,8 @@ def _with_new_classifier(model: WrappedModel, num_classes: int) -> Model:
 def from_factory(path: str, num_classes: int) -> Model:
     """A network built by ``package.module:callable``, called with the number of classes.
 
-    The module is looked for in the working directory first, as ``python -m`` does.
+    The path is one that a person typed: importing runs the module. It is looked for in the working directory first, as
+    ``python -m`` does.
     """
     module_name, _, attribute = path.partition(":")
     search_working_directory()

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import pickle
 import re
+import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,61 +21,84 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from hkd.errors import RequestError
 from hkd.files import replacing_path
+from hkd.models.about import checked
+from hkd.models.about import read_about as read_about  # noqa: PLC0414  (others import it from here)
 from hkd.models.base import Model
 from hkd.models.external import WrappedModel
+from hkd.options import shown
+from hkd.outside import as_path, open_regular, printable, read_header
 
 # Under which keys a checkpoint file keeps a network's weights, and what wrappers put before the names of parameters.
 CONTAINERS = ("model", "state_dict", "student", "net", "model_state_dict")
 PREFIXES = ("module.", "_orig_mod.", "student.", "model.")
+MOST_SIDES = 16
+"""Of a tensor's shape."""
 
 
 def save_model(model: Model, path: str | Path, **about: Any) -> None:
-    """Writes a network's weights with what it takes to use them.
+    """Writes a network's weights with what it takes to use them, as a whole or not at all.
 
     Args:
         model: whose ``name`` and ``info`` go into the file.
         path: of the .safetensors file.
-        about: more to write beside them, such as the class names and the normalisation; anything JSON can say.
+        about: more to write beside them; anything JSON can say. :func:`load_model` gives back ``classes``, ``mean``,
+            ``std``, ``image_size``, ``crop``, ``dataset``, ``epoch`` and ``top1``.
 
     Raises:
         OSError: the file cannot be written.
+        RequestError: one of these fields is not what :func:`load_model` would read.
     """
-    about = {"model": model.name, "num_classes": model.info.num_classes, **about}
+    text = json.dumps({"model": model.name, "num_classes": model.info.num_classes, **about})
+    checked(json.loads(text), path)
     # A copy of each tensor in plain order: files keep neither channels-last strides nor shared memory.
     state = {
         name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
         for name, value in _module(model).state_dict().items()
     }
-    try:
-        with replacing_path(Path(path)) as partial:  # a crash while writing leaves what was there
-            safetensors.torch.save_file(state, str(partial), metadata={"hkd": json.dumps(about)})
-    except safetensors.SafetensorError as error:  # that library's word for a full disk
-        raise OSError(errno.EIO, f"could not be written: {error}", str(path)) from error
+    path = Path(path)
+    with replacing_path(path) as partial:
+        try:
+            safetensors.torch.save_file(state, str(partial), metadata={"hkd": text})
+        except safetensors.SafetensorError as error:  # as that library reports a full disk
+            raise OSError(errno.EIO, f"could not be written: {error}", str(path)) from error
 
 
-def load_model(path: str | Path) -> tuple[Model, dict[str, Any]]:
-    """Rebuilds a network from a file that :func:`save_model` wrote. Returns it with what stands beside its weights."""
-    from hkd.models import create_model
+def load_model(path: str | Path, model: str | None = None) -> tuple[Model, dict[str, Any]]:
+    """Rebuilds a network from a file that :func:`save_model` wrote.
+
+    Args:
+        path: of the file.
+        model: the network in it, as :func:`hkd.create_model` takes it. Needed where the file does not say, or says a
+            name that imports or downloads something: a file's word is never enough for that.
+
+    Returns:
+        The network, and what stands beside its weights, see :func:`read_about`.
+
+    Raises:
+        RequestError: the file is missing or damaged, holds another network, or a network that ``model`` has to name.
+    """
+    from hkd.models.create import create_model
+    from hkd.models.names import model_of_file
 
     about = read_about(path)
-    if "model" not in about:
-        raise RequestError(f"checkpoint: {path} does not say which network it holds; name the model")
-    model = create_model(about["model"], about["num_classes"])
-    load_checkpoint(model, path)
-    return model, about
+    name = model_of_file(about, path) if model is None else model
+    if "num_classes" not in about:
+        raise RequestError(f"checkpoint: {_shown(path)} does not say its number of classes; see load_checkpoint")
+    _check_head(about["num_classes"], path)
+    network = create_model(name, about["num_classes"])
+    load_checkpoint(network, path)
+    return network, about
 
 
-def read_about(path: str | Path) -> dict[str, Any]:
-    """What :func:`save_model` wrote beside the weights; empty for files of other origin."""
-    path = existing(path)
-    if path.suffix != ".safetensors":
-        return {}
-    try:
-        with safetensors.safe_open(str(path), framework="pt") as file:
-            about: dict[str, Any] = json.loads((file.metadata() or {}).get("hkd", "{}"))
-            return about
-    except (safetensors.SafetensorError, OSError, ValueError) as error:
-        raise RequestError(f"checkpoint: {path} is not a readable safetensors file ({error})") from error
+def _check_head(classes: int, path: str | Path) -> None:
+    """Raises :class:`RequestError` unless a tensor has a side of so many classes, or of a multiple: a small file must
+    not have a network of a million classes built."""
+    sides = {side for shape in _shapes(Path(path)).values() for side in shape}
+    if not any(side and side % classes == 0 for side in sides):
+        raise RequestError(
+            f"checkpoint: {_shown(path)}: num_classes: expected the length of a side of one of its tensors; "
+            f"got {classes:,}"
+        )
 
 
 def load_checkpoint(model: nn.Module, path: str | Path) -> None:
@@ -82,16 +108,47 @@ def load_checkpoint(model: nn.Module, path: str | Path) -> None:
     RepDistiller or mdistiller checkpoint, or a checkpoint of a run folder.
 
     Raises:
-        RequestError: the file is missing or corrupt, needs more than weights to be unpickled, or holds another
-            architecture or number of classes.
+        RequestError: the file is missing or damaged, needs more than weights to be unpickled, holds another
+            architecture or number of classes, or NaN. The network is then as it was.
     """
-    state = _read(existing(path))
+    path = as_path(path, "checkpoint")
     target = _module(model)
     own = target.state_dict()
+    if path.suffix == ".safetensors":  # shapes first: what does not fit is not read, however large it says that it is
+        shapes = _shapes(path)
+        _check_fit(model, own, {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}, path)
+    state = _check_fit(model, own, _read(path), path)
+    parameters = {name for name, _ in target.named_parameters()}
+    target.load_state_dict({name: _usable(name, state[name], own[name], name in parameters, path) for name in own})
+
+
+def _check_fit(
+    model: nn.Module, own: Mapping[str, Tensor], state: Mapping[str, Tensor], path: Path
+) -> Mapping[str, Tensor]:
+    """A file's tensors by the network's names."""
     state = _strip_prefixes(state, own)
     if difference := _difference(own, state):
-        raise RequestError(f"checkpoint: {path} does not fit {_name(model)}: {difference}")
-    target.load_state_dict(dict(state))
+        raise RequestError(f"checkpoint: {_shown(path)} does not fit {_name(model)}: {difference}")
+    return state
+
+
+def _usable(name: str, value: Tensor, own: Tensor, is_parameter: bool, path: Path) -> Tensor:
+    """A file's tensor in the type of the network's, if it holds numbers that a network can have."""
+    kind, wanted = str(value.dtype).removeprefix("torch."), str(own.dtype).removeprefix("torch.")
+    place = f"checkpoint: {_shown(path)}: {name}"
+    plain = value.layout is torch.strided and value.device.type == "cpu"
+    alike = (value.is_floating_point(), value.is_complex()) == (own.is_floating_point(), own.is_complex())
+    try:
+        converted = value.detach().to(own.dtype) if plain and alike else None
+    except (RuntimeError, NotImplementedError):  # of types with fewer than 8 bits
+        converted = None
+    if converted is None:
+        raise RequestError(f"{place}: expected numbers that {wanted} can hold; got {kind}")
+    # Some networks keep an infinite mask among their buffers.
+    bad = ~converted.isfinite() if is_parameter else converted.isnan()
+    if bad.any():
+        raise RequestError(f"{place}: expected finite numbers; got {converted[bad][0].item()}")
+    return converted
 
 
 def _module(model: nn.Module) -> nn.Module:
@@ -103,34 +160,67 @@ def _name(model: nn.Module) -> str:
     return getattr(model, "name", "") or type(model).__name__
 
 
-def existing(path: str | Path) -> Path:
-    """The path of a file that is there."""
-    path = Path(path)
-    if not path.is_file():
-        raise RequestError(f"checkpoint: no file {path}")
-    return path
+def _shown(path: str | Path) -> str:
+    return printable(path, 4096)
+
+
+def _shapes(path: Path) -> dict[str, list[int]]:
+    """The shape of each tensor as the header of a .safetensors file says it; none for files of other kinds."""
+    with open_regular(path, "checkpoint") as file:
+        if path.suffix != ".safetensors":
+            return {}
+        try:
+            header = read_header(file)
+            shapes = {name: entry["shape"] for name, entry in header.items() if name != "__metadata__"}
+            if not all(_is_shape(shape) for shape in shapes.values()):
+                raise ValueError("a tensor without a shape")
+        except (ValueError, TypeError, KeyError, OSError) as error:
+            raise RequestError(f"checkpoint: {_shown(path)} is truncated or corrupt ({printable(error)})") from error
+    return shapes
+
+
+def _is_shape(shape: Any) -> bool:
+    sides = shape if isinstance(shape, list) and len(shape) <= MOST_SIDES else [-1]
+    return all(type(side) is int and side >= 0 for side in sides) and math.prod(sides) < 2**50
 
 
 def _read(path: Path) -> Mapping[str, Tensor]:
+    open_regular(path, "checkpoint").close()
     try:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(str(path))
-        with torch.serialization.safe_globals(_numpy_scalars()):
+        _check_archive(path)
+        with warnings.catch_warnings(), torch.serialization.safe_globals(_numpy_scalars()):
+            warnings.simplefilter("ignore")  # torch's, of several lines, about what is then refused in one
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a file from elsewhere may break its reader anywhere
-        reason = str(error).split("\n", 1)[0].strip() or type(error).__name__
+        reason = printable(str(error).split("\n", 1)[0].strip() or type(error).__name__)
         if isinstance(error, pickle.UnpicklingError) and "GLOBAL" in str(error):
-            raise RequestError(f"checkpoint: {path} holds more than weights and is not loaded ({reason})") from error
-        raise RequestError(f"checkpoint: {path} is truncated or corrupt ({reason})") from error
+            raise RequestError(
+                f"checkpoint: {_shown(path)} holds more than weights and is not loaded ({reason})"
+            ) from error
+        raise RequestError(f"checkpoint: {_shown(path)} is truncated or corrupt ({reason})") from error
     for key in CONTAINERS:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
             break
-    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
+    if not isinstance(content, Mapping) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()
+    ):
         raise RequestError(
-            f"checkpoint: {path} holds no weights; looked for a state dict, also under {', '.join(CONTAINERS)}"
+            f"checkpoint: {_shown(path)} holds no weights; looked for a state dict, also under {', '.join(CONTAINERS)}"
         )
     return content
+
+
+def _check_archive(path: Path) -> None:
+    """Raises ValueError for a PyTorch file that would unpack to more than it is: torch writes without compression."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+        size = sum(entry.file_size for entry in entries)
+        if size > path.stat().st_size or any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+            raise ValueError("its entries are compressed")
 
 
 def _numpy_scalars() -> list[Any]:
@@ -157,12 +247,14 @@ def _difference(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:
     parts = []
     for name in own:
         if name in state and own[name].shape != state[name].shape:
-            parts.append(f"{name} is {tuple(state[name].shape)} in the file, {tuple(own[name].shape)} in the network")
+            parts.append(
+                f"{name} is {shown(tuple(state[name].shape))} in the file, {tuple(own[name].shape)} in the network"
+            )
             break
     missing = [name for name in own if name not in state]
     unexpected = [name for name in state if name not in own]
     if missing:
         parts.append(f"{len(missing)} of {len(own)} tensors are missing, first {missing[0]}")
     if unexpected:
-        parts.append(f"{len(unexpected)} of the file's have no place, first {unexpected[0]}")
+        parts.append(f"{len(unexpected)} of the file's have no place, first {shown(unexpected[0])}")
     return "; ".join(parts)

@@ -15,6 +15,7 @@ from hkd.errors import RequestError
 from hkd.runtime.engine import Engine
 from hkd.runtime.run_folder import RunFolder, changed
 
+
 @dataclass
 class State:
     """How far a run is. Epochs up to 0 are those of an initialisation stage.

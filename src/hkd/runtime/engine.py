@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
@@ -35,6 +36,7 @@ class Engine:
     Attributes:
         device: of this process.
         share: which of the processes this is.
+        backward: of a scalar loss, scaled in fp16.
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class Engine:
         )
         os.environ.pop("ACCELERATE_TORCH_DEVICE", None)
         self.device: torch.device = self._accelerator.device
+        self.backward: Callable[[Tensor], None] = self._accelerator.backward
         self.share = Share(self._accelerator.process_index, self._accelerator.num_processes)
         if wanted is not None and wanted.index is not None and self.share.processes > 1:
             raise RequestError(f"device: {wanted} is one device, and {self.share.processes} processes were started")
@@ -142,9 +145,6 @@ class Engine:
         """The context in which networks compute in the run's precision."""
         context: AbstractContextManager[None] = self._accelerator.autocast()
         return context
-
-    def backward(self, loss: Tensor) -> None:
-        self._accelerator.backward(loss)
 
     def random_state(self) -> dict[str, Any]:
         """Where torch's generators stand."""

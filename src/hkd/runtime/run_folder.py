@@ -246,7 +246,7 @@ class RunFolder:
         if before.seed != spec.seed:
             raise RequestError(f"run: {self.path} holds a run with seed = {before.seed}, not {spec.seed}; {advice}")
         if of_first_version and self.summary is None:
-            raise RequestError(f"run: {self.path} holds an unfinished run of hkd 0.1, which cannot be continued; {advice}")
+            raise RequestError(f"run: {self.path} holds an unfinished run of hkd 0.1, which cannot continue; {advice}")
 
     # -- what a run writes --------------------------------------------------------------------------------------------
 

@@ -120,7 +120,7 @@ class PlannedComparison:
 
 
 def plan_comparison(config: CompareConfig, fresh: bool) -> PlannedComparison:
-    """Plans trial after trial, so that an interrupted comparison holds whole ones."""
+    """Plans teachers, then trial after trial, so that an interrupted comparison holds whole ones."""
     plan = Plan(config.run, "compare", processes=config.processes_per_run, fresh=fresh)
     planned = PlannedComparison(config, plan)
     lines = [(pair, request) for pair in config.named_pairs for request in config.requests]
@@ -130,11 +130,14 @@ def plan_comparison(config: CompareConfig, fresh: bool) -> PlannedComparison:
         except IncompatibleError as error:
             print(f"hkd: {pair[0]} -> {pair[1]}: {error}", file=sys.stderr)
             planned.impossible.add((pair, request.label))
+    possible = [(pair, request) for pair, request in lines if (pair, request.label) not in planned.impossible]
+    for pair, request in possible:
+        if request.options is not None:
+            plan.add_teacher(run_spec(config, pair, request, config.seed), config.seed)
     for seed in range(config.seed, config.seed + config.trials):
-        for pair, request in lines:
-            if (pair, request.label) not in planned.impossible:
-                run = _add(plan, config, pair, request, seed)
-                planned.runs.setdefault((pair, request.label), {})[seed] = run
+        for pair, request in possible:
+            run = _add(plan, config, pair, request, seed)
+            planned.runs.setdefault((pair, request.label), {})[seed] = run
     return planned
 
 

@@ -1,0 +1,54 @@
+"""Which names of networks are data, and which import or download code."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from hkd.errors import RequestError
+from hkd.models.base import models
+from hkd.options import shown
+from hkd.outside import printable
+
+_LIBRARY = re.compile(r"(timm|torchvision):[A-Za-z0-9_.-]+")
+
+
+def names_code(name: str) -> bool:
+    """Whether building a network of this name imports a module or downloads something.
+
+    A factory ``package.module:callable``, ``timm:hf-hub:...`` and ``timm:local-dir:...`` do; names of the zoo,
+    ``timm:NAME`` and ``torchvision:NAME`` do not.
+    """
+    return ":" in name and _LIBRARY.fullmatch(name) is None
+
+
+def model_of_file(about: Mapping[str, Any], path: str | Path, field: str = "model") -> str:
+    """The name of the network in a file of weights, as the file says it.
+
+    A file may come from anywhere, so its word never imports or downloads anything: such a name has to be typed by a
+    person.
+
+    Args:
+        about: what :func:`hkd.models.weights.read_about` returned.
+        path: of the file.
+        field: the option that names the network instead, "model" or "teacher".
+
+    Raises:
+        RequestError: the file does not say, or says a name that is no network of the zoo, timm or torchvision.
+    """
+    name, file = about.get("model"), printable(path, 4096)
+    if not name:
+        raise RequestError(f"{field}: {file} does not say which network it holds; name it with --{field}")
+    if names_code(name):
+        raise RequestError(
+            f"{field}: {file} holds the network {shown(name)}, and a name in a file never imports or downloads "
+            f"anything; name the network yourself with --{field} (in Python {field}=...)"
+        )
+    if ":" not in name and (len(name) > 200 or name not in models):
+        raise RequestError(
+            f"{field}: {file} holds a network of its own, {shown(name)}; name its factory with --{field} "
+            f"module:callable (in Python {field}=...)"
+        )
+    return str(name)
