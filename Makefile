@@ -1,10 +1,13 @@
 # make demo    teacher, student alone and HKD+KD on real images, with a table at the end
 # make test    the whole suite
 # make check   linting and types
+# make fuzz    throws bytes at every reader of files from outside, for FUZZ_SECONDS in all
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check clean
+FUZZ_SECONDS ?= 600
+
+.PHONY: demo test check fuzz clean
 
 demo: .venv/installed
 	$(BIN)/python examples/demo.py
@@ -16,6 +19,10 @@ check: .venv/installed-test
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+fuzz: .venv/installed-test
+	mkdir -p build/fuzz
+	$(BIN)/python -m tests.faults.fuzz_loaders each -max_total_time=$(FUZZ_SECONDS) -artifact_prefix=build/fuzz/
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "hkd needs Python 3.11 or newer: make PYTHON=python3.11")'
