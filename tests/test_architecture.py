@@ -8,13 +8,17 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted((ROOT / "src" / "hkd").rglob("*.py"))
+PARTS = "hkd.*.spec"
+STANDARD = {"collections", "dataclasses", "math", "random", "typing", "warnings", "zlib", "__future__"}
 
 
 def order() -> list[str]:
-    return re.findall(r"^\| `(hkd\.\w+)` \|", (ROOT / "docs" / "architecture.md").read_text(), flags=re.MULTILINE)
+    return re.findall(r"^\| `(hkd\.[\w.*]+)` \|", (ROOT / "docs" / "architecture.md").read_text(), flags=re.MULTILINE)
 
 
 def place(module: str) -> str:
+    if re.fullmatch(r"hkd\.\w+\.spec", module) or module == "hkd.optimisation":
+        return PARTS
     return ".".join(module.split(".")[:2])
 
 
@@ -36,9 +40,10 @@ def imports(file: Path) -> list[str]:
 def test_every_place_is_in_the_table() -> None:
     places = {place(module_of(file)) for file in SOURCES} - {"hkd"}
     assert places == set(order())
+    assert len(order()) == len(set(order()))
 
 
-@pytest.mark.parametrize("file", [f for f in SOURCES if module_of(f) not in ("hkd", "hkd.cli")], ids=module_of)
+@pytest.mark.parametrize("file", [f for f in SOURCES if module_of(f) != "hkd"], ids=module_of)
 def test_imports_point_upward(file: Path) -> None:
     table = order()
     own = place(module_of(file))
@@ -47,17 +52,19 @@ def test_imports_point_upward(file: Path) -> None:
             assert table.index(place(imported)) <= table.index(own), f"{module_of(file)} imports {imported}"
 
 
-def test_the_holistic_loss_depends_on_torch_alone() -> None:
+def test_the_parts_of_a_specification_import_options_alone() -> None:
     for file in SOURCES:
-        if place(module_of(file)) == "hkd.holistic":
-            for imported in imports(file):
-                assert imported.split(".")[0] in (
-                    "torch",
-                    "math",
-                    "random",
-                    "typing",
-                    "collections",
-                ) or imported.startswith("hkd.holistic")
+        if place(module_of(file)) == PARTS:
+            own = {imported for imported in imports(file) if imported.startswith("hkd")}
+            assert own <= {"hkd.options"}, module_of(file)
+
+
+@pytest.mark.parametrize(("folder", "accepted"), [("hkd.numerics", ()), ("hkd.holistic", ("hkd.numerics", "hkd.lazy"))])
+def test_the_loss_depends_on_torch_alone(folder: str, accepted: tuple[str, ...]) -> None:
+    for file in SOURCES:
+        for imported in imports(file) if place(module_of(file)) == folder else ():
+            top = imported.split(".")[0]
+            assert top in STANDARD | {"torch"} or imported.startswith((folder, *accepted)), f"{file}: {imported}"
 
 
 def test_one_file_imports_the_distribution_library() -> None:
@@ -65,16 +72,22 @@ def test_one_file_imports_the_distribution_library() -> None:
     assert importers == ["hkd.runtime.engine"]
 
 
-def test_the_loop_knows_no_method_model_or_data_set() -> None:
-    text = (ROOT / "src" / "hkd" / "training" / "loop.py").read_text()
+def test_analysis_draws_nothing() -> None:
+    for file in SOURCES:
+        if place(module_of(file)) == "hkd.analysis":
+            assert not {i.split(".")[0] for i in imports(file)} & {"matplotlib", "plotly"}
+
+
+def test_the_trainer_knows_no_method_model_or_data_set() -> None:
+    text = (ROOT / "src" / "hkd" / "trainer.py").read_text()
     for name in ("resnet", "digits", "cifar", "holistic", "HKD"):
         assert name not in text
 
 
 def test_help_imports_nothing_heavy() -> None:
-    light = {"hkd.errors", "hkd.config", "hkd.recipes", "hkd.cli"}
+    light = {"hkd.errors", "hkd.options", "hkd.config", "hkd.recipes", "hkd.files", "hkd.spec", "hkd.lazy"}
     for file in SOURCES:
-        if module_of(file) in light:
+        if module_of(file) in light or place(module_of(file)) in ("hkd.cli", PARTS):
             top_level = ast.parse(file.read_text()).body
             names = [a.name for n in top_level if isinstance(n, ast.Import) for a in n.names]
             names += [n.module or "" for n in top_level if isinstance(n, ast.ImportFrom)]
