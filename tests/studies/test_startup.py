@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import pytest
-
 from benchmarks.startup import TABLE1, finish_all_but_the_last, until_the_last_run, whole
 
 pytestmark = pytest.mark.slow
