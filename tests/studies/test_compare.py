@@ -18,7 +18,7 @@ from hkd.config import MethodRequest
 from hkd.report.published import ZHOU
 from hkd.report.results import Comparison, Pair, Row
 from hkd.report.tables import as_csv, csv_text, markdown, overview
-from hkd.runtime.run_folder import RunFolder
+from hkd.runtime.run_folder import RunFolder, RunState
 from tests.studies.fakes import InstantEngine
 
 METHODS = ("ce", "kd", "at+kd", "hkd(num_negatives=50)+kd")
@@ -219,7 +219,7 @@ def test_a_corrupt_run_fails_and_its_folder_is_named(
 
 def test_a_run_that_failed_is_tried_again_if_asked_to(tmp_path: Path, engine: InstantEngine) -> None:
     run = RunFolder(tmp_path / "c" / "alone" / "resnet8-0")
-    run.fail(hkd.runtime.run_folder.RunState.FAILED, "no luck", 1)
+    run.fail(RunState.FAILED, "no luck", 1)
     (tmp_path / "c" / "study.yaml").write_text("kind: compare\n")
     request = {"methods": ("ce",), "trials": 1}
     assert hkd.compare(config(tmp_path / "c", **request)).failed == (str(run.path),)
@@ -232,7 +232,7 @@ def test_a_run_that_failed_is_tried_again_if_asked_to(tmp_path: Path, engine: In
 
 def test_runs_whose_teacher_failed_have_failed_until_it_is_there(tmp_path: Path, engine: InstantEngine) -> None:
     teacher = RunFolder(tmp_path / "c" / "teachers" / "resnet14")
-    teacher.fail(hkd.runtime.run_folder.RunState.FAILED, "the loss is NaN or infinite", 1)
+    teacher.fail(RunState.FAILED, "the loss is NaN or infinite", 1)
     (tmp_path / "c" / "study.yaml").write_text("kind: compare\n")
     request = {"methods": ("ce", "kd"), "trials": 1}
     result = hkd.compare(config(tmp_path / "c", **request))

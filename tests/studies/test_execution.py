@@ -18,7 +18,8 @@ from hkd.studies import engines
 from hkd.studies.claims import claim
 from hkd.studies.engines import LocalEngine
 from hkd.studies.execution import Execution, was_lost
-from hkd.studies.plan import Plan, PlannedRun
+from hkd.studies.plan import Plan
+from hkd.studies.planned_run import PlannedRun
 from tests.studies.fakes import Ended, InstantEngine, finish
 
 

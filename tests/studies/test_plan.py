@@ -25,7 +25,8 @@ from hkd.spec import RunSpec
 from hkd.studies.claims import claim
 from hkd.studies.command_line import command_of
 from hkd.studies.compare import plan_comparison
-from hkd.studies.plan import PlannedRun, file_name
+from hkd.studies.plan import file_name
+from hkd.studies.planned_run import PlannedRun
 from tests.studies.fakes import InstantEngine, finish
 
 SMALL = ["--limit-train", "20", "--epochs", "1", "--no-tensorboard", "--device", "cpu"]
@@ -105,6 +106,22 @@ def test_of_two_equal_runs_the_finished_one_counts_and_then_the_one_in_its_place
     assert list(plan_of(config(tmp_path / "c", methods=("ce",)))) == ["alone/resnet8-0"]
     (run.folder.path / "summary.json").unlink()
     assert list(plan_of(config(tmp_path / "c", methods=("ce",)))) == ["alone/a copy"]
+
+
+def test_a_corrupt_result_names_the_run_to_delete(tmp_path: Path, engine: InstantEngine) -> None:
+    hkd.compare(config(tmp_path / "c", methods=("ce",)))
+    run = tmp_path / "c" / "alone" / "resnet8-0"
+    (run / "summary.json").write_text("{")
+    with pytest.raises(hkd.RequestError, match=rf"summary.json is corrupt \(no JSON\); delete {run} to train it again"):
+        hkd.compare(config(tmp_path / "c", methods=("ce",)))
+
+
+def test_a_recipe_in_the_folder_is_no_run(tmp_path: Path, engine: InstantEngine) -> None:
+    hkd.compare(config(tmp_path / "c", methods=("ce",)))
+    (tmp_path / "c" / "mine").mkdir()
+    (tmp_path / "c" / "mine" / "config.yaml").write_text("dataset: nowhere\n")
+    hkd.compare(config(tmp_path / "c", methods=("ce",)))
+    assert engine.started == ["alone/resnet8-0"]
 
 
 def test_a_folder_may_be_moved(tmp_path: Path, engine: InstantEngine) -> None:

@@ -15,7 +15,8 @@ from hkd.runtime.run_folder import RunState
 from hkd.spec import RunSpec
 from hkd.studies.engines import make_engine
 from hkd.studies.execution import Execution
-from hkd.studies.plan import Plan, PlannedRun, file_name
+from hkd.studies.plan import Plan, file_name
+from hkd.studies.planned_run import PlannedRun
 
 NetworkPair = tuple[str, str]
 """The names of a teacher and a student."""

@@ -18,7 +18,8 @@ from hkd.errors import Stopped
 from hkd.runtime.run_folder import RunState
 from hkd.studies.claims import Claim, claim
 from hkd.studies.engines import PATIENCE_SECONDS, Engine, Handle
-from hkd.studies.plan import Identity, Plan, PlannedRun
+from hkd.studies.plan import Plan
+from hkd.studies.planned_run import Identity, PlannedRun
 
 POLL_SECONDS = 0.2
 SCAN_SECONDS = 2.0

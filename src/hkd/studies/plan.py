@@ -9,7 +9,7 @@ import shlex
 import statistics
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from hkd.api import teacher_spec
 from hkd.data import ArrayDataset, Data, Dataset, open_data
 from hkd.data.spec import DataSpec
 from hkd.errors import RequestError
-from hkd.files import read_yaml, write_text
+from hkd.files import PARTIAL, read_yaml, write_text
 from hkd.models.spec import TeacherSpec
 from hkd.parts import dry_check
 from hkd.runtime.progress import duration
@@ -25,66 +25,12 @@ from hkd.runtime.run_folder import RunFolder, RunState, find_runs, set_aside
 from hkd.spec import RunSpec, resolve_teacher
 from hkd.studies.claims import any_claimed
 from hkd.studies.command_line import command_of
+from hkd.studies.planned_run import Identity, PlannedRun
 
 STUDY_FILE = "study.yaml"
 """In a study's folder: what kind of study it is."""
 KINDS = {"compare": "comparison", "sweep": "sweep", "search": "search"}
 IMAGE_CACHE = "cache"
-
-Identity = tuple[str, int]
-"""A specification's key, and the seed."""
-
-
-@dataclass(frozen=True)
-class PlannedRun:
-    """One run of a study.
-
-    Attributes:
-        spec: its specification as the command line says it, with absolute paths.
-        resolved: the same with nothing open.
-        title: what it is, in words.
-        teacher: the training of its teacher, where that is part of the study.
-    """
-
-    spec: RunSpec
-    resolved: RunSpec
-    title: str
-    teacher: PlannedRun | None = None
-
-    @cached_property
-    def identity(self) -> Identity:
-        """Two planned runs of one identity are one run."""
-        return self.resolved.key(), self.resolved.seed
-
-    @cached_property
-    def folder(self) -> RunFolder:
-        return RunFolder(self.spec.run)
-
-    @property
-    def state(self) -> RunState:
-        """As the folder says; a run whose teacher failed has failed, until the teacher is there."""
-        state = self.folder.state
-        if state in (RunState.MISSING, RunState.BEGUN) and self._lacks_teacher:
-            return RunState.FAILED
-        return state
-
-    @property
-    def has_ended(self) -> bool:
-        """Whether it has a result, or will get none."""
-        return self.state in (RunState.FINISHED, RunState.FAILED, RunState.PRUNED)
-
-    @property
-    def failure(self) -> str | None:
-        """Why it failed or was pruned, in words; None if it did not."""
-        if self.state not in (RunState.FAILED, RunState.PRUNED):
-            return None
-        if (failure := self.folder.failure) is not None:
-            return str(failure.get("message"))
-        return f"its teacher failed: {self.spec.teacher.checkpoint if self.spec.teacher else ''}"
-
-    @property
-    def _lacks_teacher(self) -> bool:
-        return self.teacher is not None and self.teacher.state is RunState.FAILED
 
 
 class Plan:
@@ -127,7 +73,8 @@ class Plan:
                 )
         elif folder.is_dir():
             is_run = (folder / "config.yaml").is_file()
-            if is_run or ({entry.name for entry in folder.iterdir()} - {IMAGE_CACHE} and not find_runs(folder)):
+            foreign = [f for f in folder.iterdir() if f.name != IMAGE_CACHE and f.suffix != PARTIAL]
+            if is_run or (foreign and not find_runs(folder)):
                 raise RequestError(f"run: {folder} exists and is no {noun}; name another with --run")
         elif folder.exists():
             raise RequestError(f"run: {folder} exists and is no {noun}; name another with --run")
@@ -138,9 +85,11 @@ class Plan:
         runs = defaultdict(list)
         for run in () if self.fresh or not self.folder.is_dir() else find_runs(self.folder):
             try:
-                runs[run.spec.key(), run.spec.seed].append(run)
+                spec = run.spec
             except RequestError:
                 continue  # a corrupt configuration is reported when its place is needed
+            if spec.is_resolved:  # a recipe is not
+                runs[spec.key(), spec.seed].append(run)
         return runs
 
     def begin(self) -> None:
@@ -241,7 +190,13 @@ class Plan:
     def _place_of(self, resolved: RunSpec, identity: Identity, usual: Path) -> Path:
         """Where a run is, or where it goes: a finished one before others, one in its usual place before others."""
         if runs := self.existing.get(identity):
-            return min(runs, key=lambda run: (run.state is not RunState.FINISHED, run.path != usual)).path
+            run = min(runs, key=lambda run: (run.state is not RunState.FINISHED, run.path != usual))
+            try:
+                _ = run.summary
+            except RequestError as error:
+                words = str(error).removesuffix("start over with --fresh")
+                raise RequestError(f"{words}delete {run.path} to train it again") from error
+            return run.path
         if usual in self._places:
             return usual.with_name(f"{usual.name}-{identity[0][:6]}")
         place = RunFolder(usual)

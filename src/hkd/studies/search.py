@@ -20,7 +20,8 @@ from hkd.spec import FIELDS, PARTS, PLUS_KD, RunSpec
 from hkd.studies.claims import claim
 from hkd.studies.engines import Handle, make_engine
 from hkd.studies.execution import Execution
-from hkd.studies.plan import Plan, PlannedRun
+from hkd.studies.plan import Plan
+from hkd.studies.planned_run import PlannedRun
 from hkd.studies.ranges import Range
 from hkd.studies.sweep import DECIDE_TEACHER, relative, run_spec
 

@@ -17,7 +17,8 @@ from hkd.runtime.run_folder import RunState
 from hkd.spec import FIELDS, PARTS, PLUS_KD, RunSpec
 from hkd.studies.engines import make_engine
 from hkd.studies.execution import Execution
-from hkd.studies.plan import Plan, PlannedRun, file_name
+from hkd.studies.plan import Plan, file_name
+from hkd.studies.planned_run import PlannedRun
 
 OF_TEACHER = frozenset({"teacher", "teacher_lr", "teacher_pretrained"})
 DECIDE_TEACHER = OF_TEACHER | {
