@@ -18,6 +18,7 @@ from hkd.distiller import Distiller
 from hkd.errors import RequestError
 from hkd.methods import create_method
 from hkd.models import Model, ModelInfo, create_model, load_checkpoint, wrap_model
+from hkd.models.names import model_of_file
 from hkd.models.spec import STUDENT, TEACHER
 from hkd.models.weights import read_about
 from hkd.options import shown
@@ -128,9 +129,7 @@ def _teacher(spec: RunSpec, module: nn.Module | None, data: Data) -> tuple[Model
 
     file, _ = locate(teacher.checkpoint)
     about = read_about(file)
-    name = teacher.name or about.get("model")
-    if module is None and name is None:
-        raise RequestError(f"teacher: {file} does not say which network it holds; name it with --teacher")
+    name = teacher.name or ("" if module is not None else model_of_file(about, file, "teacher"))
     check_classes(file, about, data)
     model = build_network("teacher", str(name or ""), module, data, False)
     load_checkpoint(model, file)

@@ -360,13 +360,12 @@ def resolve_teacher(teacher: TeacherSpec) -> TeacherSpec:
         return replace(teacher, name=teacher.name or TEACHER)
     if teacher.digest:  # a run that is yet to be trained
         return replace(teacher, name=teacher.name or TEACHER)
+    from hkd.models.names import model_of_file
     from hkd.models.weights import read_about
 
     file, folder = locate(teacher.checkpoint)
-    name = teacher.name or read_about(file).get("model")
-    if name is None:
-        raise RequestError(f"teacher: {file} does not say which network it holds; name it with --teacher")
-    return replace(teacher, name=str(name), digest=identity(file, folder))
+    name = teacher.name or model_of_file(read_about(file), file, "teacher")
+    return replace(teacher, name=name, digest=identity(file, folder))
 
 
 def identity(file: Path, folder: Path | None) -> str:

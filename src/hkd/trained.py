@@ -13,7 +13,7 @@ from hkd.data import ArrayDataset, Dataset, list_datasets, load_dataset
 from hkd.data.open import open_data
 from hkd.data.subsets import limit
 from hkd.errors import RequestError
-from hkd.models import list_models
+from hkd.models.names import model_of_file, names_code
 from hkd.models.weights import read_about
 from hkd.options import shown
 from hkd.spec import RunSpec, locate
@@ -98,14 +98,7 @@ def find_trained(checkpoint: str | Path, model: str | None = None) -> Trained:
     file, folder = locate(checkpoint)
     about = read_about(file)
     spec = None if folder is None else RunSpec.load(folder / "config.yaml")
-    name = model or about.get("model")
-    if name is None:
-        raise RequestError(f"model: {file} does not say which network it holds; name it with --model")
-    if model is None and ":" not in name and name not in list_models():
-        raise RequestError(
-            f"model: {file} holds a network of its own, {shown(name)}; name its factory with --model module:callable"
-        )
-    return Trained(name, file, about, spec)
+    return Trained(model or model_of_file(about, file), file, about, spec)
 
 
 def open_test(config: EvaluateConfig, trained: Trained) -> Dataset:
@@ -160,7 +153,8 @@ def teacher_of(trained: Trained) -> Trained | None:
     place = trained.spec.teacher.checkpoint or str(trained.weights.parent / "teacher")
     if not Path(place).exists():
         return None
-    return find_trained(place, trained.spec.teacher.name)
+    name = trained.spec.teacher.name  # from a file: its word imports nothing
+    return find_trained(place, None if name is None or names_code(name) else name)
 
 
 def with_teachers(checkpoints: tuple[str, ...]) -> list[Trained]:

@@ -395,7 +395,7 @@ def test_an_interval_is_computed_again_where_predictions_changed(tmp_path: Path)
 
 def test_cells_have_no_digits_of_float32(tmp_path: Path) -> None:
     row = {"lr": float(np.float32(0.1)), "top1": float(np.float32(98.59155)), "n": 3, "note": "", "none": None}
-    assert csv_text([row]) == "lr,top1,n,note,none\n0.1,98.59155,3,,\n"
+    assert csv_text([row]) == "lr,top1,n,note,none\n0.1,98.5916,3,,\n"
 
 
 def test_what_diverged_is_beside_what_did_not(tmp_path: Path) -> None:

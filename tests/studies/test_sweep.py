@@ -49,7 +49,7 @@ def test_what_a_sweep_leaves(finished: Path) -> None:
         assert (values["holistic"]["k"], values["seed"], values["kd_weight"]) == (row["holistic.k"], row["seed"], 1.0)
         assert values["teacher_checkpoint"] == str(finished / "teachers" / "resnet14")
     assert [float(row["top1_last"]) for row in csv.DictReader((finished / "sweep.csv").open())] == pytest.approx(
-        [row["top1_last"] for row in numbers["points"]], rel=1e-6
+        [row["top1_last"] for row in numbers["points"]], rel=1e-5
     )
     assert (finished / "sweep.md").read_text().count("(2)") == 2
     assert (finished / "sweep.png").is_file() and (finished / "sweep.svg").is_file()
