@@ -1,230 +1,318 @@
-r"""What a frozen teacher says of every view of every image, computed once and kept in a table on disk.
-
-A teacher's output is a function of the image and the view alone, so one table serves every epoch, seed, batch size,
-method, trial and student. A row holds all C logits and the embedding; its mark is a checksum of its bytes, of its place
-and of the image, so that a torn, foreign or outdated row is never believed: it counts as unknown and is computed again.
-
-Several processes read and write one table at the same time. A row is written first and its mark afterwards; where two
-write the same row at once, a mixture of both does not have the mark of either.
-"""
+"""Between the frozen teacher and the loop: outputs from a table where they are known, from the teacher where not."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
+import shutil
 import sys
-import time
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
-from functools import cached_property
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
-from filelock import FileLock
-from numpy.typing import NDArray
 from torch import Tensor
 
+from hkd.data.base import ArrayDataset, FileDataset
+from hkd.data.loader import Loader
 from hkd.errors import RequestError, TrainingError
-from hkd.files import read_json, write_json
-from hkd.types import ModelOutput
+from hkd.files import read_json
+from hkd.models.base import Model
+from hkd.models.weights import weights_digest
+from hkd.runtime.engine import Engine
+from hkd.runtime.teacher_table import (
+    HEADER,
+    MARKS,
+    ROWS,
+    StorageType,
+    TableKey,
+    TeacherTable,
+    file_digests,
+    image_digests,
+)
+from hkd.types import Batch, ModelOutput
 
-FORMAT = 1
-HEADER, ROWS, MARKS, LOCK = "header.json", "rows.bin", "marks.bin", ".lock"
-StorageType = Literal["float16", "float32"]
-Marks = NDArray[np.uint32]
-Slots = NDArray[np.int64]
+CHECKED = 256
+"""Stored rows that are computed again at each opening."""
+TOLERANCE = {"float32": 1e-4, "float16": 4e-3}
+"""Of that check, to the largest number compared: rounding of storage, and what another kernel may round otherwise."""
+TOLERANCE_OF_HALF = 5e-2
+"""Likewise where the teacher computes in half precision."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class TableKey:
-    """Everything that decides what stands in a table. Another key is another table.
+@dataclass(frozen=True)
+class CacheRequest:
+    """What a run asks for.
 
     Attributes:
-        teacher: a digest of its weights.
-        classes, width: C and D.
-        side, padding, augmentation: of the views; padding p of an in-memory data set gives 2 (2p + 1)² of them.
-        views: V, how many an image has.
-        decode: how an image file becomes pixels.
-        mean, std: of the normalisation.
-        teacher_size: side of what the teacher is shown.
-        precision: of the teacher's arithmetic.
-        folded: whether its batch norms are folded into its convolutions.
+        folder: of the tables.
+        gigabytes: the most that a table may take.
         dtype: of what is stored.
+        precision: of the run.
     """
 
-    teacher: str
-    classes: int
-    width: int
-    side: int
-    padding: int
-    augmentation: str
-    views: int
-    decode: str
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    teacher_size: int
-    precision: str
-    folded: bool
-    dtype: StorageType
-
-    @property
-    def digest(self) -> str:
-        text = json.dumps({"format": FORMAT, **asdict(self)}, sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-    @property
-    def row_bytes(self) -> int:
-        """Of a row: C logits and D numbers of the embedding, filled up to whole words of four bytes."""
-        size = (self.classes + self.width) * np.dtype(self.dtype).itemsize
-        return -(-size // 4) * 4
+    folder: Path
+    gigabytes: float = 20.0
+    dtype: StorageType = "float16"
+    precision: str = "fp32"
 
 
-class TeacherTable:
-    """One table on disk.
+def table_key(teacher: Model, loader: Loader, request: CacheRequest, image_size: int) -> TableKey:
+    """What a teacher says of a loader's views depends on this alone. The teacher's norms must not be folded yet."""
+    info = teacher.info_at(image_size)
+    dataset = loader.dataset
+    in_memory = isinstance(dataset, ArrayDataset)
+    mean, std = dataset.info.normalisation
+    return TableKey(
+        teacher=weights_digest(teacher),
+        classes=info.num_classes,
+        width=info.embedding_dim,
+        side=image_size,
+        padding=image_size // 8 if in_memory else 0,
+        augmentation="crop" if in_memory else "resized-crop",
+        views=loader.view_count,
+        decode="memory" if in_memory else "file",
+        mean=mean,
+        std=std,
+        teacher_size=image_size,
+        precision=request.precision,
+        folded=True,
+        dtype=request.dtype,
+    )
+
+
+class TeacherCache:
+    """Gives a teacher's logits and embedding of a batch; the loop cannot tell where they come from.
+
+    A batch of which everything is known is read from the table; one with any unknown row runs through the teacher as a
+    whole, so that a run with a table sees the batch shapes of a run without, and what was unknown is written. When all
+    views that the training can show are known, the teacher is not needed any more: :attr:`is_complete`.
 
     Args:
-        folder: of all tables; this one is in a folder of its own below, named by its key.
-        key: see :class:`TableKey`.
-        images: (N,) uint32 digests of the images, see :func:`image_digests`.
-        positions: (N,) int64, where each image is in its whole data set, so that a run with fewer images shares rows.
+        key: of the table, see :func:`table_key`.
+        teacher: frozen, in evaluation mode, on the device.
+        loader: of the training.
+        engine: where to compute.
+        request: where the table is.
 
     Raises:
-        RequestError: what is there is not a table of this key.
-        OSError: the disk is full, or the folder cannot be written.
+        RequestError: the folder holds something else, or its numbers are not this teacher's.
     """
 
-    def __init__(self, folder: Path, key: TableKey, images: Marks, positions: Tensor) -> None:
-        self.path = folder / key.digest
-        self.key = key
-        self.images = images
-        self.positions: Slots = positions.numpy().astype(np.int64)
-        self.slots = (int(self.positions.max()) + 1) * key.views
-        self.path.mkdir(parents=True, exist_ok=True)
-        with FileLock(self.path / LOCK):
-            self._check_header()
-            for name, size in ((ROWS, self.slots * key.row_bytes), (MARKS, self.slots * 4)):
-                _extend(self.path / name, size)
-        self._rows = np.memmap(self.path / ROWS, np.uint32, "r", shape=(self.slots, key.row_bytes // 4))
-        self._marks = np.memmap(self.path / MARKS, np.uint32, "r", shape=(self.slots,))
-        self._files = {name: os.open(self.path / name, os.O_WRONLY | getattr(os, "O_NOFOLLOW", 0)) for name in (ROWS, MARKS)}
+    def __init__(self, key: TableKey, teacher: Model, loader: Loader, engine: Engine, request: CacheRequest) -> None:
+        self.teacher: Model | None = teacher
+        self.loader, self.engine, self.key = loader, engine, key
+        dataset = loader.dataset
+        if isinstance(dataset, ArrayDataset):
+            images = image_digests(dataset.images)
+        else:
+            assert isinstance(dataset, FileDataset)
+            images = file_digests(dataset.names, [dataset.files.size(name) for name in dataset.names])
+        self.table = TeacherTable(request.folder, key, images, dataset.positions)
+        self.hits = self.misses = 0
+        self._writes = True
+        self._on_device: Tensor | None = None
+        used = loader.used_views().numpy()
+        marked = self.table.marked(used)
+        self.known, self.possible = int(marked.sum()), marked.size
+        self.checked, self.difference = self._check(marked, used)
+        self.table.used()
 
-    def _check_header(self) -> None:
-        expected = json.loads(json.dumps({"format": FORMAT, **asdict(self.key)}))
-        try:
-            header = read_json(self.path / HEADER)
-        except FileNotFoundError:
-            write_json(self.path / HEADER, expected)
+    @property
+    def is_complete(self) -> bool:
+        """Whether every view that the training can show was known when the table was opened."""
+        return self.known == self.possible
+
+    def __call__(self, batch: Batch) -> ModelOutput:
+        """The teacher's output for a batch, without stage maps."""
+        if self._on_device is not None and batch.view is not None:
+            self.hits += len(batch.index)
+            return self._split(self._on_device[batch.index * self.key.views + batch.view])
+        assert batch.place is not None
+        numbers, known = self.table.read(*batch.place)
+        if known.all():
+            self.hits += len(known)
+            return self._split(self._moved(numbers))
+        if self.teacher is None:
+            raise TrainingError(
+                f"teacher_cache: a row of {self.table.path} is corrupt; delete the folder to fill it again"
+            )
+        self.misses += len(known)
+        with torch.no_grad():
+            out = self.teacher(batch.image)
+        self._store(batch.place, out, ~known)
+        return ModelOutput(out.logits, out.embedding)
+
+    def _store(self, place: tuple[Tensor, Tensor], out: ModelOutput, unknown: np.ndarray[Any, Any]) -> None:
+        """Writes what was not known. Where it cannot be written, the run goes on with the teacher."""
+        if not self._writes:
             return
-        for name, value in expected.items():
-            if header.get(name) != value:
-                raise RequestError(
-                    f"teacher_cache: {self.path} is a table of another {name}; delete it, or name another folder"
-                )
+        numbers = self._numbers(out)
+        rows = torch.from_numpy(unknown & np.isfinite(numbers).all(axis=1))
+        try:
+            self.table.write(place[0][rows], place[1][rows], numbers[rows.numpy()])
+        except OSError as error:
+            self._writes = False
+            print(
+                f"warning: the teacher cache in {self.table.path} cannot be written ({error.strerror}); "
+                "the run goes on with the teacher where a view is not known",
+                file=sys.stderr,
+            )
 
-    # -- rows ---------------------------------------------------------------------------------------------------------
+    def _numbers(self, out: ModelOutput) -> np.ndarray[Any, Any]:
+        joined = torch.cat([out.logits.float(), out.embedding.float()], dim=1)
+        with np.errstate(over="ignore"):  # what float16 cannot hold is not stored
+            numbers: np.ndarray[Any, Any] = joined.cpu().numpy().astype(self.key.dtype)
+        return numbers
 
-    def slots_of(self, index: Tensor, view: Tensor) -> Slots:
-        """(B,) rows of images in views."""
-        slots: Slots = self.positions[index.numpy()] * self.key.views + view.numpy()
-        return slots
+    def _moved(self, numbers: np.ndarray[Any, Any]) -> Tensor:
+        """Rows on the device, copied from pinned memory without waiting where there is one."""
+        rows = torch.from_numpy(np.ascontiguousarray(numbers))
+        if self.engine.device.type == "cuda":
+            return rows.pin_memory().to(self.engine.device, non_blocking=True)
+        return rows.to(self.engine.device)
 
-    def read(self, index: Tensor, view: Tensor) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-        """The rows of (B,) images in (B,) views, as (B, C + D) numbers, and which of them are known."""
-        slots = self.slots_of(index, view)
-        words = self._rows[slots]
-        marks = np.asarray(self._marks[slots])
-        known = (marks != 0) & (marks == self._mark(words, slots, self.images[index.numpy()]))
-        numbers = words.view(self.key.dtype)[:, : self.key.classes + self.key.width]
-        return numbers, known
+    def _split(self, rows: Tensor) -> ModelOutput:
+        logits, embedding = torch.split(rows.float(), [self.key.classes, self.key.width], dim=1)
+        return ModelOutput(logits, embedding)
 
-    def write(self, index: Tensor, view: Tensor, numbers: NDArray[Any]) -> None:
-        """Writes (B, C + D) numbers into the rows of (B,) images in (B,) views, each before its mark.
+    # -- the opening --------------------------------------------------------------------------------------------------
+
+    def _check(self, marked: np.ndarray[Any, Any], used: np.ndarray[Any, Any]) -> tuple[int, float]:
+        """Computes some stored rows again. Returns how many, and the largest difference.
 
         Raises:
-            OSError: the disk is full.
+            RequestError: they are not what this teacher says.
         """
-        slots, size = self.slots_of(index, view), self.key.row_bytes
-        padded = np.zeros((len(slots), size // np.dtype(self.key.dtype).itemsize), self.key.dtype)
-        padded[:, : numbers.shape[1]] = numbers
-        words = padded.view(np.uint32)
-        marks = self._mark(words, slots, self.images[index.numpy()])
-        for slot, row in zip(slots.tolist(), words, strict=True):
-            _write_at(self._files[ROWS], row.tobytes(), slot * size)
-        for slot, mark in zip(slots.tolist(), marks, strict=True):
-            _write_at(self._files[MARKS], mark.tobytes(), slot * 4)
+        draw = np.random.default_rng(0)
+        candidates = draw.permutation(len(marked))[: 4 * CHECKED]
+        picks = [(i, used[draw.choice(np.flatnonzero(marked[i]))]) for i in candidates if marked[i].any()][:CHECKED]
+        if not picks:
+            return 0, 0.0
+        index, view = (torch.tensor(part, dtype=torch.int64) for part in zip(*picks, strict=True))
+        numbers, known = self.table.read(index, view)
+        worst = 0.0
+        for rows in torch.split(torch.from_numpy(np.flatnonzero(known)), 64):
+            expected = self._live(index[rows], view[rows])
+            stored = torch.from_numpy(numbers[rows.numpy()].astype(np.float32))
+            scale = float(expected.abs().max().clamp(min=1.0))
+            difference = float((stored - expected).abs().max())
+            worst = max(worst, difference)
+            limit = TOLERANCE[self.key.dtype] if self.key.precision == "fp32" else TOLERANCE_OF_HALF
+            if not difference <= limit * scale:
+                raise RequestError(
+                    f"teacher_cache: {self.table.path} differs from the teacher by {difference:.3g}; delete it to fill "
+                    "it again, or name another folder"
+                )
+        return int(known.sum()), worst
 
-    @cached_property
-    def _weights(self) -> Marks:
-        """Odd factors, so that a change of any one word changes the sum."""
-        draw = np.random.default_rng(FORMAT)
-        return draw.integers(0, 2**31, self.key.row_bytes // 4, dtype=np.uint32) * np.uint32(2) + np.uint32(1)
+    @torch.no_grad()
+    def _live(self, index: Tensor, view: Tensor) -> Tensor:
+        """(B, C + D) float32 on the CPU, from the teacher."""
+        assert self.teacher is not None
+        device = self.engine.device
+        with self.engine.autocast():
+            out = self.teacher(self.loader.images(index.to(device), view.to(device)))
+        return torch.cat([out.logits.float(), out.embedding.float()], dim=1).cpu()
 
-    def _mark(self, words: Marks, slots: Slots, images: Marks) -> Marks:
-        """(B,) checksums, none of them 0: of the row's bytes, of where it is, and of the image."""
-        total = (words * self._weights).sum(axis=1, dtype=np.uint32)
-        total += slots.astype(np.uint32) * np.uint32(0x9E3779B1) + images * np.uint32(0x85EBCA77)
-        total ^= total >> np.uint32(15)
-        return np.where(total == 0, np.uint32(1), total)
+    def release_teacher(self) -> None:
+        """Lets go of the teacher, of a complete table; on a GPU the table moves to it where there is room."""
+        self.teacher = None
+        if self.engine.device.type != "cuda":
+            return
+        free, _ = torch.cuda.mem_get_info(self.engine.device)
+        count = len(self.table.positions) * self.key.views
+        if count * self.key.row_bytes > free // 2:
+            return
+        width = self.key.classes + self.key.width
+        dtype = getattr(torch, self.key.dtype)
+        table = torch.empty(count, width, dtype=dtype, device=self.engine.device)
+        views = torch.arange(self.key.views)
+        for start in range(0, len(self.table.positions), 64):  # rows in the order of the run's own indices
+            index = torch.arange(start, min(start + 64, len(self.table.positions)))
+            numbers, _ = self.table.read(index.repeat_interleave(len(views)), views.repeat(len(index)))
+            part = table[start * self.key.views : (start + len(index)) * self.key.views]
+            part.copy_(torch.from_numpy(np.ascontiguousarray(numbers)))
+        self._on_device = table
 
-    # -- what is known ------------------------------------------------------------------------------------------------
+    # -- filling and telling ------------------------------------------------------------------------------------------
 
-    def marked(self, views: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """(N, V') which of some views of each image have a mark."""
-        return np.asarray(self._marks[self.positions[:, None] * self.key.views + views[None]]) != 0
+    def fill(self, batch_size: int, progress: Any) -> None:
+        """Computes everything that is not known, image by image in all their views."""
+        used = self.loader.used_views()
+        for rows in torch.split(torch.arange(len(self.loader.dataset)), max(1, batch_size // len(used))):
+            index, view = rows.repeat_interleave(len(used)), used.repeat(len(rows))
+            _, known = self.table.read(index, view)
+            missing = torch.from_numpy(np.flatnonzero(~known))
+            for part in torch.split(missing, batch_size):
+                numbers = self._live(index[part], view[part]).numpy().astype(self.key.dtype)
+                self.table.write(index[part], view[part], numbers)
+            progress(len(index))
+
+    def describe(self) -> str:
+        """A line for the start of a run."""
+        check = f"; {self.checked} rows checked, largest difference {self.difference:.1e}" if self.checked else ""
+        return (
+            f"teacher cache: {self.known:,} of {self.possible:,} views known in {self.table.path} "
+            f"({self.table.bytes / 1e9:.2f} GB of at most {self.size / 1e9:.2f}){check}"
+        )
 
     @property
-    def bytes(self) -> int:
-        """On disk, without the holes."""
-        return sum((self.path / name).stat().st_blocks * 512 for name in (ROWS, MARKS))
+    def size(self) -> int:
+        """Bytes of the table when every view that the training can show is known."""
+        return self.possible * (self.key.row_bytes + 4)
 
-    @property
-    def header(self) -> dict[str, Any]:
-        return dict(read_json(self.path / HEADER))
-
-    def note(self, **values: Any) -> None:
-        """Adds to the header, as the teacher's accuracy; the key stays what it is."""
-        with FileLock(self.path / LOCK):
-            write_json(self.path / HEADER, self.header | values)
-
-    def used(self) -> None:
-        """Notes the time, for what was used least recently."""
-        os.utime(self.path / HEADER)
-
-    def close(self) -> None:
-        for descriptor in self._files.values():
-            os.close(descriptor)
-        self._files = {}
+    def summary(self) -> dict[str, Any]:
+        return {"hits": self.hits, "misses": self.misses, "bytes": self.table.bytes, "dtype": self.key.dtype}
 
 
-def _extend(file: Path, size: int) -> None:
-    """Makes a file so long at least, with a hole for what is not written; called with the table locked."""
-    descriptor = os.open(file, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
-    try:
-        if os.fstat(descriptor).st_size < size:
-            os.ftruncate(descriptor, size)
-    finally:
-        os.close(descriptor)
+def fits(key: TableKey, loader: Loader, request: CacheRequest) -> str:
+    """Why a table does not fit: an empty string where it does."""
+    size = len(loader.dataset) * len(loader.used_views()) * (key.row_bytes + 4)
+    if size > request.gigabytes * 1e9:
+        return f"it would take up to {size / 1e9:.1f} GB, and --teacher-cache-gb is {request.gigabytes:g}"
+    request.folder.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(request.folder).free
+    there = sum(f.stat().st_blocks * 512 for f in (request.folder / key.digest).glob("*.bin"))
+    if size - there > free:
+        return f"it would take up to {size / 1e9:.1f} GB, and {free / 1e9:.1f} are free in {request.folder}"
+    return ""
 
 
-def _write_at(descriptor: int, content: bytes, offset: int) -> None:
-    """Writes with ``pwrite``, for which a full disk is an error; with a memory map it would be a signal."""
-    while content:
-        written = os.pwrite(descriptor, content, offset)
-        content, offset = content[written:], offset + written
+@dataclass(frozen=True)
+class TableOnDisk:
+    """A table as ``hkd cache --list`` shows it."""
+
+    path: Path
+    header: dict[str, Any]
+    bytes: int
+    used: float
 
 
-def image_digests(images: Tensor) -> Marks:
-    """(N,) uint32 checksums of uint8 images (N, 3, S, S)."""
-    flat = images.contiguous().flatten(1).numpy()
-    words = np.zeros((len(flat), -(-flat.shape[1] // 4) * 4), np.uint8)
-    draw = np.random.default_rng(0).integers(0, 2**31, words.shape[1] // 4, dtype=np.uint32) * np.uint32(2) + np.uint32(1)
-    result = np.empty(len(flat), np.uint32)
-    for start in range(0, len(flat), 4096):  # a part at a time, for the memory
-        part = flat[start : start + 4096]
-        padded = np.zeros((len(part), words.shape[1]), np.uint8)
-        padded[:, : part.shape[1]] = part
-        result[start : start + 4096] = (padded.view(np.uint32) * draw).sum(axis=1, dtype=np.uint32)
-    return result
+def tables_in(folder: Path) -> list[TableOnDisk]:
+    """The tables in a folder, least recently used first."""
+    found = []
+    for header in sorted(folder.glob(f"*/{HEADER}")):
+        try:
+            values = read_json(header)
+        except RequestError:
+            continue
+        size = sum(
+            (header.parent / name).stat().st_blocks * 512 for name in (ROWS, MARKS) if (header.parent / name).is_file()
+        )
+        found.append(TableOnDisk(header.parent, values, size, header.stat().st_mtime))
+    return sorted(found, key=lambda table: table.used)
+
+
+def prune(folder: Path, gigabytes: float) -> list[TableOnDisk]:
+    """Deletes tables, least recently used first, until the rest takes no more. Returns the deleted ones."""
+    tables, gone = tables_in(folder), []
+    total = sum(table.bytes for table in tables)
+    for table in tables:
+        if total <= gigabytes * 1e9:
+            break
+        for file in table.path.iterdir():
+            file.unlink()
+        table.path.rmdir()
+        total -= table.bytes
+        gone.append(table)
+    return gone
