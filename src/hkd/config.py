@@ -216,7 +216,9 @@ def check_distinct(name: str, values: list[Any]) -> None:
 
 
 METHODS_HELP = "NAME, NAME+kd or NAME(setting=value,...)+kd; ce is the student alone"
-_RUN_OPTIONS = flat_fields(tuple(n for n in (*TRAINING, *DISTILLATION) if n not in STUDY_SETS and n != "teacher"), {})
+_RUN_OPTIONS = flat_fields(
+    tuple(n for n in (*TRAINING, *DISTILLATION) if n not in STUDY_SETS and n != "teacher"), {"teacher_cache": "auto"}
+)
 _SHARED_OPTIONS = [f for f in _RUN_OPTIONS if f[0] not in ("method_weight", "kd_weight", "ce_weight")]
 _StudyConfig = _flat("StudyConfig", "A study's options and those of its runs.", _SHARED_OPTIONS, StudyOptions)
 

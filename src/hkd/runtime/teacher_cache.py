@@ -14,6 +14,7 @@ from torch import Tensor
 
 from hkd.data.base import ArrayDataset, FileDataset
 from hkd.data.loader import Loader
+from hkd.distiller import Distiller
 from hkd.errors import RequestError, TrainingError
 from hkd.files import read_json
 from hkd.models.base import Model
@@ -54,6 +55,15 @@ class CacheRequest:
     gigabytes: float = 20.0
     dtype: StorageType = "float16"
     precision: str = "fp32"
+
+
+def cacheable(distiller: Distiller) -> str:
+    """Why a table cannot stand for the teacher: an empty string where it can."""
+    method = distiller.method
+    if method is None or not distiller.weights.method:
+        return ""
+    other = sorted(method.needs - {"logits", "embedding"})
+    return f"the method reads the teacher's {' and '.join(other)}" if other else ""
 
 
 def table_key(teacher: Model, loader: Loader, request: CacheRequest, image_size: int) -> TableKey:
@@ -262,7 +272,20 @@ class TeacherCache:
         return self.possible * (self.key.row_bytes + 4)
 
     def summary(self) -> dict[str, Any]:
-        return {"hits": self.hits, "misses": self.misses, "bytes": self.table.bytes, "dtype": self.key.dtype}
+        """Images of the training whose teacher's output was known and was not, in all processes; the table's size."""
+        counts = torch.tensor([self.hits, self.misses], dtype=torch.float64, device=self.engine.device)
+        hits, misses = (int(count) for count in self.engine.sum(counts).tolist())
+        return {"hits": hits, "misses": misses, "bytes": self.table.bytes, "dtype": self.key.dtype}
+
+    def accuracy(self, images: str) -> float | None:
+        """The teacher's top-1 on evaluation images, by their digest, where an earlier run has noted it."""
+        value = self.table.header.get("top1", {}).get(images)
+        return float(value) if isinstance(value, int | float) else None
+
+    def note_accuracy(self, images: str, top1: float) -> None:
+        """So that a later run need not measure it again."""
+        if self.engine.is_main and self.accuracy(images) is None:
+            self.table.note(top1={**self.table.header.get("top1", {}), images: top1})
 
 
 def fits(key: TableKey, loader: Loader, request: CacheRequest) -> str:
