@@ -29,7 +29,7 @@ HELP_GROUPS = {
     "mean std flip views image_cache",
     "networks": "model student teacher role teachers students pairs teacher_checkpoint teacher_checkpoints "
     "student_pretrained teacher_pretrained",
-    "the teacher's table": "teacher_cache teacher_cache_gb teacher_cache_dtype",
+    "the teacher's table": "list prune teacher_cache teacher_cache_gb teacher_cache_dtype",
     "what is learnt": "method methods baseline method_weight kd_weight ce_weight kd_temperature",
     "what is shown": "images neighbours edges k",
     "what varies": "field values search tries",

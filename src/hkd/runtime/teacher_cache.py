@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from hkd.errors import RequestError, TrainingError
 from hkd.files import read_json
 from hkd.models.base import Model
 from hkd.models.weights import weights_digest
+from hkd.options import shown
 from hkd.runtime.engine import Engine
 from hkd.runtime.teacher_table import (
     HEADER,
@@ -309,6 +311,13 @@ class TableOnDisk:
     header: dict[str, Any]
     bytes: int
     used: float
+
+    def describe(self) -> str:
+        """A line."""
+        day = time.strftime("%Y-%m-%d %H:%M", time.localtime(self.used))
+        header = self.header
+        what = f"teacher {shown(header.get('teacher'))}, {header.get('views')} views of {header.get('side')} pixels"
+        return f"{self.path}  {self.bytes / 1e9:.3f} GB  used {day}  {what}, {shown(header.get('dtype'))}"
 
 
 def tables_in(folder: Path) -> list[TableOnDisk]:
