@@ -12,18 +12,21 @@ from typing import Any
 
 import torch
 from torch import nn
+from tqdm import tqdm
 
 import hkd
-from hkd.config import EvaluateConfig, FlatConfig
+from hkd.config import CacheConfig, EvaluateConfig, FlatConfig
 from hkd.data import ArrayDataset, Data, make_loader, open_data, prepare
 from hkd.data.open import worker_count
 from hkd.errors import RequestError, TrainingError
 from hkd.metrics import Evaluation, evaluate_model
 from hkd.models import Model, create_model, load_checkpoint, save_model
+from hkd.models.fold import fold_batch_norms
 from hkd.models.spec import StudentSpec
 from hkd.parts import Parts, build, report_stage_pairs
 from hkd.runtime.engine import Engine
 from hkd.runtime.run_folder import RunFolder
+from hkd.runtime.teacher_cache import CacheRequest, TeacherCache, fits, table_key
 from hkd.spec import RunSpec
 from hkd.trained import find_trained, open_test
 from hkd.trainer import Trainer, check_shares
@@ -254,6 +257,39 @@ def report_start(parts: Parts, engine: Engine) -> None:
 
 def _megabytes(size: int) -> str:
     return f"{size / 1e6:,.0f} MB" if size >= 1e7 else f"{size / 1e6:.1f} MB"
+
+
+def fill_cache(config: CacheConfig) -> str:
+    """Computes a teacher's outputs for every view that a training with this data can show, on all GPUs there are.
+
+    Returns:
+        A line about the table.
+
+    Raises:
+        RequestError: the request is wrong, or the table does not fit.
+    """
+    config.check()
+    spec = config.spec()
+    engine = new_engine(spec)
+    data = open_data(spec.data, workers=spec.runtime.workers, cache=Path(config.image_cache or config.teacher_cache))
+    parts = build(spec, data)
+    teacher = parts.distiller.teacher
+    assert teacher is not None
+    teacher.to(engine.device).to(memory_format=torch.channels_last)
+    views = spec.data.views or spec.optimisation.epochs
+    loader = make_loader(parts.data.train, 64, engine.device, train=True, flip=spec.data.flip, views=views)
+    request = CacheRequest(
+        Path(config.teacher_cache), config.teacher_cache_gb, config.teacher_cache_dtype, config.precision
+    )
+    key = table_key(teacher, loader, request, parts.data.image_size)
+    if reason := fits(key, loader, request):
+        raise RequestError(f"teacher_cache: {reason}")
+    fold_batch_norms(teacher, parts.data.image_size)
+    cache = TeacherCache(key, teacher, loader, engine, request)
+    print(cache.describe(), file=sys.stderr, flush=True)
+    with tqdm(total=cache.possible, unit="view", unit_scale=True, desc=teacher.name, disable=None) as bar:
+        cache.fill(config.batch_size, bar.update)
+    return TeacherCache(key, teacher, loader, engine, request).describe()
 
 
 def evaluate(config: EvaluateConfig) -> Evaluation:

@@ -216,7 +216,9 @@ def check_distinct(name: str, values: list[Any]) -> None:
 
 
 METHODS_HELP = "NAME, NAME+kd or NAME(setting=value,...)+kd; ce is the student alone"
-_RUN_OPTIONS = flat_fields(tuple(n for n in (*TRAINING, *DISTILLATION) if n not in STUDY_SETS and n != "teacher"), {})
+_RUN_OPTIONS = flat_fields(
+    tuple(n for n in (*TRAINING, *DISTILLATION) if n not in STUDY_SETS and n != "teacher"), {"teacher_cache": "auto"}
+)
 _SHARED_OPTIONS = [f for f in _RUN_OPTIONS if f[0] not in ("method_weight", "kd_weight", "ce_weight")]
 _StudyConfig = _flat("StudyConfig", "A study's options and those of its runs.", _SHARED_OPTIONS, StudyOptions)
 
@@ -331,6 +333,61 @@ class EvaluateConfig:
         check_fields(self)
         if not self.checkpoint:
             raise RequestError("checkpoint: name a run folder or a file of weights")
+
+
+_CACHE_NAMES = [
+    "dataset",
+    "data_root",
+    "image_size",
+    "limit_classes",
+    "limit_train",
+    "train_fraction",
+    "holdout",
+    "holdout_seed",
+    "mean",
+    "std",
+    "views",
+    "flip",
+    "bad_images",
+    "image_cache",
+    "teacher_cache_gb",
+    "teacher_cache_dtype",
+    "device",
+    "precision",
+    "threads",
+    "workers",
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheConfig(_flat("CacheOptions", "The data of a table.", flat_fields(tuple(_CACHE_NAMES), {}), object)):  # type: ignore[misc]
+    """Filling the table of a teacher's outputs before any run needs it; listing and pruning tables."""
+
+    checkpoint: str = option("", "the teacher: a run folder or a file of weights")
+    teacher: str | None = option(None, "its network, where the file does not say")
+    teacher_cache: str = option("", "the folder of the tables")
+    batch_size: int = option(256, "views in a step", ge=1, le=2**20)
+    list: str = option("", "show the tables in this folder, and do nothing else")
+    prune: str = option("", "delete tables in this folder, least recently used first, down to --teacher-cache-gb")
+
+    def check(self) -> None:
+        """Raises :class:`RequestError` for the first field that is out of its range."""
+        check_fields(self)
+        if self.list or self.prune:
+            return
+        if not self.checkpoint:
+            raise RequestError("checkpoint: name the teacher, a run folder or a file of weights")
+        if not self.teacher_cache or self.teacher_cache in ("auto", "off"):
+            raise RequestError("teacher_cache: name the folder of the tables")
+
+    def spec(self) -> RunSpec:
+        """A run that would read the table."""
+        values = {name: getattr(self, name) for name in _CACHE_NAMES}
+        return RunSpec.from_flat(
+            values
+            | {"method": "kd", "teacher": self.teacher, "teacher_checkpoint": self.checkpoint}
+            | {"teacher_cache": self.teacher_cache, "run": "-"}
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -212,6 +212,10 @@ class Distiller(nn.Module):
     def _uses_method(self) -> bool:
         return self.method is not None and self.weights.method > 0
 
+    def release_teachers(self) -> None:
+        """Lets go of the teacher, where every call is given its output; ``needs_teacher`` is false from then on."""
+        self.teachers = ()
+
     def _run_teacher(self, image: Tensor) -> ModelOutput:
         teacher = self.teachers[0]
         if teacher.training:  # somebody's module holds it, too, and was put into training mode

@@ -20,7 +20,7 @@ from hkd.methods import create_method
 from hkd.models import Model, ModelInfo, create_model, load_checkpoint, wrap_model
 from hkd.models.names import model_of_file
 from hkd.models.spec import STUDENT, TEACHER
-from hkd.models.weights import read_about
+from hkd.models.weights import read_about, weights_digest
 from hkd.options import shown
 from hkd.spec import RunSpec, locate, resolve_method
 
@@ -158,15 +158,6 @@ def _architecture(model: Model) -> str:
     """A digest of the names and shapes of a module's parameters: somebody's own class has no other name."""
     text = repr([(name, tuple(value.shape)) for name, value in model.state_dict().items()])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def weights_digest(model: Model) -> str:
-    """A digest of a network's weights."""
-    digest = hashlib.sha256()
-    for name, value in model.state_dict().items():
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def report_stage_pairs(distiller: Distiller) -> None:

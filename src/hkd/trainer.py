@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 import time
 from contextlib import closing
 from pathlib import Path
@@ -16,14 +17,16 @@ from hkd.data.open import Data, worker_count
 from hkd.distiller import Distiller
 from hkd.errors import DivergedError, RequestError, Stopped
 from hkd.metrics import Evaluation, Sums, evaluate_model, hits, ranked
+from hkd.models import Model
 from hkd.models.fold import fold_batch_norms
-from hkd.parts import weights_digest
+from hkd.models.weights import weights_digest
 from hkd.runtime.checkpoint import Checkpoint
 from hkd.runtime.engine import Engine
 from hkd.runtime.guard import Guard, NotFiniteError
 from hkd.runtime.progress import Curves, Progress
 from hkd.runtime.run_folder import RunFolder
 from hkd.runtime.stopping import StopAction, Stopping
+from hkd.runtime.teacher_cache import CacheRequest, TeacherCache, cacheable, fits, table_key
 from hkd.spec import RunSpec
 from hkd.trained import crop_of
 from hkd.types import Batch
@@ -54,7 +57,14 @@ class Trainer:
             "workers": worker_count(spec.runtime.workers), "share": engine.share, "bad_images": spec.data.bad_images
         }  # fmt: skip
         self.loader = make_loader(
-            data.train, self.batch_size, engine.device, train=True, flip=spec.data.flip, seed=spec.seed, **options
+            data.train,
+            self.batch_size,
+            engine.device,
+            train=True,
+            flip=spec.data.flip,
+            seed=spec.seed,
+            views=spec.data.views or self.epochs,
+            **options,
         )
         self.test_loader = make_loader(data.test, max(256, self.batch_size), engine.device, train=False, **options)
 
@@ -62,11 +72,11 @@ class Trainer:
         for network in (distiller.student, *distiller.teachers):
             network.to(engine.device).to(memory_format=torch.channels_last)
         self.teacher_top1: float | None = None
+        self.teacher_cache: TeacherCache | None = None
         teacher_digest = ""
         if distiller.teacher is not None:
             teacher_digest = weights_digest(distiller.teacher)
-            fold_batch_norms(distiller.teacher, data.image_size)
-            self.teacher_top1 = evaluate_model(distiller.teacher, self.test_loader, engine).top1
+            self._open_teacher(distiller.teacher)
         optimizer: torch.optim.Optimizer = torch.optim.SGD(
             distiller.parameters(),
             lr=self.schedule.lr,
@@ -126,7 +136,9 @@ class Trainer:
         """One optimiser step. In one process nothing in it waits for the device."""
         self.guard.before_step()
         with self.engine.autocast():
-            out = self.prepared(batch)
+            known = self.teacher_cache is not None and not self.distiller.in_initialisation
+            taught = self.teacher_cache(batch) if self.teacher_cache is not None and known else None
+            out = self.prepared(batch, teacher=taught)
         if self.guard.skips(out):
             return
         self.engine.backward(out.loss)
@@ -139,6 +151,36 @@ class Trainer:
             self.sums.add({name: count * value for name, value in {"loss": out.loss, **out.terms}.items()}, count)
             if out.logits is not None:
                 self.sums.add(hits(ranked(out.logits), batch.label))
+
+    def _open_teacher(self, teacher: Model) -> None:
+        """Opens the table of the teacher's outputs, where one is asked for, and measures the teacher's accuracy."""
+        request = self._cache_request()
+        key = None if request is None else table_key(teacher, self.loader, request, self.data.image_size)
+        fold_batch_norms(teacher, self.data.image_size)
+        if request is not None and key is not None and self.distiller.needs_teacher:
+            reason = cacheable(self.distiller) or fits(key, self.loader, request)
+            if not reason:
+                self.teacher_cache = TeacherCache(key, teacher, self.loader, self.engine, request)
+            if self.engine.is_main:
+                words = f"teacher cache: not used, {reason}" if reason else self.teacher_cache.describe()  # type: ignore[union-attr]
+                print(words, file=sys.stderr, flush=True)
+        cache, images = self.teacher_cache, self.data.test.fingerprint[:16]
+        self.teacher_top1 = None if cache is None else cache.accuracy(images)
+        if self.teacher_top1 is None:
+            self.teacher_top1 = evaluate_model(teacher, self.test_loader, self.engine).top1
+        if cache is not None:
+            cache.note_accuracy(images, self.teacher_top1)
+            if cache.is_complete and self.distiller.initialisation is None:
+                cache.release_teacher()
+                self.distiller.release_teachers()
+
+    def _cache_request(self) -> CacheRequest | None:
+        runtime = self.spec.runtime
+        if runtime.teacher_cache == "off":
+            return None
+        beside = Path(self.spec.run).parent / "teacher-cache"
+        folder = beside if runtime.teacher_cache == "auto" else Path(runtime.teacher_cache)
+        return CacheRequest(folder, runtime.teacher_cache_gb, runtime.teacher_cache_dtype, runtime.precision)
 
     def lr_at(self, epoch: int) -> float:
         """The learning rate of an epoch; those below 0 are of the method's initialisation."""
@@ -232,6 +274,7 @@ class Trainer:
             "best_epoch": state.best_epoch,
             "top5_last": last.top5,
             **teacher,
+            **({} if self.teacher_cache is None else {"teacher_cache": self.teacher_cache.summary()}),
             "epochs": state.epoch,
             "seconds": state.seconds,
             "images_per_second": state.images / state.seconds,

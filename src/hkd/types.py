@@ -23,6 +23,7 @@ class Batch:
         label: (B,) int64 classes; -1 where an image has none.
         index: (B,) int64 positions in the data set, by which memory banks know an image again.
         view: (B,) int64 numbers of the augmented views, where they have any: (index, view) decides the pixels.
+        place: index and view once more, on the CPU, for tables on disk: reading them must not wait for the device.
         strong: (B, 3, H, W) float, the same images under a stronger augmentation, for methods that need one.
     """
 
@@ -31,6 +32,7 @@ class Batch:
     index: Tensor
     view: Tensor | None = None
     strong: Tensor | None = None
+    place: tuple[Tensor, Tensor] | None = None
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from hkd.cli import DONE, FAILED, is_first_process
 from hkd.cli.parser import Parser, Request, configured, load_plugins_of, merged, values_of
 from hkd.config import (
     DEFAULTS,
+    CacheConfig,
     CompareConfig,
     DistillConfig,
     EvaluateConfig,
@@ -250,6 +251,25 @@ def _cited(names: Sequence[str]) -> list[str]:
     return [f"{name:<10} {paper}" for name, paper in papers.items()]
 
 
+def cache_command(argv: list[str]) -> int:
+    """what a teacher says of every view of every image, computed once; --list and --prune look after the tables"""
+    _, config = _request("cache", cache_command, argv, positional="checkpoint")
+    from hkd.runtime.teacher_cache import prune, tables_in
+
+    if config.list or config.prune:
+        folder = Path(config.list or config.prune)
+        if not folder.is_dir():
+            raise RequestError(f"{'list' if config.list else 'prune'}: no folder {folder}")
+        gone = [] if config.list else prune(folder, config.teacher_cache_gb)
+        for table in gone or tables_in(folder):
+            print(f"{'deleted ' if gone else ''}{table.describe()}")
+        return DONE
+    from hkd.api import fill_cache
+
+    print(fill_cache(config))
+    return DONE
+
+
 COMMANDS: dict[str, Command] = {
     "train": train_command,
     "distill": distill_command,
@@ -260,6 +280,7 @@ COMMANDS: dict[str, Command] = {
     "topology": topology_command,
     "report": report_command,
     "export": export_command,
+    "cache": cache_command,
     "list": list_command,
 }
 
@@ -274,6 +295,7 @@ CONFIGS: dict[str, Any] = {
     "topology": TopologyConfig,
     "report": ReportConfig,
     "export": ExportConfig,
+    "cache": CacheConfig,
 }
 """The options of each command."""
 

@@ -26,9 +26,10 @@ from hkd.spec import FORMAT, RECORDED
 HELP_GROUPS = {
     "run": "checkpoint checkpoints runs run output title formats seed trials tensorboard evaluate keep_checkpoints",
     "data": "dataset datasets data_root image_size limit_classes limit_train train_fraction holdout holdout_seed "
-    "mean std flip image_cache",
+    "mean std flip views image_cache",
     "networks": "model student teacher role teachers students pairs teacher_checkpoint teacher_checkpoints "
     "student_pretrained teacher_pretrained",
+    "the teacher's table": "list prune teacher_cache teacher_cache_gb teacher_cache_dtype",
     "what is learnt": "method methods baseline method_weight kd_weight ce_weight kd_temperature",
     "what is shown": "images neighbours edges k",
     "what varies": "field values search tries",

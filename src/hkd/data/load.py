@@ -85,11 +85,14 @@ def make_loader(
     train: bool,
     flip: bool = True,
     seed: int = 0,
+    views: int = 240,
     workers: int = 0,
     share: Share = Share(),  # noqa: B008  (immutable)
     bad_images: str = "stop",
 ) -> Loader:
     """The loader that suits a prepared data set; see :class:`MemoryLoader` and :class:`StreamLoader`.
+
+    ``views`` is for streams; images in memory have all the views that their padding gives.
 
     Raises:
         RequestError: it is no data set, or the batch size or the number of workers is no number from 1, or 0.
@@ -102,6 +105,6 @@ def make_loader(
     assert isinstance(dataset, FileDataset)
     size = dataset.info.image_size or STREAM_SIZE
     return StreamLoader(
-        dataset, batch_size, device, image_size=size, train=train, flip=flip, seed=seed, workers=workers, share=share,
-        bad_images=bad_images,
+        dataset, batch_size, device, image_size=size, train=train, flip=flip, seed=seed, views=views, workers=workers,
+        share=share, bad_images=bad_images,
     )  # fmt: skip

@@ -74,14 +74,24 @@ class Loader(ABC):
     Attributes:
         dataset: whose images come out.
         batches: how an epoch is cut; :meth:`Batches.size_of` says how many images a batch has.
+        view_count: V, how many augmented views an image has.
     """
 
     dataset: Dataset
     batches: Batches
+    view_count: int
 
     def __len__(self) -> int:
         """Batches in an epoch."""
         return len(self.batches)
+
+    @abstractmethod
+    def used_views(self) -> Tensor:
+        """The numbers of the views that training can show, (V',) int64."""
+
+    @abstractmethod
+    def images(self, index: Tensor, view: Tensor) -> Tensor:
+        """Images in views, (B,) int64 each on the device: (B, 3, H, W) float, normalised."""
 
     @abstractmethod
     def epoch(self, number: int, done: int = 0) -> Iterator[Batch]:

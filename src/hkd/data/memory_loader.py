@@ -54,6 +54,7 @@ class MemoryLoader(Loader):
         self.seed = seed
         self.size = dataset.images.shape[2]
         self.padding = self.size // 8 if train else 0
+        self.view_count = 2 * (2 * self.padding + 1) ** 2
         self.labels = dataset.labels.to(device)
         padded = F.pad(dataset.images, (self.padding,) * 4)
         # NHWC, which is channels-last for the network. Every window of the padded image is a view of its memory:
@@ -67,23 +68,32 @@ class MemoryLoader(Loader):
         self._shift = (-mean / std).repeat(self.size)
 
     def epoch(self, number: int, done: int = 0) -> Iterator[Batch]:
-        order, views = torch.arange(len(self.dataset)), None
+        order, views, views_here = torch.arange(len(self.dataset)), None, None
         if self.train:
             order = torch.randperm(len(self.dataset), generator=epoch_generator(self.seed, number))
-            views = self.views(number).to(self.device)
-        for index in islice(self.batches.split(order.to(self.device)), done, None):
-            view = None if views is None else views[index]
-            yield Batch(self._images(index, view), self.labels[index], index, view)
+            views_here = self.views(number)
+            views = views_here.to(self.device)
+        on_device = self.batches.split(order.to(self.device))
+        for index, here in islice(zip(on_device, self.batches.split(order), strict=True), done, None):
+            if views is None or views_here is None:
+                yield Batch(self.images(index, None), self.labels[index], index)
+            else:
+                view, place = views[index], (here, views_here[here])
+                yield Batch(self.images(index, view), self.labels[index], index, view, place=place)
+
+    def used_views(self) -> Tensor:
+        """The views that training can show, (V',) int64."""
+        return torch.arange(0, self.view_count, 1 if self.flip else 2)
 
     def views(self, epoch: int) -> Tensor:
         """Which view each image gets in an epoch of training: (N,) int64, on the CPU. The last bit is the mirroring."""
-        count = 2 * (2 * self.padding + 1) ** 2
+        count = self.view_count
         drawn = draws(f"views {self.seed} {epoch}", self.dataset.positions) % np.uint64(count)
         views = torch.from_numpy(drawn.astype(np.int64))
         return views if self.flip else views - views % 2
 
-    def _images(self, index: Tensor, view: Tensor | None) -> Tensor:
-        """(B, 3, H, W) in channels-last order, cropped, mirrored and normalised."""
+    def images(self, index: Tensor, view: Tensor | None) -> Tensor:
+        """Images in views, (B,) each: (B, 3, H, W) in channels-last order, cropped, mirrored and normalised."""
         count = len(index)
         if view is None:
             pixels = self._windows[index, 0, 0]

@@ -35,6 +35,9 @@ class DataSpec:
     std: Channels | None = option(
         None, "channel standard deviations R,G,B [the data set's, else measured]", gt=0, le=1, neutral=None
     )
+    views: int | None = option(
+        None, "streamed images: views that an image has [one for each epoch]", ge=1, le=1_000_000, neutral=None
+    )
     flip: bool = option(True, "flip training images at random, where the data set allows it (digits do not)")
     bad_images: Literal["stop", "skip"] = option("stop", "an unreadable image stops the run, or is skipped", key=False)
 

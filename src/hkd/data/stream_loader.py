@@ -6,8 +6,10 @@ import os
 import random
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -17,7 +19,7 @@ from torch.utils.data import Dataset as TorchDataset
 from hkd.data.base import FileDataset
 from hkd.data.images import centre, random_resized_crop, to_tensor
 from hkd.data.loader import Batches, Loader
-from hkd.data.randomness import epoch_generator
+from hkd.data.randomness import draws, epoch_generator
 from hkd.errors import RequestError
 from hkd.types import Batch, Share
 
@@ -27,7 +29,8 @@ class StreamLoader(Loader):
 
     For training, a random part of the image (8 to 100 % of its area, aspect 3:4 to 4:3) is scaled to the size of the
     network and mirrored at random. For evaluation the shorter side is scaled to 8/7 of that size, and the middle is cut
-    out. An image's pixels depend on seed, epoch and index alone, not on the number of workers.
+    out. An image has V views, and view v of it has the same pixels in every run; epochs show them in turn, from a start
+    that depends on seed and image, so that with V epochs or more an image is shown in all of them.
 
     Args:
         dataset: what to load.
@@ -36,7 +39,8 @@ class StreamLoader(Loader):
         image_size: side in pixels of what the network sees.
         train: augment and shuffle.
         flip: whether training may mirror images at all.
-        seed: of order and augmentation.
+        seed: of the order, and of which view an epoch shows.
+        views: V.
         workers: processes that decode; 0 decodes in this one.
         share: which part of every batch is this process's.
         bad_images: "skip" to show the next readable image in the place of one that is not.
@@ -44,15 +48,17 @@ class StreamLoader(Loader):
 
     def __init__(
         self, dataset: FileDataset, batch_size: int, device: torch.device, *, image_size: int, train: bool,
-        flip: bool = True, seed: int = 0, workers: int = 0,
+        flip: bool = True, seed: int = 0, views: int = 240, workers: int = 0,
         share: Share = Share(), bad_images: str = "stop",  # noqa: B008  (immutable)
     ) -> None:  # fmt: skip
         self.dataset = dataset
         self.batches = Batches(len(dataset), batch_size, train, share)
         self.device = device
-        self._order = _EpochOrder(self.batches, seed if train else None)
+        self.view_count = views
+        self._order = _EpochOrder(self.batches, dataset, seed if train else None, views)
+        self._views = _Views(dataset, image_size, flip and dataset.info.flip, train, bad_images == "skip")
         self._loader = DataLoader(
-            _Views(dataset, image_size, flip and dataset.info.flip, seed if train else None, bad_images == "skip"),
+            self._views,
             batch_sampler=self._order,
             num_workers=workers,
             persistent_workers=workers > 0,
@@ -64,12 +70,23 @@ class StreamLoader(Loader):
 
     def epoch(self, number: int, done: int = 0) -> Iterator[Batch]:
         self._order.epoch, self._order.done = number, done
-        for image, label, index in self._decoded():
-            pixels = image.to(self.device, non_blocking=True).contiguous(memory_format=torch.channels_last)
-            normalised = torch.addcmul(self._shift, pixels.float(), self._scale)
-            yield Batch(normalised, label.to(self.device, non_blocking=True), index.to(self.device, non_blocking=True))
+        for image, label, index, view in self._decoded():
+            there, shown = index.to(self.device, non_blocking=True), view.to(self.device, non_blocking=True)
+            batch = Batch(self._normalised(image), label.to(self.device, non_blocking=True), there)
+            yield replace(batch, view=shown, place=(index, view)) if self._order.seed is not None else batch
 
-    def _decoded(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    def used_views(self) -> Tensor:
+        return torch.arange(self.view_count)
+
+    def images(self, index: Tensor, view: Tensor) -> Tensor:
+        keys = zip(view.tolist(), index.tolist(), strict=True)
+        return self._normalised(torch.stack([self._views[key][0] for key in keys]))
+
+    def _normalised(self, image: Tensor) -> Tensor:
+        pixels = image.to(self.device, non_blocking=True).contiguous(memory_format=torch.channels_last)
+        return torch.addcmul(self._shift, pixels.float(), self._scale)
+
+    def _decoded(self) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
         try:
             yield from self._loader
         except RequestError as error:  # from a worker it comes wrapped in that process's traceback
@@ -83,11 +100,16 @@ def _new_session(worker: int) -> None:
 
 
 class _EpochOrder:
-    """(epoch, index) of the images of each batch: workers outlive an epoch and have to know which one it is."""
+    """(view, index) of the images of each batch: workers outlive an epoch and have to know which one it is."""
 
-    def __init__(self, batches: Batches, seed: int | None) -> None:
+    def __init__(self, batches: Batches, dataset: FileDataset, seed: int | None, views: int) -> None:
         self.batches = batches
         self.seed = seed
+        self.views = views
+        self.starts = torch.zeros(batches.count, dtype=torch.int64)
+        if seed is not None:
+            drawn = draws(f"first view {seed}", dataset.positions) % np.uint64(views)
+            self.starts = torch.from_numpy(drawn.astype(np.int64))
         self.epoch = 0
         self.done = 0
 
@@ -99,31 +121,33 @@ class _EpochOrder:
         if self.seed is not None:
             order = torch.randperm(self.batches.count, generator=epoch_generator(self.seed, self.epoch))
         for batch in islice(self.batches.split(order), self.done, None):
-            yield [(self.epoch, index) for index in batch.tolist()]
+            views = (self.epoch + self.starts[batch]) % self.views
+            yield list(zip(views.tolist(), batch.tolist(), strict=True))
 
 
-class _Views(TorchDataset[tuple[Tensor, int, int]]):
+class _Views(TorchDataset[tuple[Tensor, int, int, int]]):
     """What the network is shown of each image, uint8 (3, size, size)."""
 
-    def __init__(self, dataset: FileDataset, size: int, flip: bool, seed: int | None, skip_bad: bool = False) -> None:
+    def __init__(self, dataset: FileDataset, size: int, flip: bool, train: bool, skip_bad: bool = False) -> None:
         self.dataset = dataset
         self.size = size
         self.flip = flip
-        self.seed = seed
+        self.train = train
+        self.positions = dataset.positions
         self.skip_bad = skip_bad
         self._warned: set[int] = set()
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int, int]:
-        epoch, index = key
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int, int, int]:
+        number, index = key
         image, index = self._readable(index)
-        if self.seed is None:
+        if not self.train:
             view = centre(image, self.size)
         else:
-            generator = random.Random(f"{self.seed} {epoch} {index}")
+            generator = random.Random(f"view {int(self.positions[index])} {number}")
             view = random_resized_crop(image, self.size, generator)
             if self.flip and generator.random() < 0.5:
                 view = view.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        return to_tensor(view), int(self.dataset.labels[index]), index
+        return to_tensor(view), int(self.dataset.labels[index]), index, number
 
     def _readable(self, index: int) -> tuple[Image.Image, int]:
         """The image, or the next one that can be read, and its index."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import math
 import pickle
@@ -258,3 +259,12 @@ def _difference(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:
     if unexpected:
         parts.append(f"{len(unexpected)} of the file's have no place, first {shown(unexpected[0])}")
     return "; ".join(parts)
+
+
+def weights_digest(model: nn.Module) -> str:
+    """16 hexadecimal digits that say which weights a network has: names, types, shapes and values."""
+    digest = hashlib.sha256()
+    for name, value in _module(model).state_dict().items():
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]

@@ -26,6 +26,11 @@ class RuntimeSpec:
     image_cache: str | None = option(
         None, "folder where decoded images are kept [cache, beside the run folder]", key=False
     )
+    teacher_cache: str = option(
+        "off", "keep the teacher's outputs of every view: off, auto (beside the run folder) or a folder", key=False
+    )
+    teacher_cache_gb: float = option(20.0, "the most that a teacher's table may take on disk", gt=0, key=False)
+    teacher_cache_dtype: Literal["float16", "float32"] = option("float16", "of what is stored there", key=False)
     tensorboard: bool = option(True, "write TensorBoard curves into the run folder", key=False)
     evaluate: Literal["every", "last"] = option(
         "every", "evaluate after every epoch, or once after the last", key=False

@@ -30,6 +30,8 @@ from hkd.studies.planned_run import Identity, PlannedRun
 STUDY_FILE = "study.yaml"
 """In a study's folder: what kind of study it is."""
 KINDS = {"compare": "comparison", "sweep": "sweep", "search": "search"}
+TEACHER_CACHE = "teacher-cache"
+"""In a study's folder: the tables of its teachers' outputs."""
 IMAGE_CACHE = "cache"
 
 
@@ -185,7 +187,13 @@ class Plan:
         teacher = spec.teacher
         if teacher is not None and teacher.checkpoint is not None:
             teacher = replace(teacher, checkpoint=os.path.abspath(teacher.checkpoint))
-        return replace(spec, data=data, runtime=replace(spec.runtime, image_cache=cache), teacher=teacher)
+        table = spec.runtime.teacher_cache
+        if teacher is None or spec.method is None:
+            table = "off"
+        elif table != "off":
+            table = str(self.folder / TEACHER_CACHE) if table == "auto" else os.path.abspath(table)
+        runtime = replace(spec.runtime, image_cache=cache, teacher_cache=table)
+        return replace(spec, data=data, runtime=runtime, teacher=teacher)
 
     def _place_of(self, resolved: RunSpec, identity: Identity, usual: Path) -> Path:
         """Where a run is, or where it goes: a finished one before others, one in its usual place before others."""
