@@ -63,12 +63,14 @@ def test_plus_kd_is_the_kd_term_with_weight_1() -> None:
 FREE = {
     "seed": 7, "run": "elsewhere", "device": "cpu", "threads": 3, "workers": 2, "tensorboard": False, "compile": True,
     "save_minutes": 1.0, "data_root": "/data", "skip_bad_steps": 2, "keep_checkpoints": True, "evaluate": "last",
-    "image_cache": "cache", "dataset": "folder:./same",
+    "image_cache": "cache", "dataset": "folder:./same", "teacher_cache": "auto", "teacher_cache_gb": 1.0,
+    "teacher_cache_dtype": "float32",
 }  # fmt: skip
 DECISIVE: dict[str, Any] = {
     "lr": 0.1, "epochs": 3, "batch_size": 32, "milestones": [0.5], "momentum": 0.8, "weight_decay": 0.0, "flip": False,
     "precision": "bf16", "student": "resnet20", "teacher": "resnet32", "method": "crd", "method_weight": 1.0,
-    "kd_weight": 0.5, "ce_weight": 0.5, "kd_temperature": 2.0, "holdout": 0.1, "image_size": 16, "holistic": {"k": 4},
+    "kd_weight": 0.5, "ce_weight": 0.5, "kd_temperature": 2.0, "holdout": 0.1, "image_size": 16,
+    "views": 8, "holistic": {"k": 4},
     "student_pretrained": True, "teacher_pretrained": True, "teacher_lr": 0.1, "scale_with_processes": True,
     "lr_decay": 0.2, "mean": [0.1, 0.2, 0.3], "std": [0.1, 0.2, 0.3],
 }  # fmt: skip

@@ -151,14 +151,18 @@ class TeacherCache:
         self.misses += len(known)
         with torch.no_grad():
             out = self.teacher(batch.image)
-        self._store(batch.place, out, ~known)
-        return ModelOutput(out.logits, out.embedding)
+        numbers = self._numbers(out)
+        self._store(batch.place, numbers, ~known)
+        if not np.isfinite(numbers).all():  # too large for float16
+            return ModelOutput(out.logits, out.embedding)
+        return self._split(self._moved(numbers))  # as a later run will read it, whoever comes first
 
-    def _store(self, place: tuple[Tensor, Tensor], out: ModelOutput, unknown: np.ndarray[Any, Any]) -> None:
+    def _store(
+        self, place: tuple[Tensor, Tensor], numbers: np.ndarray[Any, Any], unknown: np.ndarray[Any, Any]
+    ) -> None:
         """Writes what was not known. Where it cannot be written, the run goes on with the teacher."""
         if not self._writes:
             return
-        numbers = self._numbers(out)
         rows = torch.from_numpy(unknown & np.isfinite(numbers).all(axis=1))
         try:
             self.table.write(place[0][rows], place[1][rows], numbers[rows.numpy()])
