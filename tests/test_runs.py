@@ -738,7 +738,7 @@ def test_an_unfinished_run_of_the_first_version_is_refused(tmp_path: Path, capsy
     words = ["distill", "--run", str(tmp_path / "old"), "--teacher", "resnet14", *OLD_WORDS]
     assert main(words) == 2
     assert capsys.readouterr().err == (
-        f"hkd: run: {tmp_path}/old holds an unfinished run of hkd 0.1, which cannot be continued; "
+        f"hkd: run: {tmp_path}/old holds an unfinished run of hkd 0.1, which cannot continue; "
         "name another folder with --run, or start over with --fresh\n"
     )
     assert main([*words, "--fresh"]) == 0
