@@ -158,7 +158,7 @@ class Trainer:
         self.sums = Sums(self.state.sums, self.engine)
 
     def _save_or_stop(self, step: int, started: float) -> None:
-        """After each step, skipped or not: the progress, and what a signal or the clock asks for."""
+        """After each step, skipped or not: the progress, and what a signal or the clock demands."""
         self.progress.images(self.loader.batches.size_of(step - 1))
         action = self.stopping.action(step)
         if action is StopAction.CONTINUE:
@@ -194,7 +194,7 @@ class Trainer:
         state.images += images
         if (top1 := row.get("test_top1", -math.inf)) > state.best_top1:
             state.best_top1, state.best_epoch = top1, epoch + 1
-            self.folder.save_best(self.distiller.student, **self.about(epoch + 1, top1))
+            self.folder.save_best(self.distiller.student, **self.metadata(epoch + 1, top1))
         saved = self._save()
         self.curves.write(row)
         left = state.seconds / (state.epoch - self.first_epoch) * (self.epochs - state.epoch)
@@ -202,7 +202,7 @@ class Trainer:
         if epoch + 1 < self.epochs and self.engine.all_reduce_max(int(self.stopping.signal is not None)):
             self._stop(saved)
 
-    def about(self, epoch: int, top1: float) -> dict[str, Any]:
+    def metadata(self, epoch: int, top1: float) -> dict[str, Any]:
         """What is written beside the student's weights."""
         return {
             "classes": list(self.data.train.info.classes),
