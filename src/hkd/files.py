@@ -111,7 +111,7 @@ def read_json(path: Path, kind: Callable[..., Any] = dict) -> Any:
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise RequestError(f"run: {path} is corrupt (no JSON)") from error
+        raise RequestError(f"run: {path} is corrupt (not JSON)") from error
     if not isinstance(value, kind):  # type: ignore[arg-type]
         raise RequestError(f"run: {path} is corrupt (expected a JSON {getattr(kind, '__name__', kind)})")
     return value
@@ -152,7 +152,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         values = parse_yaml(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())
-        raise RequestError(f"config: {path} is no plain YAML ({reason[:200]})") from error
+        raise RequestError(f"config: {path} is not plain YAML ({reason[:200]})") from error
     values = {} if values is None else values
     if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
         raise RequestError(f"config: {path} is corrupt (expected options by name)")

@@ -105,7 +105,7 @@ class RunSpec:
             return cls.from_flat({"format": 1} | values)
         except RequestError as error:
             hint = "; --plugin imports a method of another package" if str(error).startswith("method: unknown") else ""
-            raise RequestError(f"run: {file} is no configuration of a run ({error}){hint}") from error
+            raise RequestError(f"run: {file} is not the configuration of a run ({error}){hint}") from error
 
     def save(self, file: Path) -> None:
         """Writes ``config.yaml``."""

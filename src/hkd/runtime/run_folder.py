@@ -156,7 +156,7 @@ class RunFolder:
         if not self.writes:
             return
         if self.path.exists() and not self.config.is_file() and not self._is_a_beginning:
-            raise RequestError(f"run: {self.path} exists and is no run folder; name another with --run")
+            raise RequestError(f"run: {self.path} exists and is not a run folder; name another with --run")
         try:
             self._acquire()
             if fresh and self.config.is_file():
