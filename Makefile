@@ -2,13 +2,15 @@
 # make test       the suite, side by side on the cores
 # make test-slow  what takes minutes: kills, engines, several processes
 # make check      linting and types
+# make fuzz       throws bytes at every reader of files from outside, for FUZZ_SECONDS in all
 PYTHON ?= python3
 BIN := .venv/bin
+FUZZ_SECONDS ?= 600
 
 # Each test process has one core; more threads would wait for one another.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: demo test test-slow check clean
+.PHONY: demo test test-slow check fuzz clean
 
 demo: .venv/installed
 	$(BIN)/python examples/demo.py
@@ -23,6 +25,10 @@ check: .venv/installed-test
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+fuzz: .venv/installed-test
+	mkdir -p build/fuzz
+	$(BIN)/python -m tests.faults.fuzz_loaders each -max_total_time=$(FUZZ_SECONDS) -artifact_prefix=build/fuzz/
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "hkd needs Python 3.11 or newer: make PYTHON=python3.11")'

@@ -106,6 +106,53 @@ def test_compressions_without_a_limit_are_refused(tmp_path: Path, method: int) -
         hkd.load_dataset(f"folder:{path}")
 
 
+@pytest.mark.parametrize(
+    "name", ["train/cat/\x1b[2J\n.png", "train/c\x1b[2Jat/0.png", "train/cat/" + "x" * 60_000 + ".png"]
+)
+def test_names_in_an_archive_are_escaped_and_shortened(tmp_path: Path, name: str) -> None:
+    path = zipped(tmp_path / "photos.zip", class_folders() | {name: b"no image"})
+    with pytest.raises(hkd.RequestError, match="^dataset: ") as error:
+        hkd.data.prepare(hkd.load_dataset(f"folder:{path}", image_size=8))
+    assert str(error.value).isprintable() and len(str(error.value)) < 1000
+
+
+def test_an_archive_of_odd_entries_is_one_line(tmp_path: Path) -> None:
+    """Entries without a name, of bytes that are no text, and with a password."""
+    good = zipped(tmp_path / "good.zip", class_folders()).read_bytes()
+    place = good.rindex(b"train/cat/0.png")  # in the table of contents
+    entry = good.rindex(b"PK\x01\x02", 0, place)
+    nameless = bytearray(good)
+    nameless[place] = 0  # Python cuts a name at its first zero byte
+    wrong_text = bytearray(good)
+    wrong_text[entry + 9] |= 8  # "this name is UTF-8"
+    wrong_text[place] = 0xFF
+    for data in (nameless, wrong_text):
+        (tmp_path / "odd.zip").write_bytes(data)
+        with pytest.raises(hkd.RequestError, match=r"^dataset: \S+odd.zip is not a readable zip archive") as error:
+            hkd.load_dataset(f"folder:{tmp_path / 'odd.zip'}")
+        assert str(error.value).isprintable()
+    locked = bytearray(good)
+    locked[entry + 8] |= 1
+    (tmp_path / "locked.zip").write_bytes(locked)
+    with pytest.raises(hkd.RequestError, match="cannot read train/cat/0.png .*encrypted"):
+        hkd.load_dataset(f"folder:{tmp_path / 'locked.zip'}", image_size=8)[0]
+
+
+def test_an_image_that_is_listed_twice_is_one_image(tmp_path: Path) -> None:
+    path = zipped(tmp_path / "photos.zip", class_folders())
+    with zipfile.ZipFile(path, "a") as archive, pytest.warns(UserWarning, match="Duplicate name"):
+        archive.writestr("train/cat/0.png", class_folders()["train/cat/1.png"])
+    assert len(hkd.load_dataset(f"folder:{path}")) == 12
+
+
+def test_an_archive_that_changes_while_it_is_read_is_one_line(tmp_path: Path) -> None:
+    data = hkd.load_dataset(f"folder:{zipped(tmp_path / 'photos.zip', class_folders())}", image_size=8)
+    data.files._archive = None
+    (tmp_path / "photos.zip").write_bytes(b"")
+    with pytest.raises(hkd.RequestError, match="cannot read train/cat/0.png"):
+        data[0]
+
+
 def test_a_picture_of_too_many_pixels_is_refused(tmp_path: Path) -> None:
     """30000 x 30000 in a few kilobytes would take 2.7 GB in memory."""
     raw = io.BytesIO()

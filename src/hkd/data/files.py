@@ -24,7 +24,8 @@ LARGEST_FILE = 256 * 2**20
 """Bytes; no photograph is larger, and a hostile file may declare more to fill the memory."""
 
 BROKEN = (
-    zipfile.BadZipFile, zlib.error, struct.error, OSError, EOFError, KeyError, ValueError, RuntimeError, OverflowError,
+    zipfile.BadZipFile, zlib.error, struct.error, OSError, EOFError, LookupError, ValueError, RuntimeError,
+    OverflowError,
 )  # fmt: skip
 """What :mod:`zipfile` raises for archives that are damaged, encrypted, or made to do harm."""
 
