@@ -31,6 +31,13 @@ class Pair(nn.Module):
         return feature, self.head(feature)
 
 
+def test_every_test_that_a_document_names_exists() -> None:
+    tests = "".join(file.read_text() for file in (ROOT / "tests").rglob("*.py"))
+    for document in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")):
+        for name in re.findall(r"`(test_[a-z0-9_]+)`", document.read_text()):
+            assert f"def {name}(" in tests, f"{document.name}: {name}"
+
+
 def test_the_loop_of_the_readme_learns() -> None:
     torch.manual_seed(0)
     image, labels = torch.randn(30, 4), torch.arange(30) % 3

@@ -125,9 +125,9 @@ def test_fresh_starts_over_and_keeps_what_was_there(tmp_path: Path) -> None:
 def test_a_foreign_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("precious")
     for fresh in (False, True):
-        with pytest.raises(hkd.RequestError, match="is no run folder"):
+        with pytest.raises(hkd.RequestError, match="is not a run folder"):
             hkd.distill(config(tmp_path), fresh=fresh)
-    with pytest.raises(hkd.RequestError, match=r"run: cannot write|is no run folder"):
+    with pytest.raises(hkd.RequestError, match=r"run: cannot write|is not a run folder"):
         hkd.distill(config(tmp_path / "thesis.tex" / "run"))
     assert [f.name for f in tmp_path.iterdir()] == ["thesis.tex"]
 
@@ -547,7 +547,7 @@ def test_fresh_starts_over_where_the_summary_is_corrupt(tmp_path: Path, capsys: 
     (run / "summary.json").write_text('{"top1_last": 1')
     capsys.readouterr()
     assert main(words) == 2
-    assert capsys.readouterr().err == f"hkd: run: {run}/summary.json is corrupt (no JSON); start over with --fresh\n"
+    assert capsys.readouterr().err == f"hkd: run: {run}/summary.json is corrupt (not JSON); start over with --fresh\n"
     assert main([*words, "--fresh"]) == 0
     assert json.loads((run / "summary.json").read_text())["epochs"] == 1
     assert (tmp_path / "t.1" / "summary.json").read_text() == '{"top1_last": 1'

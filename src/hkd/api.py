@@ -1,4 +1,4 @@
-"""What a person asks for: train a network, distil one, test one. The first two leave a run folder."""
+"""Train a network, distil one, evaluate one. The first two leave a run folder."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Result:
     Attributes:
         run: the run folder.
         model: the trained network, in evaluation mode.
-        summary: what stands in ``summary.json``.
+        summary: the content of ``summary.json``.
         weights: the file with the network of the last epoch.
         skipped: whether the run was finished before, and nothing was done.
     """
@@ -64,8 +64,9 @@ def train(
 
     Args:
         config: what to train on what, and how.
-        model: an own network, instead of the one that the configuration names.
-        train_data, test_data: own data sets, instead of the one that the configuration names; see :func:`as_dataset`.
+        model: a module to train, instead of the network that the configuration names.
+        train_data, test_data: data set objects, instead of the one that the configuration names; see
+            :func:`hkd.as_dataset`.
         data: what :func:`hkd.data.open_data` returned for this configuration, so that several runs share it.
         fresh: start over; what the run folder holds is kept under another name.
     """
@@ -87,14 +88,15 @@ def distill(
 ) -> Result:
     """Distils a student from a teacher.
 
-    Without a checkpoint or an own network, the teacher is trained first, with the same settings, in the folder
+    Without a checkpoint or a module, the teacher is trained first, with the same settings, in the folder
     ``teacher`` of the run.
 
     Args:
         config: who learns from whom on what, and how.
-        student, teacher: own networks, instead of those that the configuration names. The teacher is taken as trained,
-            or gets the weights of ``teacher_checkpoint``.
-        train_data, test_data: own data sets, instead of the one that the configuration names; see :func:`as_dataset`.
+        student, teacher: modules, instead of the networks that the configuration names. The teacher is taken as
+            trained, or gets the weights of ``teacher_checkpoint``.
+        train_data, test_data: data set objects, instead of the one that the configuration names; see
+            :func:`hkd.as_dataset`.
         data: what :func:`hkd.data.open_data` returned for this configuration, so that several runs share it.
         fresh: start over; what the run folder holds is kept under another name.
     """
@@ -147,7 +149,7 @@ def _finish(parts: Parts, engine: Engine, folder: RunFolder, trainer: Trainer, s
     assert trainer.evaluated is not None
     folder.save_predictions(trainer.evaluated.predicted, trainer.evaluated.label)
     if folder.writes:
-        save_model(parts.student, folder.weights, **trainer.about(summary["epochs"], summary["top1_last"]))
+        save_model(parts.student, folder.weights, **trainer.metadata(summary["epochs"], summary["top1_last"]))
     summary |= {
         "student": parts.student.name,
         "parameters": parts.student.info_at(parts.data.image_size).parameters,
@@ -189,7 +191,7 @@ def teacher_spec(spec: RunSpec, run: Path, seed: int) -> RunSpec:
 
 
 def _train_teacher(parts: Parts) -> None:
-    """Trains the teacher as a run of its own, in a folder of the student's, into the network that the method knows."""
+    """Trains the teacher in a folder of the student's run, and loads it into the network that the method has."""
     first = teacher_spec(parts.spec, Path(parts.spec.run) / "teacher", parts.spec.seed)
     assert parts.distiller.teacher is not None
     load_checkpoint(parts.distiller.teacher, train(first, data=parts.data).weights)
@@ -223,7 +225,7 @@ def session(folder: RunFolder, spec: RunSpec, engine: Engine, fresh: bool) -> It
 
 
 def in_words(error: BaseException, spec: RunSpec, engine: Engine) -> TrainingError | None:
-    """An error of the machine as what a person can do about it; None for any other."""
+    """An error of the machine with what can be done against it; None for any other error."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
         return TrainingError(
             f"out of memory with {spec.optimisation.batch_size} images in a step on {engine.device}; lower "

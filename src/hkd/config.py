@@ -1,4 +1,4 @@
-"""What can be asked for, in the flat shape of the command line. Imports nothing heavy, so that help answers at once."""
+"""The options of each command, in their flat shape. Imports nothing heavy, so that help answers at once."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ class MethodRequest:
 
     Attributes:
         label: as it was written, without spaces.
-        options: the flat options that it stands for; None for "ce", the student alone.
+        options: its flat options; None for "ce", the student alone.
     """
 
     label: str
@@ -166,7 +166,7 @@ def parse_value(text: str) -> bool | int | float | str | None:
 
 
 STUDY_SETS = frozenset({"run", "seed", "student", "teacher", "teacher_checkpoint", "teacher_lr", "method", "threads"})
-"""Run options that a study's own options replace."""
+"""Run options that a study's options replace."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,30 +1,30 @@
-"""The errors that are told in one line: what was asked wrongly, and what went wrong on the way."""
+"""The errors that the command line reports in one line: wrong requests, and runs that fail."""
 
 import difflib
 from collections.abc import Iterable
 
 
 class RequestError(ValueError):
-    """A request that cannot be carried out as it was made: says which field, what it was, and what is accepted.
+    """A wrong request: says which field it is, what is accepted, and what was given.
 
     The command line prints it as one line and exits with status 2.
     """
 
 
 class IncompatibleError(RequestError):
-    """A method that cannot work between the two networks it was asked for."""
+    """A method that cannot work between the two networks of a request."""
 
 
 class TrainingError(RuntimeError):
-    """A run that was asked for rightly and failed. The command line prints it as one line and exits with status 1."""
+    """A run that failed though its request was right. The command line prints one line and exits with status 1."""
 
 
 class DivergedError(TrainingError):
-    """A run whose loss is no longer a number: what it was asked to learn cannot be learnt so."""
+    """A run whose loss is NaN or infinite."""
 
 
 class Stopped(KeyboardInterrupt):
-    """A run that was asked to stop (Ctrl-C, SIGTERM) and has saved where it is. Exit status 130, or 143."""
+    """A run that was stopped (Ctrl-C, SIGTERM) and has saved its state. Exit status 130, or 143."""
 
     def __init__(self, message: str, status: int) -> None:
         super().__init__(message)

@@ -26,8 +26,8 @@ PARTIAL = ".partial"
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """A new file beside ``path`` that takes its place when the block ends; where it raises, nothing has changed.
 
-    The new file has a name that nobody knows beforehand and is made by this call alone; what stands under ``path``, a
-    link too, is replaced and not written through.
+    The new file has a random name and is made by this call alone; what is at ``path``, even a link, is replaced and not
+    written through.
     """
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}{PARTIAL}")
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
@@ -89,11 +89,11 @@ def read_bytes(path: Path, largest: int = LARGEST_TEXT) -> bytes:
     except OSError as error:
         raise RequestError(f"run: {path} cannot be read ({error.strerror})") from error
     with os.fdopen(descriptor, "rb") as file:
-        found = os.fstat(file.fileno())
-        if not stat.S_ISREG(found.st_mode):
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
             raise RequestError(f"run: {path} is not a regular file")
-        if found.st_size > largest:
-            raise RequestError(f"run: {path} is too large ({found.st_size:,} bytes; expected at most {largest:,})")
+        if status.st_size > largest:
+            raise RequestError(f"run: {path} is too large ({status.st_size:,} bytes; expected at most {largest:,})")
         return file.read(largest + 1)
 
 
@@ -111,7 +111,7 @@ def read_json(path: Path, kind: Callable[..., Any] = dict) -> Any:
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise RequestError(f"run: {path} is corrupt (no JSON)") from error
+        raise RequestError(f"run: {path} is corrupt (not JSON)") from error
     if not isinstance(value, kind):  # type: ignore[arg-type]
         raise RequestError(f"run: {path} is corrupt (expected a JSON {getattr(kind, '__name__', kind)})")
     return value
@@ -152,7 +152,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         values = parse_yaml(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())
-        raise RequestError(f"config: {path} is no plain YAML ({reason[:200]})") from error
+        raise RequestError(f"config: {path} is not plain YAML ({reason[:200]})") from error
     values = {} if values is None else values
     if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
         raise RequestError(f"config: {path} is corrupt (expected options by name)")
@@ -160,7 +160,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def sync_folder(folder: Path) -> None:
-    """Makes sure that renamed files are found under their new names after a power cut, where the system can."""
+    """Makes the new names of files survive a power cut, where the system can."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:

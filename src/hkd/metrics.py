@@ -1,4 +1,4 @@
-"""Numbers that are summed where they arise and read once."""
+"""Sums over images, accuracies, and the evaluation of a network."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hkd.models.base import Model
 from hkd.runtime.engine import Engine
 
 COUNT = "images"
-"""Under which name saved sums tell how many images they are of."""
+"""The name of the number of images among saved sums."""
 
 
 class Sums:

@@ -39,7 +39,7 @@ def option(  # the word argparse uses
         help: the sentence.
         ge, gt, le, lt: its range; numbers are finite in any case.
         key: whether it decides what is learnt, and so takes part in :meth:`hkd.RunSpec.key`.
-        neutral: the value that does what was done before the field was there, and so is left out of the key.
+        neutral: the value that does what was done before the field was there, and so does not enter the key.
         flat: its name on the command line and on disk, where that is not the field's.
     """
     metadata = {
@@ -55,17 +55,17 @@ def option(  # the word argparse uses
 
 
 def recorded(default: Any, flat: str) -> Any:
-    """A field that is found out, not asked for: it stands in ``config.yaml`` and in the key, and is no option."""
+    """A field that is determined when the run starts: it is in ``config.yaml`` and in the key, and is no option."""
     return field(default=default, metadata={"recorded": True, "key": True, "neutral": MISSING, "flat": flat})
 
 
 def options(config: type) -> list[Field[Any]]:
-    """The fields of a dataclass that can be asked for."""
+    """The fields of a dataclass that are options."""
     return [entry for entry in fields(config) if "help" in entry.metadata]
 
 
 def default_of(entry: Field[Any]) -> Any:
-    """The value that a field has if nobody asks for another."""
+    """The default of a field."""
     return entry.default if entry.default_factory is MISSING else entry.default_factory()
 
 

@@ -52,7 +52,7 @@ def build(spec: RunSpec, data: Data, student: nn.Module | None = None, teacher: 
     Args:
         spec: of the run.
         data: what it learns from.
-        student, teacher: somebody's own modules, instead of those that the specification names. A teacher is taken as
+        student, teacher: modules, instead of the networks that the specification names. A teacher is taken as
             trained, or gets the weights of its checkpoint.
 
     Raises:
@@ -117,7 +117,7 @@ def build_network(role: str, name: str, module: nn.Module | None, data: Data, pr
 
 
 def _teacher(spec: RunSpec, module: nn.Module | None, data: Data) -> tuple[Model | None, bool]:
-    """The teacher, and whether it is trained: somebody's own, from a checkpoint, or with a library's weights."""
+    """The teacher, and whether it is trained: a module, from a checkpoint, or with a library's weights."""
     teacher = spec.teacher
     if teacher is None:
         return None, True
@@ -155,7 +155,7 @@ def check_classes(file: Any, about: dict[str, Any], data: Data) -> None:
 
 
 def _architecture(model: Model) -> str:
-    """A digest of the names and shapes of a module's parameters: somebody's own class has no other name."""
+    """A digest of the names and shapes of a module's parameters, by which modules without a name are compared."""
     text = repr([(name, tuple(value.shape)) for name, value in model.state_dict().items()])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

@@ -105,7 +105,7 @@ class RunSpec:
             return cls.from_flat({"format": 1} | values)
         except RequestError as error:
             hint = "; --plugin imports a method of another package" if str(error).startswith("method: unknown") else ""
-            raise RequestError(f"run: {file} is no configuration of a run ({error}){hint}") from error
+            raise RequestError(f"run: {file} is not the configuration of a run ({error}){hint}") from error
 
     def save(self, file: Path) -> None:
         """Writes ``config.yaml``."""
@@ -267,7 +267,7 @@ def _build(base: RunSpec, values: Mapping[str, Any]) -> RunSpec:
             raise unknown("option", next(iter(settings)), sorted(FIELDS.keys() - RECORDED))
     if "method" in changes:
         changes["method"] = _plus_kd(changes["method"])
-    made = {part: replace(getattr(base, part), **own) for part, own in changes.items()}
+    made = {part: replace(getattr(base, part), **fields) for part, fields in changes.items()}
     spec = replace(base, **made)
     if settings and spec.method is not None:
         spec = replace(spec, method=_with_settings(spec.method, settings))
@@ -275,7 +275,7 @@ def _build(base: RunSpec, values: Mapping[str, Any]) -> RunSpec:
 
 
 def _plus_kd(values: dict[str, Any]) -> dict[str, Any]:
-    """The classical term's suffix of a method's name as what it stands for."""
+    """NAME+kd as NAME with the KD term at weight 1."""
     name = values.get("name")
     if not isinstance(name, str) or not name.endswith(PLUS_KD):
         return values
@@ -286,12 +286,12 @@ def _plus_kd(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _with_settings(method: MethodSpec, values: Mapping[str, Any]) -> MethodSpec:
-    """A method with settings of its own: under its prefix, or under ``settings``; what it already has is kept."""
+    """A method with the given settings, under its prefix or under ``settings``; those that it has already are kept."""
     from hkd.methods import methods
     from hkd.methods.create import method_config
 
     prefix = methods[method.name].settings
-    own: dict[str, Any] = {} if method.settings is None else asdict(method.settings)
+    settings: dict[str, Any] = {} if method.settings is None else asdict(method.settings)
     for name, value in values.items():
         if name not in (prefix, "settings") or not name:
             owners = {methods[other].settings: other for other in methods if methods[other].settings}
@@ -300,8 +300,8 @@ def _with_settings(method: MethodSpec, values: Mapping[str, Any]) -> MethodSpec:
             raise unknown("option", name, sorted({*FIELDS, *owners} - RECORDED))
         if not isinstance(value, Mapping):
             raise RequestError(f"{name}: expected settings by name; got {shown(value)}")
-        own |= value
-    return replace(method, settings=method_config(method.name, own))
+        settings |= value
+    return replace(method, settings=method_config(method.name, settings))
 
 
 def _without_other_methods(values: dict[str, Any]) -> dict[str, Any]:

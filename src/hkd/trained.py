@@ -26,7 +26,7 @@ class Trained:
     Attributes:
         name: of the network.
         weights: the file with its weights.
-        about: what stands beside them: classes, mean, std, image_size and more; empty for files of other origin.
+        about: what the file says beside them: classes, mean, std, image_size and more; empty for files of other origin.
         spec: of its run; None where there is no run folder.
     """
 
@@ -37,7 +37,7 @@ class Trained:
 
     @property
     def key(self) -> str:
-        """What it shares with other trials of the same experiment; a file without a run is one of its own."""
+        """What it shares with other trials of the same experiment; a file without a run shares nothing."""
         return str(self.weights.resolve()) if self.spec is None else self.spec.key()
 
     @property
@@ -106,8 +106,10 @@ def open_test(config: EvaluateConfig, trained: Trained) -> Dataset:
     about, spec = trained.about, trained.spec or _spec_of_best(trained.weights)
     dataset = config.dataset or (spec.data.dataset if spec else None) or about.get("dataset")
     if dataset is None or (config.dataset is None and ":" not in dataset and dataset not in list_datasets()):
-        own = "" if dataset is None else f"; {trained.weights} was trained on data of its own, {shown(dataset)}"
-        raise RequestError(f"dataset: name the data set to test on{own}")
+        unknown = (
+            "" if dataset is None else f"; {trained.weights} was trained on {shown(dataset)}, which has no name here"
+        )
+        raise RequestError(f"dataset: name the data set to test on{unknown}")
     size = config.image_size or about.get("image_size")
     root = config.data_root or (spec.data.data_root if spec else None) or "data"
     if spec is not None and spec.data.holdout and config.dataset is None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from hkd.data import make_loader
+from hkd.data import Loader, make_loader
 from hkd.data.open import Data, worker_count
 from hkd.distiller import Distiller
 from hkd.errors import DivergedError, RequestError, Stopped
@@ -52,31 +52,11 @@ class Trainer:
         scale = engine.share.processes if spec.optimisation.scale_with_processes else 1
         self.batch_size = spec.optimisation.batch_size * scale
         self.schedule = dataclasses.replace(spec.optimisation, lr=spec.optimisation.lr * scale)
-        self.epochs = spec.optimisation.epochs
-        options: dict[str, Any] = {
-            "workers": worker_count(spec.runtime.workers), "share": engine.share, "bad_images": spec.data.bad_images
-        }  # fmt: skip
-        self.loader = make_loader(
-            data.train,
-            self.batch_size,
-            engine.device,
-            train=True,
-            flip=spec.data.flip,
-            seed=spec.seed,
-            views=spec.data.views or self.epochs,
-            **options,
-        )
-        self.test_loader = make_loader(data.test, max(256, self.batch_size), engine.device, train=False, **options)
-
-        # The loaders' batches are channels-last; weights in the same order spare the convolutions a conversion.
-        for network in (distiller.student, *distiller.teachers):
-            network.to(engine.device).to(memory_format=torch.channels_last)
+        self.epochs, self.first_epoch = spec.optimisation.epochs, distiller.first_epoch
+        self.loader, self.test_loader = self._loaders()
         self.teacher_top1: float | None = None
         self.teacher_cache: TeacherCache | None = None
-        teacher_digest = ""
-        if distiller.teacher is not None:
-            teacher_digest = weights_digest(distiller.teacher)
-            self._open_teacher(distiller.teacher)
+        teacher_digest = self._place_networks()
         optimizer: torch.optim.Optimizer = torch.optim.SGD(
             distiller.parameters(),
             lr=self.schedule.lr,
@@ -84,8 +64,6 @@ class Trainer:
             weight_decay=self.schedule.weight_decay,
         )
         self.prepared, self.optimizer = engine.prepare(distiller, optimizer, distiller.trains_all_parameters)
-        stage = distiller.initialisation
-        self.first_epoch = 0 if stage is None else -stage.epochs
         origin = {"teacher_digest": teacher_digest, "images_a_step": str(self.batch_size)}
         self.checkpoint = Checkpoint(folder, distiller, self.optimizer, engine, origin, self.first_epoch)
         self.state = self.checkpoint.resume()
@@ -96,14 +74,47 @@ class Trainer:
         self.stopping = Stopping(engine, spec.runtime.save_minutes)
         self.sums = Sums()
         self.evaluated: Evaluation | None = None
-        each = self.loader.batches.images
-        done = (self.state.epoch - self.first_epoch) * each
-        done += sum(self.loader.batches.size_of(step) for step in range(self.state.step))
-        title = f"{Path(spec.run).name} ({distiller.student.name})"
-        total = (self.epochs - self.first_epoch) * each
-        self.progress = Progress(title, total, done, self.epochs, silent=not engine.is_main)
-        curves = folder.path / "tensorboard" if spec.runtime.tensorboard and engine.is_main else None
-        self.curves = Curves(curves, self.state.epoch)
+        self.progress, self.curves = self._progress()
+
+    def _loaders(self) -> tuple[Loader, Loader]:
+        """For training and for evaluation."""
+        spec, device = self.spec, self.engine.device
+        options: dict[str, Any] = {
+            "workers": worker_count(spec.runtime.workers),
+            "share": self.engine.share,
+            "bad_images": spec.data.bad_images,
+        }
+        train = make_loader(
+            self.data.train,
+            self.batch_size,
+            device,
+            train=True,
+            flip=spec.data.flip,
+            seed=spec.seed,
+            views=spec.data.views or self.epochs,
+            **options,
+        )
+        return train, make_loader(self.data.test, max(256, self.batch_size), device, train=False, **options)
+
+    def _place_networks(self) -> str:
+        """Moves the networks to the device, opens the teacher, and returns the digest of its weights."""
+        # The loaders' batches are channels-last; weights in the same order spare the convolutions a conversion.
+        for network in (self.distiller.student, *self.distiller.teachers):
+            network.to(self.engine.device).to(memory_format=torch.channels_last)
+        if (teacher := self.distiller.teacher) is None:
+            return ""
+        digest = weights_digest(teacher)
+        self._open_teacher(teacher)
+        return digest
+
+    def _progress(self) -> tuple[Progress, Curves]:
+        state, batches, writes = self.state, self.loader.batches, self.engine.is_main
+        done = (state.epoch - self.first_epoch) * batches.images
+        done += sum(batches.size_of(step) for step in range(state.step))
+        title = f"{Path(self.spec.run).name} ({self.distiller.student.name})"
+        total = (self.epochs - self.first_epoch) * batches.images
+        curves = self.folder.path / "tensorboard" if self.spec.runtime.tensorboard and writes else None
+        return Progress(title, total, done, self.epochs, silent=not writes), Curves(curves, state.epoch)
 
     def run(self) -> dict[str, Any]:
         """Trains to the last epoch.
@@ -153,7 +164,7 @@ class Trainer:
                 self.sums.add(hits(ranked(out.logits), batch.label))
 
     def _open_teacher(self, teacher: Model) -> None:
-        """Opens the table of the teacher's outputs, where one is asked for, and measures the teacher's accuracy."""
+        """Folds the teacher, opens the table of its outputs where one is asked for, and measures its accuracy."""
         request = self._cache_request()
         key = None if request is None else table_key(teacher, self.loader, request, self.data.image_size)
         fold_batch_norms(teacher, self.data.image_size)
@@ -200,7 +211,7 @@ class Trainer:
         self.sums = Sums(self.state.sums, self.engine)
 
     def _save_or_stop(self, step: int, started: float) -> None:
-        """After each step, skipped or not: the progress, and what a signal or the clock asks for."""
+        """After each step, skipped or not: the progress, and what a signal or the clock demands."""
         self.progress.images(self.loader.batches.size_of(step - 1))
         action = self.stopping.action(step)
         if action is StopAction.CONTINUE:
@@ -236,7 +247,7 @@ class Trainer:
         state.images += images
         if (top1 := row.get("test_top1", -math.inf)) > state.best_top1:
             state.best_top1, state.best_epoch = top1, epoch + 1
-            self.folder.save_best(self.distiller.student, **self.about(epoch + 1, top1))
+            self.folder.save_best(self.distiller.student, **self.metadata(epoch + 1, top1))
         saved = self._save()
         self.curves.write(row)
         left = state.seconds / (state.epoch - self.first_epoch) * (self.epochs - state.epoch)
@@ -244,7 +255,7 @@ class Trainer:
         if epoch + 1 < self.epochs and self.engine.all_reduce_max(int(self.stopping.signal is not None)):
             self._stop(saved)
 
-    def about(self, epoch: int, top1: float) -> dict[str, Any]:
+    def metadata(self, epoch: int, top1: float) -> dict[str, Any]:
         """What is written beside the student's weights."""
         return {
             "classes": list(self.data.train.info.classes),

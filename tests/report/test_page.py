@@ -263,7 +263,7 @@ def test_the_command_and_wrong_requests(runs: Path, tmp_path: Path, capsys: pyte
         ([], "runs: name at least one run folder"),
         ([str(tmp_path / "none")], "runs: no folder"),
         ([str(tmp_path / "deep")], "runs: no finished run in"),
-        ([str(tmp_path / "corrupt")], "config.yaml is no configuration of a run"),
+        ([str(tmp_path / "corrupt")], "config.yaml is not the configuration of a run"),
         ([str(runs / "kd-0"), "--output", str(output / "x.html")], "output: cannot write"),
     ):
         assert main(["report", *arguments]) == 2

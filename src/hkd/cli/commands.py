@@ -39,16 +39,16 @@ def train_command(argv: list[str]) -> int:
     """train one network with cross-entropy: a teacher, or the student alone"""
     parser = Parser("train", str(train_command.__doc__), TrainConfig, run=True)
     # A pair's recipe trains its networks, too, so what only a distillation needs is accepted from a file.
-    own = {entry.name for entry in options(TrainConfig)}
-    parser.add(DistillConfig, [entry for entry in options(DistillConfig) if entry.name not in own], hidden=True)
+    accepted = {entry.name for entry in options(TrainConfig)}
+    parser.add(DistillConfig, [entry for entry in options(DistillConfig) if entry.name not in accepted], hidden=True)
     _add_method_settings(parser, argv, hidden=True)
     request = parser.parse(argv)
     for name, value in request.given.items():
-        if name not in own and name != "teacher_lr":
+        if name not in accepted and name != "teacher_lr":
             option = f"{name}.{next(iter(value))}" if isinstance(value, Mapping) else name
             raise RequestError(f"{option}: is for a distillation, and train learns from labels alone; see hkd distill")
-    _check_names("train", request.config, own | set(DISTILLATION))
-    values = {name: value for name, value in request.values.items() if name in own or name == "teacher_lr"}
+    _check_names("train", request.config, accepted | set(DISTILLATION))
+    values = {name: value for name, value in request.values.items() if name in accepted or name == "teacher_lr"}
     lr_given = "lr" in request.given and "teacher_lr" not in request.given
     if "teacher_lr" in request.given and trained_role(values) == "student":
         raise RequestError("teacher_lr: is the teacher's, and the student is trained; name --lr, or --role teacher")
@@ -62,7 +62,7 @@ def train_command(argv: list[str]) -> int:
 
 def distill_command(argv: list[str]) -> int:
     """distil a student from a teacher; with no options: digits, resnet20 -> resnet8, HKD+KD"""
-    epilog = "A method's own settings: `hkd distill --method hkd --help` shows --holistic.k and so on."
+    epilog = "Settings of a method: `hkd distill --method hkd --help` shows --holistic.k and so on."
     parser = Parser("distill", str(distill_command.__doc__), DistillConfig, run=True, epilog=epilog)
     _add_method_settings(parser, argv)
     request = parser.parse(argv)
@@ -157,9 +157,10 @@ def evaluate_command(argv: list[str]) -> int:
     _, config = _request("evaluate", evaluate_command, argv, positional="checkpoint")
     from hkd.api import evaluate
 
-    found = evaluate(config)
+    result = evaluate(config)
     if is_first_process():
-        print(f"top-1 {found.top1:.2f} %   top-5 {found.top5:.2f} %   loss {found.loss:.4f}   {found.images:,} images")
+        top = f"top-1 {result.top1:.2f} %   top-5 {result.top5:.2f} %"
+        print(f"{top}   loss {result.loss:.4f}   {result.images:,} images")
     return DONE
 
 

@@ -1,4 +1,4 @@
-"""What a run needs to go on where it stopped."""
+"""What a run needs to continue where it stopped."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ class Engine:
         wanted = _device(device)
         if precision == "fp16" and (wanted.type if wanted else _best()) != "cuda":
             raise RequestError(f"precision: fp16 needs a GPU, this run is on {wanted or _best()}; use bf16 or fp32")
-        # Accelerate keeps one state a process; a second run in the same process may ask for other things.
+        # Accelerate keeps one state a process; a second run in the same process may need another.
         AcceleratorState._reset_state(reset_partial_state=True)
         if wanted is not None and (":" in str(wanted) or wanted.type == "mps"):
             os.environ["ACCELERATE_TORCH_DEVICE"] = str(wanted)  # else each process takes the device of its rank
@@ -78,7 +78,7 @@ class Engine:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process is the one that writes and talks."""
+        """Whether this process is the one that writes and prints."""
         return self.share.rank == 0
 
     def wait(self) -> None:
@@ -156,8 +156,8 @@ class Engine:
     def set_random_state(self, state: dict[str, Any] | None) -> None:
         """Puts them there again, or for None leaves them at the start of a run.
 
-        A run continued on another kind of device goes on with that one's own. What was saved is the first process's;
-        the others, of which there may be more or fewer now, begin with a state of their own.
+        On another kind of device a run continues with that device's state. What was saved is the first process's; each
+        of the others, of which there may be more or fewer now, begins with a state that its rank decides.
         """
         if not self.is_main:
             torch.manual_seed(((self._seed or 0) + 1) * 1_000_003 + self.share.rank)
@@ -178,12 +178,10 @@ def _device(name: str) -> torch.device | None:
         device = torch.device("meta")
     if device.type not in ("cpu", "cuda", "mps"):
         raise RequestError(f"device: expected auto, cpu, cuda, cuda:N or mps; got {name!r}")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise RequestError(
-            f"device: {name} asked for, but torch sees {torch.cuda.device_count()} CUDA devices; use auto or cpu"
-        )
+    if device.type == "cuda" and (device.index or 0) >= (count := torch.cuda.device_count()):
+        raise RequestError(f"device: expected auto, cpu or one of the {count} CUDA devices that torch sees; got {name}")
     if device.type == "mps" and not torch.backends.mps.is_available():
-        raise RequestError("device: mps asked for, but this machine has none; use auto or cpu")
+        raise RequestError("device: expected auto or cpu, since this machine has no MPS; got mps")
     return device
 
 

@@ -41,7 +41,7 @@ CHANGED = {
 
 
 class RunState(StrEnum):
-    """How far a run is. A failed run is not tried again unless that is asked for; a search prunes runs."""
+    """How far a run is. A failed run is tried again with --retry-failed only; a search prunes runs."""
 
     MISSING = "missing"
     BEGUN = "begun"
@@ -109,8 +109,8 @@ class RunFolder:
     def summary(self) -> dict[str, Any] | None:
         """The result of a finished run, or None."""
         try:
-            found: dict[str, Any] = read_json(self.path / "summary.json")
-            return found
+            summary: dict[str, Any] = read_json(self.path / "summary.json")
+            return summary
         except (FileNotFoundError, NotADirectoryError):
             return None
         except RequestError as error:
@@ -125,8 +125,8 @@ class RunFolder:
     def failure(self) -> dict[str, Any] | None:
         """Why the run ended without a result: its ``state``, ``message`` and exit ``status``; None if it did not."""
         try:
-            found: dict[str, Any] = read_json(self.path / "failed.json")
-            return found
+            failure: dict[str, Any] = read_json(self.path / "failed.json")
+            return failure
         except (FileNotFoundError, NotADirectoryError):
             return None
 
@@ -150,13 +150,13 @@ class RunFolder:
         Raises:
             RequestError: the folder holds another run, or something that is no run, or another process works in it.
         """
-        if not fresh and (not self.writes or self.summary is not None):  # it is read, for which nobody has to wait
+        if not fresh and (not self.writes or self.summary is not None):  # reading needs no lock
             self.check(spec)
             return
         if not self.writes:
             return
         if self.path.exists() and not self.config.is_file() and not self._is_a_beginning:
-            raise RequestError(f"run: {self.path} exists and is no run folder; name another with --run")
+            raise RequestError(f"run: {self.path} exists and is not a run folder; name another with --run")
         try:
             self._acquire()
             if fresh and self.config.is_file():
@@ -184,7 +184,7 @@ class RunFolder:
         if not self.path.is_dir() or (self.checkpoints.is_dir() and any(self.checkpoints.iterdir())):
             return False
         ours = (LOCK, self.checkpoints.name, self.log_file.name, "failed.json")
-        return all(found.name in ours or found.suffix == PARTIAL for found in self.path.iterdir())
+        return all(file.name in ours or file.suffix == PARTIAL for file in self.path.iterdir())
 
     def _acquire(self) -> None:
         """The system lets go of it when the process ends, however it ends."""
@@ -216,7 +216,7 @@ class RunFolder:
     def close(self) -> None:
         """Lets other processes in."""
         if self._lock is not None:
-            # Before it is released: whoever waits for this file finds it gone and makes a new one.
+            # Before it is released: a process that waits for this file then makes a new one.
             with contextlib.suppress(OSError):
                 (self.path / LOCK).unlink(missing_ok=True)
             self._release()
@@ -259,7 +259,7 @@ class RunFolder:
         if not self.writes:
             return True
         saved = False
-        with self._warning("the checkpoint", "the run goes on and tries again after the next epoch"):
+        with self._warning("the checkpoint", "the run continues and tries again after the next epoch"):
             with replacing(self.checkpoints / "new.pt") as file:
                 torch.save({"format": FORMAT} | state, file)
             if not _is_whole(self.checkpoints / "new.pt"):
@@ -299,12 +299,12 @@ class RunFolder:
             raise RequestError(f"run: {files[0]} is corrupt; start over with --fresh")
         return None
 
-    def save_best(self, student: Model, **about: Any) -> None:
+    def save_best(self, student: Model, **metadata: Any) -> None:
         """Writes the network of the best epoch. Warns where it cannot."""
         if not self.writes:
             return
-        with self._warning("the best network", "the run goes on without it"):
-            save_model(student, self.checkpoints / "best.safetensors", **about)
+        with self._warning("the best network", "the run continues without it"):
+            save_model(student, self.checkpoints / "best.safetensors", **metadata)
 
     def log(self, rows: list[dict[str, Any]]) -> None:
         """Writes ``metrics.jsonl``. Warns where it cannot; the rows are in the checkpoint, too."""

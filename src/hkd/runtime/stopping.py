@@ -1,4 +1,4 @@
-"""When a run saves in the middle of an epoch: when it is asked to stop, or when enough time has passed."""
+"""When a run saves in the middle of an epoch: at a signal, or when enough time has passed."""
 
 from __future__ import annotations
 
