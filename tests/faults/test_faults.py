@@ -250,8 +250,8 @@ def test_a_skipped_step_leaves_other_methods_as_they_were(
 ) -> None:
     train_step, step_loss, kept = loop.Trainer.train_step, Distiller.forward, []
 
-    def spoil(self: Distiller, *arguments: Any) -> Any:
-        out = step_loss(self, *arguments)
+    def spoil(self: Distiller, *arguments: Any, **teacher: Any) -> Any:
+        out = step_loss(self, *arguments, **teacher)
         return out._replace(loss=out.loss * torch.nan) if self.training and spoil.now else out
 
     def watch(self: loop.Trainer, step: int, batch: hkd.Batch) -> None:
