@@ -7,7 +7,7 @@ import threading
 import time
 from enum import IntEnum
 from types import FrameType
-from typing import Any
+from typing import Any, Self
 
 from hkd.runtime.engine import Engine
 
@@ -18,28 +18,16 @@ class StopAction(IntEnum):
     STOP = 2
 
 
-class Stopping:
-    """Between its beginning and end Ctrl-C, SIGTERM and SIGHUP are noted, and the step at hand is finished.
+class StopSignal:
+    """Between its beginning and end Ctrl-C, SIGTERM and SIGHUP are noted. A second Ctrl-C ends the program at once."""
 
-    A second Ctrl-C ends the program at once. Several processes agree: what one of them
-    wants, all do, after the same step.
+    SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
-    Args:
-        engine: of the run.
-        minutes: between saves.
-    """
-
-    SIGNALS = (signal.SIGINT, signal.SIGTERM, *((signal.SIGHUP,) if hasattr(signal, "SIGHUP") else ()))
-    AGREE_EVERY = 20  # steps; to agree, processes wait for one another
-
-    def __init__(self, engine: Engine, minutes: float) -> None:
-        self.engine = engine
-        self.seconds = 60 * minutes
+    def __init__(self) -> None:
         self.signal: int | None = None
-        self.saved = time.monotonic()
         self._before: dict[int, Any] = {}
 
-    def __enter__(self) -> Stopping:
+    def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():  # elsewhere Python allows no handlers
             self._before = {number: signal.signal(number, self._note) for number in self.SIGNALS}
         return self
@@ -52,6 +40,25 @@ class Stopping:
         if self.signal is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.signal = number
+
+
+class Stopping(StopSignal):
+    """A run's stop signal: the step at hand is finished before it is followed.
+
+    Several processes agree: what one of them wants, all do, after the same step.
+
+    Args:
+        engine: of the run.
+        minutes: between saves.
+    """
+
+    AGREE_EVERY = 20  # steps; to agree, processes wait for one another
+
+    def __init__(self, engine: Engine, minutes: float) -> None:
+        super().__init__()
+        self.engine = engine
+        self.seconds = 60 * minutes
+        self.saved = time.monotonic()
 
     @property
     def status(self) -> int:

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import re
 import shlex
-import signal
 import sys
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 
 from hkd.errors import Stopped
 from hkd.runtime.run_folder import RunState
+from hkd.runtime.stopping import StopSignal
 from hkd.studies.claims import Claim, claim
 from hkd.studies.engines import PATIENCE_SECONDS, Engine, Handle
 from hkd.studies.plan import Plan
@@ -212,29 +210,6 @@ class Execution:
         for active in self._active.values():
             active.handle.kill()
             active.claim.release()
-
-
-class StopSignal:
-    """Between its beginning and end Ctrl-C, SIGTERM and SIGHUP are noted. A second Ctrl-C ends the program at once."""
-
-    SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
-
-    def __init__(self) -> None:
-        self.signal: int | None = None
-
-    def __enter__(self) -> StopSignal:
-        in_main_thread = threading.current_thread() is threading.main_thread()  # elsewhere Python allows no handlers
-        self._before = {n: signal.signal(n, self._note) for n in self.SIGNALS} if in_main_thread else {}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.signal is not None and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.signal = number
 
 
 # -- what a run's output says -----------------------------------------------------------------------------------------
