@@ -12,9 +12,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from hkd.errors import RequestError
 from hkd.models import create_model
+from hkd.models.names import names_code
 
 REPETITIONS = 15
-LIBRARIES = ("timm", "torchvision")
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,7 @@ def cost_of(name: str, classes: int, size: int) -> Cost | None:
     The name comes from a file, so a factory (``module:callable``), whose module would be imported, is not built, and
     no name of a hub, from which something would be downloaded.
     """
-    library, colon, rest = name.partition(":")
-    if colon and (library not in LIBRARIES or ":" in rest):
+    if names_code(name):
         return None
     try:
         model = create_model(name, classes).eval()

@@ -39,7 +39,7 @@ CHECKED = 256
 TOLERANCE = {"float32": 1e-4, "float16": 4e-3}
 """Of that check, to the largest number compared: rounding of storage, and what another kernel may round otherwise."""
 TOLERANCE_OF_HALF = 5e-2
-"""Likewise where the teacher computes in half precision."""
+"""The same where the teacher computes in half precision."""
 
 
 @dataclass(frozen=True)
@@ -326,7 +326,7 @@ class TableOnDisk:
 
 def tables_in(folder: Path) -> list[TableOnDisk]:
     """The tables in a folder, least recently used first."""
-    found = []
+    tables = []
     for header in sorted(folder.glob(f"*/{HEADER}")):
         try:
             values = read_json(header)
@@ -335,8 +335,8 @@ def tables_in(folder: Path) -> list[TableOnDisk]:
         size = sum(
             (header.parent / name).stat().st_blocks * 512 for name in (ROWS, MARKS) if (header.parent / name).is_file()
         )
-        found.append(TableOnDisk(header.parent, values, size, header.stat().st_mtime))
-    return sorted(found, key=lambda table: table.used)
+        tables.append(TableOnDisk(header.parent, values, size, header.stat().st_mtime))
+    return sorted(tables, key=lambda table: table.used)
 
 
 def prune(folder: Path, gigabytes: float) -> list[TableOnDisk]:

@@ -228,8 +228,8 @@ def image_digests(images: Tensor) -> Marks:
 
 def file_digests(names: list[str], sizes: list[int]) -> Marks:
     """(N,) uint32 digests of image files, by their names and sizes."""
-    found = [hashlib.sha256(f"{name}\0{size}".encode()).digest()[:4] for name, size in zip(names, sizes, strict=True)]
-    return np.frombuffer(b"".join(found), np.uint32).copy()
+    digests = [hashlib.sha256(f"{name}\0{size}".encode()).digest()[:4] for name, size in zip(names, sizes, strict=True)]
+    return np.frombuffer(b"".join(digests), np.uint32).copy()
 
 
 def _odd_factors(count: int) -> Marks:
