@@ -191,6 +191,13 @@ def test_what_is_refused(values: dict[str, Any], message: str) -> None:
         RunSpec.from_flat(values)
 
 
+def test_a_setting_of_kd_is_not_dropped() -> None:
+    with pytest.raises(hkd.RequestError, match="kd.temperature: is no setting of a run; T of the KD term is kd_temper"):
+        RunSpec.from_flat({"method": "kd", "settings": {"temperature": 2.0}})
+    method = RunSpec.from_flat({"method": "kd", "kd_temperature": 2.0}).method
+    assert method is not None and method.kd_temperature == 2.0
+
+
 def test_a_recipe_may_hold_settings_of_other_methods() -> None:
     recipe = {"method": "kd", "holistic": {"k": 4}, "crd": {"momentum": 0.5}}
     spec = RunSpec.from_flat(recipe, ignore_other_methods=True)

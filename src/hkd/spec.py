@@ -301,6 +301,10 @@ def _with_settings(method: MethodSpec, values: Mapping[str, Any]) -> MethodSpec:
         if not isinstance(value, Mapping):
             raise RequestError(f"{name}: expected settings by name; got {shown(value)}")
         settings |= value
+    if settings and not prefix:  # kd, whose temperature is an option of every method
+        raise RequestError(
+            f"{method.name}.{next(iter(settings))}: is no setting of a run; T of the KD term is kd_temperature"
+        )
     return replace(method, settings=method_config(method.name, settings))
 
 
