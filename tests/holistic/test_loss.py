@@ -232,12 +232,38 @@ def test_reduced_precision_inputs_are_computed_in_float32(dtype: torch.dtype) ->
     loss, _ = build()
     data = batch()
     rounded = {name: v.to(dtype) if v.is_floating_point() else v for name, v in data.items()}
-    with torch.autocast("cpu", dtype=dtype):
+    with torch.autocast("cpu", dtype=torch.float16):  # in bfloat16 the products with the negatives are rounded
         value = loss(**rounded)
     again, _ = build()
     exact = again(**{name: v.float() if v.is_floating_point() else v for name, v in rounded.items()})
     assert value.dtype == torch.float32
     torch.testing.assert_close(value, exact, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("sampling", ["shared", "all", "per_sample"])
+@pytest.mark.parametrize("bank_dtype", ["float32", "bfloat16"])
+def test_products_are_bfloat16_under_bfloat16_autocast_within_a_hundredth_of_the_gradient(
+    sampling: Any, bank_dtype: Any
+) -> None:
+    torch.manual_seed(0)
+    labels = torch.arange(4000) % 20
+    options: dict[str, Any] = {"num_negatives": 1024, "sampling": sampling, "bank_dtype": bank_dtype}
+    loss = HolisticLoss(24, 40, len(labels), labels, **options)
+    centres, f_t = torch.randn(20, 24), torch.randn(32, 40)
+    for _ in range(60):  # banks and encoders as in the middle of a training, with neighbours that are alike
+        index = torch.randint(len(labels), (32,))
+        f_s = centres[labels[index]] + 0.3 * torch.randn(32, 24)
+        loss(f_s, f_s[:, :20], f_t, f_t[:, :20], index)
+
+    def gradient(autocast: bool) -> torch.Tensor:
+        feature = f_s.clone().requires_grad_()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+            terms = loss.terms(feature, f_s[:, :20], f_t, f_t[:, :20], index)
+        leaves = [feature, *loss.parameters()]
+        return torch.cat([g.flatten() for g in torch.autograd.grad(sum(terms), leaves)])
+
+    exact, rounded = gradient(False), gradient(True)
+    assert 0 < (rounded - exact).norm() < 1e-2 * exact.norm()
 
 
 def test_a_tiny_bank_with_no_negative_drawn_is_finite() -> None:

@@ -16,7 +16,7 @@ from hkd.numerics.contrast import contrast, rows_per_block
 from hkd.numerics.gather import gather, world_size
 from hkd.numerics.memory import BankStart, BankType, as_index
 from hkd.numerics.negatives import NegativeSampler
-from hkd.numerics.precision import at_least_float32, full_precision
+from hkd.numerics.precision import at_least_float32, full_precision, product_dtype
 
 NegativeBank = Literal["same", "opposite"]
 
@@ -46,7 +46,9 @@ class HolisticLoss(nn.Module):
     ===================  ========  ==================================================
 
     Positives and negatives are constants. The teacher's terms train the teacher's side of this loss only; pass the
-    outputs of a frozen teacher. Everything is computed in the type of the parameters (float32), also under autocast.
+    outputs of a frozen teacher. Everything is computed in the type of the parameters (float32), also under autocast. The
+    one exception is the products with the negatives: under bfloat16 autocast their factors are rounded to bfloat16 and
+    their sums stay float32, which moves the gradient by less than a hundredth of its norm.
 
     Where several processes train together (torch.distributed is initialised) each passes its own images. Graphs are
     built over the images of all, and all banks take in the embeddings of all, so they stay equal in every process;
@@ -229,6 +231,7 @@ class HolisticLoss(nn.Module):
         _check_batch(student_embedding=f_s, student_logits=l_s, teacher_embedding=f_t, teacher_logits=l_t, index=index)
         bank_s, bank_t = self.student.bank.rows, self.teacher.bank.rows
         index = as_index(index, bank_s.device)
+        products = product_dtype(self.student.embed.weight)
         with full_precision(bank_s):
             student, teacher = self.student(f_s, l_s), self.teacher(f_t, l_t)
             if rows is None:
@@ -237,20 +240,21 @@ class HolisticLoss(nn.Module):
                 negatives = given_negatives(self.sampler, rows, index)
             negatives_s, negatives_t = (bank_s, bank_t) if self.negatives == "same" else (bank_t, bank_s)
             memory_s, memory_t = at_least_float32(bank_s[index]), at_least_float32(bank_t[index])
-            terms_s = self._branch_terms(student, memory_t, teacher.holistic, negatives_s, negatives)
-            terms_t = self._branch_terms(teacher, memory_s, student.holistic, negatives_t, negatives)
+            terms_s = self._branch_terms(student, memory_t, teacher.holistic, negatives_s, negatives, products)
+            terms_t = self._branch_terms(teacher, memory_s, student.holistic, negatives_t, negatives, products)
         terms = HolisticTerms(terms_s[0], terms_t[0], terms_s[1], terms_t[1])
         return terms, student.individual, teacher.individual
 
     def _branch_terms(
-        self, branch: Embeddings, memory: Tensor, other_holistic: Tensor, bank: Tensor, negatives: Negatives
-    ) -> Tensor:
+        self, branch: Embeddings, memory: Tensor, other_holistic: Tensor, bank: Tensor, negatives: Negatives,
+        products: torch.dtype,
+    ) -> Tensor:  # fmt: skip
         """(2,): one branch's individual and holistic term, both over the same negatives and so in one product."""
         smoothed = self.smoothing * memory + (1 - self.smoothing) * other_holistic.detach()
         anchor = torch.cat([branch.individual, branch.holistic])
         positive = torch.cat([memory, F.normalize(smoothed, dim=1)])
         blocks = negative_blocks(self.sampler, bank, negatives, rows_per_block(anchor))
-        return contrast(anchor, positive, blocks, self.temperature).view(2, -1).mean(dim=1)
+        return contrast(anchor, positive, blocks, self.temperature, products).view(2, -1).mean(dim=1)
 
 
 def _check_batch(index: Tensor, **embeddings_and_logits: Tensor) -> None:

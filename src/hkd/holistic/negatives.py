@@ -12,7 +12,6 @@ from hkd.numerics.contrast import NegativeBlock
 from hkd.numerics.gather import gather, local_part
 from hkd.numerics.memory import as_index
 from hkd.numerics.negatives import NegativeSampler
-from hkd.numerics.precision import at_least_float32
 
 Sampling = Literal["shared", "all", "per_sample"]
 
@@ -68,13 +67,13 @@ def negative_blocks(
         classes = sampler.class_of(anchors)[:, None]
         for start in range(0, len(bank), width):
             block = torch.arange(start, min(start + width, len(bank)), device=bank.device)
-            yield at_least_float32(bank[start : start + width]), classes == sampler.class_of(block)
+            yield bank[start : start + width], classes == sampler.class_of(block)
     elif rows.ndim == 1:
         assert excluded is not None
         for block, mask in zip(torch.split(rows, width), torch.split(excluded, width, dim=1), strict=True):
-            yield at_least_float32(bank.index_select(0, block)), mask
+            yield bank.index_select(0, block), mask
     else:
         blocks = torch.split(rows, max(1, width // bank.shape[1]), dim=1)
         masks = None if excluded is None else torch.split(excluded, blocks[0].shape[1], dim=1)
         for number, block in enumerate(blocks):
-            yield at_least_float32(bank[block]).repeat(2, 1, 1), None if masks is None else masks[number]
+            yield bank[block].repeat(2, 1, 1), None if masks is None else masks[number]

@@ -14,7 +14,7 @@ from hkd.methods.base import Method, Setup, Weights, methods
 from hkd.numerics.gather import gather, local_part
 from hkd.numerics.memory import BankType, MemoryBank, as_index
 from hkd.numerics.negatives import NegativeSampler
-from hkd.numerics.precision import at_least_float32, full_precision
+from hkd.numerics.precision import at_least_float32, full_precision, product_dtype
 from hkd.options import option
 from hkd.types import Batch, ModelOutput
 
@@ -129,6 +129,7 @@ class CRD(Method[ContrastiveConfig]):
     def forward(self, batch: Batch, student: ModelOutput, teacher: ModelOutput) -> dict[str, Tensor]:
         dtype = self.embed_student.weight.dtype
         index = as_index(batch.index, self.embed_student.weight.device)
+        products = product_dtype(self.embed_student.weight)
         with full_precision(student.embedding):
             v_s = F.normalize(self.embed_student(student.embedding.to(dtype)), dim=1)
             v_t = F.normalize(self.embed_teacher(teacher.embedding.to(dtype)), dim=1)
@@ -139,9 +140,10 @@ class CRD(Method[ContrastiveConfig]):
                 rows, surplus = self.sampler.per_sample(gather(index))
                 mask = torch.ones_like(rows, dtype=torch.bool) if surplus is None else ~surplus
                 rows, mask = local_part(rows), local_part(mask)
+            shared = index, rows, mask, products
             terms = {
-                "contrast_student": self._contrast(self.nce_student, v_s, self.bank_teacher.rows, index, rows, mask),
-                "contrast_teacher": self._contrast(self.nce_teacher, v_t, self.bank_student.rows, index, rows, mask),
+                "contrast_student": self._contrast(self.nce_student, v_s, self.bank_teacher.rows, *shared),
+                "contrast_teacher": self._contrast(self.nce_teacher, v_t, self.bank_student.rows, *shared),
             }
             if self.training:
                 index = gather(index)
@@ -160,11 +162,13 @@ class CRD(Method[ContrastiveConfig]):
             self.sampler.draws -= 1
             self._can_undo = False
 
-    def _contrast(self, nce: NCE, anchor: Tensor, bank: Tensor, index: Tensor, rows: Tensor, mask: Tensor) -> Tensor:
+    def _contrast(
+        self, nce: NCE, anchor: Tensor, bank: Tensor, index: Tensor, rows: Tensor, mask: Tensor, products: torch.dtype
+    ) -> Tensor:
         anchor = anchor / self.config.temperature
         positive = (anchor * at_least_float32(bank[index])).sum(dim=1)
         # (K,) rows for all anchors, or (B, K) for each
-        remembered = at_least_float32(bank[rows])
-        negatives = anchor @ remembered.T if rows.ndim == 1 else torch.einsum("bd,bkd->bk", anchor, remembered)
-        term: Tensor = nce(positive, negatives, mask)
+        remembered, factor = bank[rows].to(products), anchor.to(products)
+        negatives = factor @ remembered.T if rows.ndim == 1 else torch.einsum("bd,bkd->bk", factor, remembered)
+        term: Tensor = nce(positive, at_least_float32(negatives), mask)
         return term

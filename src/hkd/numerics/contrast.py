@@ -65,9 +65,17 @@ def rows_per_block(anchor: Tensor) -> int:
     return max(1, similarities // max(1, len(anchor)))
 
 
-def contrast(anchor: Tensor, positive: Tensor, blocks: Iterable[NegativeBlock], temperature: float) -> Tensor:
-    """InfoNCE of each anchor, (A,), over negatives that arrive block by block. See :func:`info_nce`."""
-    loss: Tensor = _BlockwiseInfoNCE.apply(anchor, positive, iter(blocks), temperature)
+def contrast(
+    anchor: Tensor, positive: Tensor, blocks: Iterable[NegativeBlock], temperature: float,
+    products: torch.dtype | None = None,
+) -> Tensor:  # fmt: skip
+    """InfoNCE of each anchor, (A,), over negatives that arrive block by block. See :func:`info_nce`.
+
+    Args:
+        products: type of the factors of the two products with the negatives, bfloat16 or (None) that of the anchors.
+            Similarities, exponentials and sums have the type of the anchors.
+    """
+    loss: Tensor = _BlockwiseInfoNCE.apply(anchor, positive, iter(blocks), temperature, products or anchor.dtype)
     return loss
 
 
@@ -87,18 +95,22 @@ class _BlockwiseInfoNCE(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, anchor: Tensor, positive: Tensor, blocks: Iterator[NegativeBlock], temperature: float
-    ) -> Tensor:
+        ctx: Any, anchor: Tensor, positive: Tensor, blocks: Iterator[NegativeBlock], temperature: float,
+        products: torch.dtype,
+    ) -> Tensor:  # fmt: skip
         scaled = anchor / temperature
+        factor = scaled.to(products)
         positive_similarity = (scaled * positive).sum(dim=1)
         highest = positive_similarity.clone()
         total = torch.ones_like(highest)  # Z and the sum of e^s n, both divided by e^highest
         weighted = positive.clone()
-        for negatives, mask in blocks:
-            if negatives.shape[-2] == 0:
+        for rows, mask in blocks:
+            if rows.shape[-2] == 0:
                 continue
-            each = negatives.ndim == 3
-            similarity = torch.einsum("ad,akd->ak", scaled, negatives) if each else scaled @ negatives.T
+            each = rows.ndim == 3
+            negatives = rows.to(products)
+            similarity = torch.einsum("ad,akd->ak", factor, negatives) if each else factor @ negatives.T
+            similarity = similarity.to(scaled.dtype)
             if mask is not None:
                 similarity.view(-1, *mask.shape).masked_fill_(mask, -torch.inf)
             new_highest = torch.maximum(highest, similarity.amax(dim=1))
@@ -106,10 +118,13 @@ class _BlockwiseInfoNCE(torch.autograd.Function):
             exponential = similarity.sub_(new_highest[:, None]).exp_()
             total.mul_(shrink).add_(exponential.sum(dim=1))
             weighted.mul_(shrink[:, None])
+            exponential = exponential.to(products)
             if each:
                 weighted.add_(torch.einsum("ak,akd->ad", exponential, negatives))
-            else:
+            elif products == weighted.dtype:
                 weighted.addmm_(exponential, negatives)
+            else:
+                weighted.add_(exponential @ negatives)
             highest = new_highest
         anchor_gradient = weighted.div_(total[:, None]).sub_(positive).div_(temperature)
         positive_gradient = ((positive_similarity - highest).exp_() / total - 1)[:, None] * scaled
@@ -118,6 +133,6 @@ class _BlockwiseInfoNCE(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         anchor_gradient, positive_gradient = ctx.saved_tensors
-        return gradient[:, None] * anchor_gradient, gradient[:, None] * positive_gradient, None, None
+        return gradient[:, None] * anchor_gradient, gradient[:, None] * positive_gradient, None, None, None
