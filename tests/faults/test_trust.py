@@ -6,6 +6,7 @@ import json
 import shlex
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
@@ -36,7 +37,7 @@ WAY = "which is code; name it on the command line, or add --trust-config if you 
 
 
 @pytest.fixture
-def marker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def marker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A file that exists once ``payload``, a module of the working directory, has been imported by anybody."""
     marker = tmp_path / "imported"
     (tmp_path / "payload.py").write_text(PAYLOAD.format(marker=str(marker)))
@@ -82,17 +83,18 @@ def test_a_file_cannot_name_code(
     write(values)
     before, path = sorted(Path().iterdir()), list(sys.path)
     name = "payload" if option == "plugins" else NET
-    for words in ([], ["--print-config"], ["--help"] if option == "plugins" else ["--config", write({}, "empty.yaml")]):
+    more = ["--help"] if option == "plugins" else ["--config", write({}, "empty.yaml")]
+    for words in ([], ["--print-config"], more):
         status, out, err = ask(capsys, command, "--config", "r.yaml", *words)
         assert (status, out, err) == (2, "", f"hkd: config: r.yaml names {option} = {name}, {WAY}\n")
     Path("empty.yaml").unlink(missing_ok=True)
     assert not marker.exists() and sys.path == path and sorted(Path().iterdir()) == before
 
 
-@pytest.mark.parametrize("name", ["os:_exit", "timm:hf-hub:x/y", "timm:local-dir:/tmp/x", "hf-hub:x", ":", "timm:a/b:c"])
-def test_hubs_and_modules_of_python_are_code_too(
-    marker: Path, capsys: pytest.CaptureFixture[str], name: str
-) -> None:
+@pytest.mark.parametrize(
+    "name", ["os:_exit", "timm:hf-hub:x/y", "timm:local-dir:/tmp/x", "hf-hub:x", ":", "timm:a/b:c"]
+)
+def test_hubs_and_modules_of_python_are_code_too(marker: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
     assert names_code(name)
     write({"student": name})
     assert ask(capsys, "distill", "--config=r.yaml")[::2] == (
@@ -107,7 +109,14 @@ def test_a_name_cannot_move_the_cursor(marker: Path, capsys: pytest.CaptureFixtu
         assert status == 2 and err.endswith(f"{WAY}\n") and err[:-1].isprintable() and len(err) < 500
 
 
-SWITCHES = {"compare": ["--dry-run"], "sweep": ["--dry-run"], "report": ["runs"], "transfer": ["w"], "topology": ["w"]}
+WORDS = {
+    "train": "--no-tensorboard", "distill": "--no-tensorboard", "compare": "--dry-run", "report": "{honest}",
+    "sweep": "--dry-run --field student --run sweep", "evaluate": "{honest}/t",
+    "export": "{honest}/t --output out --formats safetensors",
+    "cache": "{honest}/t --teacher-cache table --views 1 --limit-train 4", "transfer": "{honest}/t --datasets none",
+    "topology": "{honest}/t {honest}/s --images 12 --neighbours 3",
+}  # fmt: skip
+"""What lets a command come to where networks are built."""
 
 
 def text_options() -> list[tuple[str, str]]:
@@ -123,8 +132,9 @@ def text_options() -> list[tuple[str, str]]:
 
 @pytest.mark.parametrize(("command", "option"), text_options())
 def test_no_option_of_a_file_leads_to_an_import(
-    marker: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, command: str, option: str
-) -> None:
+    marker: Path, honest: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, command: str,
+    option: str,
+) -> None:  # fmt: skip
     """Whichever they are: one that is added later and names a network is noticed here."""
 
     def refuse(*_: Any) -> None:
@@ -133,9 +143,9 @@ def test_no_option_of_a_file_leads_to_an_import(
     monkeypatch.setattr(Trainer, "run", refuse)
     monkeypatch.setattr(external, "from_timm", lambda *_: pytest.fail("a hub was asked"))
     several = get_origin(hints_of(CONFIGS[command])[option]) is tuple and get_args(hints_of(CONFIGS[command])[option])
+    words = WORDS[command].format(honest=honest).split()
     for name in (NET, "timm:hf-hub:x/y"):
         write({option: [name] if several else name})
-        words = SWITCHES.get(command, []) if option not in ("runs", "checkpoints") else []
         ask(capsys, command, "--config", "r.yaml", *words)
     assert not marker.exists()
 
@@ -154,7 +164,9 @@ def test_a_name_on_the_command_line_takes_the_place_of_the_file_s(
     marker: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write({"student": "payload:other", "teacher": "resnet8", "plugins": ["payload"]})
-    status, out, err = ask(capsys, "distill", "--print-config", "--config", "r.yaml", "--plugin=payload", "--student", NET)
+    status, out, err = ask(
+        capsys, "distill", "--print-config", "--config", "r.yaml", "--plugin=payload", "--student", NET
+    )
     assert (status, err) == (0, "") and yaml.safe_load(out)["student"] == NET
     write({"student": NET}, "below.yaml")
     write({"student": "resnet14"}, "above.yaml")
@@ -163,9 +175,7 @@ def test_a_name_on_the_command_line_takes_the_place_of_the_file_s(
     assert "below.yaml names student" in ask(capsys, *words[:2], *words[4:], *words[2:4])[2]
 
 
-def test_typed_code_is_run_and_continued_without_more_words(
-    marker: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_typed_code_is_run_and_continued_without_more_words(marker: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["train", "--student", NET, "--run", "run", *TINY]
     assert ask(capsys, *words)[0] == 0 and marker.exists()
     assert RunFolder("run").spec.code == {"student": NET}, "a folder is read to be shown"
@@ -183,11 +193,11 @@ def test_typed_code_is_run_and_continued_without_more_words(
 
 def test_python_is_told_apart(marker: Path) -> None:
     """A name in Python was typed; one in a file was not."""
-    spec = hkd.TrainConfig(
-        student=NET, run="typed", epochs=1, limit_train=4, device="cpu", tensorboard=False
-    ).spec()
+    spec = hkd.TrainConfig(student=NET, run="typed", epochs=1, limit_train=4, device="cpu", tensorboard=False).spec()
     spec.save(Path("c.yaml"))
-    with pytest.raises(hkd.RequestError, match=f"^config: c.yaml names student = {NET}, which is code; pass trust=True"):
+    with pytest.raises(
+        hkd.RequestError, match=f"^config: c.yaml names student = {NET}, which is code; pass trust=True"
+    ):
         RunSpec.load("c.yaml")
     assert RunSpec.load("c.yaml", trust=True) == RunSpec.read("c.yaml") == spec and not marker.exists()
     hkd.train(spec)
@@ -219,9 +229,7 @@ def honest(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("honest")
     small = {"epochs": 1, "limit_train": 4, "device": "cpu", "tensorboard": False, "image_cache": str(folder / "cache")}
     hkd.train(hkd.TrainConfig(run=str(folder / "t"), student="resnet8", **small))
-    hkd.distill(
-        hkd.DistillConfig(run=str(folder / "s"), method="kd", teacher_checkpoint=str(folder / "t"), **small)
-    )
+    hkd.distill(hkd.DistillConfig(run=str(folder / "s"), method="kd", teacher_checkpoint=str(folder / "t"), **small))
     return folder
 
 
@@ -277,3 +285,14 @@ def test_a_folder_cannot_name_code(
     assert status in (0, 2), err
     assert not marker.exists() and sys.path == path
     assert not [name for name in sys.modules if "payload" in name]
+
+
+def test_a_search_cannot_be_told_a_network_by_its_folder(marker: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = "sweep --search student=resnet8|resnet14 --holdout 0.2 --methods kd --teacher resnet8 --run out --dry-run"
+    Path("out").mkdir()
+    Path("out/study.yaml").write_text("kind: search\n")
+    tries = [{"try": 0, "values": {"student": NET}}]
+    search = {"search": ["student=resnet8|resnet14"], "method": "kd", "best": None, "tries": tries}
+    Path("out/search.json").write_text(json.dumps(search))
+    assert ask(capsys, *line.split(), *TINY)[0] != 0
+    assert not marker.exists()

@@ -1,4 +1,4 @@
-"""YAML files may come from anywhere, so code that one names is refused unless ``--trust-config`` is on the command line.
+"""YAML files may come from anywhere: code that one names is refused unless ``--trust-config`` is on the command line.
 
 Imports nothing heavy.
 """
