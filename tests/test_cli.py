@@ -88,7 +88,7 @@ def test_every_promised_option_is_there(capsys: pytest.CaptureFixture[str]) -> N
     for option in (
         "run dataset data-root image-size student teacher teacher-checkpoint method method-weight kd-weight ce-weight "
         "epochs batch-size lr seed device precision workers limit-classes limit-train config fresh compile holdout "
-        "holdout-seed mean std evaluate keep-checkpoints plugin threads no-flip no-tensorboard"
+        "holdout-seed mean std evaluate keep-checkpoints plugin trust-config threads no-flip no-tensorboard"
     ).split():
         assert f"--{option}" in text
 
@@ -536,7 +536,7 @@ def test_a_plugin_s_method_has_its_options(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     hkd.list_methods()
-    for words in (["--config", "r.yaml"], ["--plugin=differences_plugin", "--method=differences"]):
+    for words in (["--config", "r.yaml", "--trust-config"], ["--plugin=differences_plugin", "--method=differences"]):
         monkeypatch.setattr(methods, "_entries", dict(methods._entries))
         monkeypatch.delitem(sys.modules, "differences_plugin", raising=False)
         methods._entries.pop("differences", None)

@@ -16,6 +16,7 @@ from hkd.data.spec import DataSpec
 from hkd.errors import RequestError, unknown
 from hkd.files import read_yaml, write_text
 from hkd.methods.spec import MethodSpec
+from hkd.models.names import model_of_file, names_code, untrusted
 from hkd.models.spec import STUDENT, TEACHER, StudentSpec, TeacherSpec
 from hkd.optimisation import OptimisationSpec
 from hkd.options import check_fields, coerce, hints_of, key_values, options, shown
@@ -98,14 +99,36 @@ class RunSpec:
         return flat
 
     @classmethod
-    def load(cls, file: str | Path) -> RunSpec:
-        """Reads the ``config.yaml`` of a run folder, of this or an earlier version."""
+    def load(cls, file: str | Path, *, trust: bool = False) -> RunSpec:
+        """Reads a specification to run it again: the ``config.yaml`` of a run folder, of this or an earlier version.
+
+        Args:
+            file: to read; nothing that it names is imported.
+            trust: whether networks in it may be code, as a factory, which a run imports.
+
+        Raises:
+            RequestError: it is no specification, or names code and is not trusted.
+        """
+        spec = cls.read(file)
+        for option, name in () if trust else spec.code.items():
+            raise untrusted(file, option, name, "pass trust=True if you trust the file")
+        return spec
+
+    @classmethod
+    def read(cls, file: str | Path) -> RunSpec:
+        """As :meth:`load`, to show a run and to compare it with others: the networks may be code, so none is built."""
         values = read_yaml(Path(file))
         try:
             return cls.from_flat({"format": 1} | values)
         except RequestError as error:
             hint = "; --plugin imports a method of another package" if str(error).startswith("method: unknown") else ""
             raise RequestError(f"run: {file} is not the configuration of a run ({error}){hint}") from error
+
+    @property
+    def code(self) -> dict[str, str]:
+        """The networks whose names import a module or download something, by their options."""
+        named = {"student": self.student.name, "teacher": None if self.teacher is None else self.teacher.name}
+        return {option: name for option, name in named.items() if name is not None and names_code(name)}
 
     def save(self, file: Path) -> None:
         """Writes ``config.yaml``."""
@@ -364,7 +387,6 @@ def resolve_teacher(teacher: TeacherSpec) -> TeacherSpec:
         return replace(teacher, name=teacher.name or TEACHER)
     if teacher.digest:  # a run that is yet to be trained
         return replace(teacher, name=teacher.name or TEACHER)
-    from hkd.models.names import model_of_file
     from hkd.models.weights import read_about
 
     file, folder = locate(teacher.checkpoint)
@@ -375,7 +397,7 @@ def resolve_teacher(teacher: TeacherSpec) -> TeacherSpec:
 def identity(file: Path, folder: Path | None) -> str:
     """Which weights a file holds: those of a run with its seed, or those with a digest."""
     if folder is not None:
-        spec = RunSpec.load(folder / "config.yaml")
+        spec = RunSpec.read(folder / "config.yaml")
         return f"run {spec.key()} {spec.seed}"
     with file.open("rb") as content:
         return f"weights {hashlib.file_digest(content, 'sha256').hexdigest()[:16]}"

@@ -97,7 +97,7 @@ def find_trained(checkpoint: str | Path, model: str | None = None) -> Trained:
     """
     file, folder = locate(checkpoint)
     about = read_about(file)
-    spec = None if folder is None else RunSpec.load(folder / "config.yaml")
+    spec = None if folder is None else RunSpec.read(folder / "config.yaml")
     return Trained(model or model_of_file(about, file), file, about, spec)
 
 
@@ -133,7 +133,7 @@ def _spec_of_best(weights: Path) -> RunSpec | None:
     """The specification of the run of whose best epoch a file is."""
     config = weights.parent.parent / "config.yaml"
     of_run = weights.parent.name == "checkpoints" and config.is_file()
-    return RunSpec.load(config) if of_run else None
+    return RunSpec.read(config) if of_run else None
 
 
 def crop_of(data: Dataset) -> str:

@@ -118,7 +118,7 @@ def test_a_recipe_names_plugins_of_the_working_directory(tmp_path: Path) -> None
         "epochs": 1, "batch_size": 16, "tensorboard": False, "device": "cpu",
     }  # fmt: skip
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    words = ("distill", "--config", "recipe.yaml", "--margin.power", "3")
+    words = ("distill", "--config", "recipe.yaml", "--trust-config", "--margin.power", "3")
     hkd(*words, "--run", "r", paths=(), cwd=tmp_path)
     assert yaml.safe_load((tmp_path / "r" / "config.yaml").read_text())["margin"] == {"power": 3.0}
     study = {
@@ -126,5 +126,5 @@ def test_a_recipe_names_plugins_of_the_working_directory(tmp_path: Path) -> None
         "methods": ["margin"], "epochs": 1, "batch_size": 16, "device": "cpu",
     }  # fmt: skip
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(study))
-    printed = hkd("compare", "--config", "study.yaml", "--dry-run", paths=(), cwd=tmp_path).stdout
+    printed = hkd("compare", "--config", "study.yaml", "--trust-config", "--dry-run", paths=(), cwd=tmp_path).stdout
     assert printed.count("--plugin outside") == 2

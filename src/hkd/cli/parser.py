@@ -16,6 +16,7 @@ from typing import Any, Literal, NoReturn, Union, get_args, get_origin
 
 from yaml import YAMLError
 
+from hkd.cli.trust import check_networks, check_plugins, trusts_files
 from hkd.config import parse_value
 from hkd.errors import RequestError
 from hkd.files import parse_yaml, read_yaml
@@ -94,6 +95,7 @@ class Parser:
         )  # fmt: skip
         add = self.parser.add_argument
         add("--config", action="append", metavar="FILE", help="a YAML file or the name of a recipe")
+        add("--trust-config", action="store_true", help="networks and plugins in these files may be code to import")
         add(
             "--plugin",
             action="append",
@@ -139,12 +141,17 @@ class Parser:
         given = vars(self.parser.parse_args(assigned))
         files = given.pop("config", [])
         given.pop("plugin", None)
+        trusted = given.pop("trust_config", False)
         fresh, show = given.pop("fresh", False), given.pop("print_config", False)
         if words:
             given[self.positional] = self._positional(words, given)
         config: dict[str, Any] = {}
+        origin: dict[str, Path] = {}
         for name in files:
-            config = merged(config, read_config(find_recipe(name)))
+            values = read_config(file := find_recipe(name))
+            config, origin = merged(config, values), origin | dict.fromkeys(values, file)
+        if not trusted:
+            check_networks(config, given, origin)
         config.pop("plugins", None)
         return Request(_nested(given), config, fresh, show)
 
@@ -210,11 +217,16 @@ def load_plugins_of(argv: Sequence[str]) -> None:
     """Imports the modules that ``--plugin`` and the ``plugins`` of ``--config`` files name.
 
     Raises:
-        RequestError: one cannot be imported, or a file cannot be read.
+        RequestError: one cannot be imported, a file cannot be read, or one that is not trusted names a module that
+            the command line does not name.
     """
-    names = values_of("--plugin", argv)
-    for file in values_of("--config", argv):
-        names += coerce("plugins", read_config(find_recipe(file)).get("plugins") or (), tuple[str, ...])
+    typed, trusted = values_of("--plugin", argv), trusts_files(argv)
+    names = list(typed)
+    for name in values_of("--config", argv):
+        of_file = coerce("plugins", read_config(file := find_recipe(name)).get("plugins") or (), tuple[str, ...])
+        if not trusted:
+            check_plugins(file, of_file, typed)
+        names += of_file
     if names:
         from hkd.registry import load_plugins
 

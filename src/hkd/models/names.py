@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from hkd.errors import RequestError
-from hkd.models.base import models
 from hkd.options import shown
 from hkd.outside import printable
 
@@ -22,6 +21,18 @@ def names_code(name: str) -> bool:
     ``timm:NAME`` and ``torchvision:NAME`` do not.
     """
     return ":" in name and _LIBRARY.fullmatch(name) is None
+
+
+def untrusted(file: str | Path, option: str, name: object, way: str) -> RequestError:
+    """The refusal of code that a YAML file names.
+
+    Args:
+        file: that names it.
+        option: by which.
+        name: the factory, the hub's name or the module.
+        way: what whoever trusts the file can do, in words.
+    """
+    return RequestError(f"config: {printable(file, 4096)} names {option} = {printable(name)}, which is code; {way}")
 
 
 def model_of_file(about: Mapping[str, Any], path: str | Path, field: str = "model") -> str:
@@ -38,6 +49,8 @@ def model_of_file(about: Mapping[str, Any], path: str | Path, field: str = "mode
     Raises:
         RequestError: the file does not say, or says a name that is no network of the zoo, timm or torchvision.
     """
+    from hkd.models.base import models  # torch, which a check of names does without
+
     name, file = about.get("model"), printable(path, 4096)
     if not name:
         raise RequestError(f"{field}: {file} does not say which network it holds; name it with --{field}")

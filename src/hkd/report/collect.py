@@ -77,9 +77,10 @@ class Run:
 
     @property
     def command(self) -> str:
-        """The command that trains it again."""
+        """The command that trains it again. One that imports what the run's file names says so."""
         verb = "distill" if self.spec.method is not None else "train"
-        return f"hkd {verb} --config {shlex.quote(str(self.path / 'config.yaml'))} --run NEW"
+        trust = " --trust-config" if self.spec.code else ""
+        return f"hkd {verb} --config {shlex.quote(str(self.path / 'config.yaml'))}{trust} --run NEW"
 
 
 @dataclass(frozen=True)

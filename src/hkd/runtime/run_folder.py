@@ -103,7 +103,7 @@ class RunFolder:
         Raises:
             RequestError: the folder holds none, or a corrupt one.
         """
-        return RunSpec.load(self.config)
+        return RunSpec.read(self.config)
 
     @property
     def summary(self) -> dict[str, Any] | None:
