@@ -105,13 +105,15 @@ class Checkpoint:
         try:
             for name, digest in self.origin.items():
                 if saved["origin"].get(name, digest) != digest:
-                    raise RequestError(f"{changed(name, self.run.path)}; start over with --fresh")
+                    raise RequestError(changed(name, self.run.path))
             state = self._state(saved["state"])
             self._restore(saved)
-        except (RequestError, MemoryError, torch.OutOfMemoryError):
+        except (MemoryError, torch.OutOfMemoryError):
             raise
+        except RequestError as error:
+            raise RequestError(f"{error}; start over with --fresh") from error
         except Exception as error:  # a file from elsewhere may break its reader anywhere
-            reason = printable(str(error).strip().split("\n", 1)[0] or type(error).__name__)
+            reason = printable(" ".join(str(error).split()) or type(error).__name__)
             raise RequestError(f"{corrupt(self.run.last, reason)}; start over with --fresh") from error
         self.run.log(state.rows)
         return state

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -71,7 +72,9 @@ class Curves:
 
     def __init__(self, folder: Path | None, epoch: int) -> None:
         self._writer: Any = None
+        self._hook = threading.excepthook
         if folder is not None:
+            threading.excepthook = self._told
             from torch.utils.tensorboard import SummaryWriter
 
             with self._warning():
@@ -88,6 +91,12 @@ class Curves:
         if self._writer is not None:
             with self._warning():
                 self._writer.close()
+        threading.excepthook = self._hook
+
+    def _told(self, error: threading.ExceptHookArgs) -> None:
+        """The writer raises the error of its thread again, which need not print it besides."""
+        if not type(error.thread).__module__.startswith("tensorboard."):
+            self._hook(error)
 
     @contextlib.contextmanager
     def _warning(self) -> Iterator[None]:
