@@ -5,7 +5,6 @@ import math
 import os
 import re
 import shutil
-import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -14,11 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import yaml
 
 import hkd
 from hkd import trainer as loop
 from hkd.cli import main
+from hkd.files import read_yaml
 from hkd.report.collect import RESULTS, read_run, results
 from hkd.runtime.run_folder import RunFolder
 from hkd.studies.search import Search
@@ -42,7 +41,8 @@ GOOD: dict[str, dict[str, Any]] = {
                     "format": 2, "method": "kd", "data_digest": "a", "run": "r"},
     "sweep.json": {"field": "lr", "values": [0.1], "methods": ["kd"],
                    "points": [{"method": "kd", "lr": 0.1, "top1_last": 50.0}]},
-    "search.json": {"search": ["lr=0.1..1"], "method": "kd", "best": None, "tries": [{"try": 0, "values": {"lr": 0.2}}]},
+    "search.json": {"search": ["lr=0.1..1"], "method": "kd", "best": None,
+                    "tries": [{"try": 0, "values": {"lr": 0.2}}]},
     "topology.json": {"teacher": "t", "images": 10, "neighbours": 2, "rows": [NETWORK | {"linear_cka": 0.5}]},
     "transfer.json": {"protocol": [], "datasets": ["digits"], "rows": [NETWORK | {"dataset": "digits", "top1": 9.0}]},
 }  # fmt: skip
@@ -66,19 +66,15 @@ def run(finished: Path, tmp_path: Path) -> Path:
     return tmp_path / "runs" / "run"
 
 
-def dumped(name: str, values: Any) -> str:
-    return yaml.safe_dump(values) if name.endswith("yaml") else json.dumps(values) + "\n"
-
-
 def written(file: Path, text: str) -> None:
     file.write_bytes(text.encode(errors="surrogatepass"))
 
 
 def forge_field(run: Path, name: str, field: str, value: Any) -> None:
     """Another value in one field of a file of plain data."""
-    values = yaml.safe_load((run / name).read_text()) if name.endswith("yaml") else GOOD[name]
+    values = read_yaml(run / name) if name.endswith("yaml") else GOOD[name]
     values = {key: one for key, one in values.items() if key != field} | ({} if value is MISSING else {field: value})
-    written(run / name, dumped(name, values))
+    written(run / name, json.dumps(values) + "\n")
 
 
 def forge_file(file: Path, kind: str) -> None:
@@ -108,7 +104,7 @@ def read(run: Path) -> list[str]:
     folder, said = RunFolder(run), []
     readers: list[Callable[[], Any]] = [
         lambda: folder.state, lambda: folder.result, lambda: folder.failure, folder.rows, folder.predictions,
-        lambda: read_run(folder), lambda: folder.spec.to_flat(), lambda: folder.begun,
+        lambda: getattr(read_run(folder), "key", None), lambda: folder.begun,
         *(lambda name=name: list(results([run], name)) for name in RESULTS),
     ]  # fmt: skip
     for reader in readers:
@@ -129,7 +125,7 @@ FIELDS = [(name, field, value) for name, fields in GOOD.items() for field in fie
 @pytest.mark.parametrize("name", GOOD)
 def test_a_forged_field_is_told_in_one_line(run: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
     """About 600 in all."""
-    started, told = time.monotonic(), 0
+    told = 0
     cases = [(field, value) for one, field, value in FIELDS if one == name]
     original = (run / name).read_bytes() if (run / name).exists() else None
     for field, value in cases:
@@ -140,7 +136,7 @@ def test_a_forged_field_is_told_in_one_line(run: Path, capsys: pytest.CaptureFix
         told += any(name in line for line in [*said, *notes])
         if original is not None:
             (run / name).write_bytes(original)
-    assert told > len(cases) // 3 and time.monotonic() - started < 20
+    assert told > len(cases) // 3
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -237,19 +233,30 @@ def test_commands_answer_forged_runs_in_one_line(
         assert told.replace("\n", "").isprintable() and "Traceback" not in told and "Error" not in told, (name, told)
 
 
+def in_state(**values: Any) -> Callable[[dict[str, Any]], Any]:
+    return lambda saved: saved["state"].update(values)
+
+
+def part(**values: Any) -> Callable[[dict[str, Any]], Any]:
+    return lambda saved: saved.update(values)
+
+
+def momentum(value: Any) -> Callable[[dict[str, Any]], Any]:
+    return lambda saved: saved["optimizer"]["state"][0].update(momentum_buffer=value)
+
+
 STATES: dict[str, Callable[[dict[str, Any]], Any]] = {
-    "no state": lambda s: s.pop("state"), "no student": lambda s: s.pop("student"),
-    "student is a list": lambda s: s.update(student=[1]), "another network": lambda s: s.update(student={"a": torch.ones(1)}),
-    "origin is a text": lambda s: s.update(origin="x"), "epoch is a text": lambda s: s["state"].update(epoch="x"),
-    "epoch is huge": lambda s: s["state"].update(epoch=10**30), "step is negative": lambda s: s["state"].update(step=-1),
-    "rows are texts": lambda s: s["state"].update(rows=["x"]), "a row is NaN": lambda s: s["state"].update(rows=[{"epoch": math.nan}]),
-    "sums are texts": lambda s: s["state"].update(sums={"loss": "x"}),
-    "sums are many": lambda s: s["state"].update(sums={"loss": torch.ones(3)}),
-    "an unknown field": lambda s: s["state"].update(sums=None), "optimizer is a text": lambda s: s.update(optimizer="x"),
-    "momentum of another shape": lambda s: s["optimizer"]["state"][0].update(momentum_buffer=torch.ones(7)),
-    "momentum is a text": lambda s: s["optimizer"]["state"][0].update(momentum_buffer="x"),
-    "random is gone": lambda s: s.update(random={}), "random is a float": lambda s: s.update(random={"cpu": torch.ones(3)}),
-    "method is a text": lambda s: s.update(method="x"), "format is a text": lambda s: s.update(format="\x1b[2J"),
+    "no state": lambda saved: saved.pop("state"), "no student": lambda saved: saved.pop("student"),
+    "student is a list": part(student=[1]), "another network": part(student={"a": torch.ones(1)}),
+    "origin is a text": part(origin="x"), "epoch is a text": in_state(epoch="x"),
+    "epoch is huge": in_state(epoch=10**30), "step is negative": in_state(step=-1),
+    "rows are texts": in_state(rows=["x"]),
+    "a row is NaN": in_state(rows=[{"epoch": math.nan}]), "sums are texts": in_state(sums={"loss": "x"}),
+    "sums are many": in_state(sums={"loss": torch.ones(3)}), "no sums": in_state(sums=None),
+    "optimizer is a text": part(optimizer="x"), "momentum of another shape": momentum(torch.ones(7)),
+    "momentum is a text": momentum("x"), "random is gone": part(random={}),
+    "random is a float": part(random={"cpu": torch.ones(3)}), "method is a text": part(method="x"),
+    "format is a text": part(format="\x1b[2J"),
 }  # fmt: skip
 
 
