@@ -19,6 +19,7 @@ from hkd.config import CacheConfig, EvaluateConfig, FlatConfig
 from hkd.data import ArrayDataset, Data, make_loader, open_data, prepare
 from hkd.data.open import worker_count
 from hkd.errors import RequestError, TrainingError
+from hkd.files import inside
 from hkd.metrics import Evaluation, evaluate_model
 from hkd.models import Model, create_model, load_checkpoint, save_model
 from hkd.models.fold import fold_batch_norms
@@ -132,8 +133,9 @@ def _run(
     folder = RunFolder(spec.run, writes=engine.is_main)
     with session(folder, parts.spec, engine, fresh):
         if folder.summary is not None:
+            summary = folder.result
             load_checkpoint(parts.student, folder.weights)
-            return Result(folder.path, parts.student.to(engine.device).eval(), folder.summary, folder.weights, True)
+            return Result(folder.path, parts.student.to(engine.device).eval(), summary, folder.weights, True)
         if not parts.teacher_is_trained:
             _train_teacher(parts)
             engine = new_engine(spec)
@@ -192,7 +194,7 @@ def teacher_spec(spec: RunSpec, run: Path, seed: int) -> RunSpec:
 
 def _train_teacher(parts: Parts) -> None:
     """Trains the teacher in a folder of the student's run, and loads it into the network that the method has."""
-    first = teacher_spec(parts.spec, Path(parts.spec.run) / "teacher", parts.spec.seed)
+    first = teacher_spec(parts.spec, inside(parts.spec.run, "teacher"), parts.spec.seed)
     assert parts.distiller.teacher is not None
     load_checkpoint(parts.distiller.teacher, train(first, data=parts.data).weights)
 

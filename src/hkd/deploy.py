@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import html
+import io
 import json
 import logging
+import re
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,10 +23,12 @@ from hkd.config import EvaluateConfig, ExportConfig
 from hkd.data import make_loader, prepare
 from hkd.data.base import LARGEST_IN_MEMORY
 from hkd.errors import RequestError, TrainingError
-from hkd.files import write_text
+from hkd.files import inside, replacing, write_text
 from hkd.models import load_model, save_model
+from hkd.models.about import LONGEST_DATASET
 from hkd.models.base import Model
 from hkd.models.external import WrappedModel
+from hkd.outside import printable
 from hkd.trained import Trained, crop_of, find_trained, method_label, open_test
 
 AT_ONCE = 256
@@ -121,7 +126,7 @@ def export(config: ExportConfig) -> Exported:
 
     Raises:
         RequestError: the checkpoint does not say what it holds, or a package for a format is missing.
-        TrainingError: a file gives an image another class than the network does.
+        TrainingError: a file gives an image another class than the network does, or cannot be written.
     """
     config.check()
     trained = find_trained(config.checkpoint, config.model)
@@ -133,9 +138,19 @@ def export(config: ExportConfig) -> Exported:
     deployed = Deployed(model, tuple(about["mean"]), tuple(about["std"])).eval()
     samples = _samples(config, trained, size)
     output = Path(config.output) if config.output else _beside(trained)
-    output.mkdir(parents=True, exist_ok=True)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        result = _write_all(config, trained, model, deployed, samples, output)
+    except OSError as error:
+        raise TrainingError(f"cannot write to {output} ({error.strerror or error})") from error
+    return result
 
-    result = Exported()
+
+def _write_all(
+    config: ExportConfig, trained: Trained, model: Model, deployed: Deployed, samples: _Samples, output: Path
+) -> Exported:
+    """Each file as a whole or not at all."""
+    about, size, result = trained.about, config.image_size or int(trained.about["image_size"]), Exported()
     for name in config.formats:
         if name == "safetensors":
             file = output / "model.safetensors"
@@ -154,7 +169,7 @@ def export(config: ExportConfig) -> Exported:
 
 def _beside(trained: Trained) -> Path:
     folder = trained.weights.parent
-    return folder.parent / "export" if folder.name == "checkpoints" else folder / "export"
+    return inside(folder.parent if folder.name == "checkpoints" else folder, "export")
 
 
 def _samples(config: ExportConfig, trained: Trained, size: int) -> _Samples:
@@ -227,7 +242,8 @@ def _write_onnx(deployed: Deployed, file: Path, size: int, about: dict[str, Any]
     proto = program.model_proto
     onnx.helper.set_model_props(proto, {"classes": json.dumps(about["classes"]), "image_size": str(size)})
     onnx.checker.check_model(proto)
-    onnx.save_model(proto, str(file))
+    with replacing(file) as output:
+        output.write(proto.SerializeToString())
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
     return lambda images: np.asarray(session.run(None, {"image": images})[0])
 
@@ -237,7 +253,10 @@ def _write_torch(deployed: Deployed, file: Path, size: int, about: dict[str, Any
     shapes = {"image": {0: torch.export.Dim("batch", min=1)}}
     with _quiet():
         program = torch.export.export(deployed, (_example(size),), dynamic_shapes=shapes)
-        torch.export.save(program, file)
+        content = io.BytesIO()  # torch's own writer ends a full disk otherwise than with an OSError
+        torch.export.save(program, content)
+        with replacing(file) as output:
+            output.write(content.getbuffer())
         loaded = torch.export.load(file).module()
 
     def run(images: Images) -> Logits:
@@ -324,11 +343,16 @@ CROPS = {
 """How an evaluation crops, by the kind of data set: decoded into memory, or streamed from its files."""
 
 
+def plain(text: object) -> str:
+    """A text from a file as Markdown and HTML show it: no markup, no link, no picture, and on one line."""
+    return re.sub(r"([\\`*_{}\[\]#!|~])", r"\\\1", html.escape(printable(text, LONGEST_DATASET), quote=False))
+
+
 def _card(trained: Trained, model: Model, size: int, crop: str, result: Exported) -> str:
     about = trained.about
-    origin = f" Trained on {about.get('dataset', 'an unnamed data set')}"
+    origin = f" Trained on {plain(about.get('dataset', 'an unnamed data set'))}"
     if trained.spec is not None and trained.spec.teacher is not None:
-        origin += f" with {method_label(trained.spec)} from the teacher {trained.spec.teacher.name}"
+        origin += f" with {plain(method_label(trained.spec))} from the teacher {plain(trained.spec.teacher.name)}"
     if "top1" in about:
         origin += f"; top-1 on {_split(trained)} {about['top1']:.2f} % after epoch {about.get('epoch')}"
     kinds = {
@@ -337,7 +361,7 @@ def _card(trained: Trained, model: Model, size: int, crop: str, result: Exported
         ".safetensors": "weights, for `hkd.load_model`",
     }
     return CARD.format(
-        name=model.name,
+        name=plain(model.name),
         parameters=model.info_at(size).parameters,
         count=about["num_classes"],
         size=size,
@@ -347,7 +371,7 @@ def _card(trained: Trained, model: Model, size: int, crop: str, result: Exported
         snippet=CROPS[crop][1],
         mean=", ".join(f"{value:.4f}" for value in about["mean"]),
         std=", ".join(f"{value:.4f}" for value in about["std"]),
-        checks="\n".join(f"- {check.describe()}" for check in result.checks)
+        checks="\n".join(f"- {plain(check.describe())}" for check in result.checks)
         or "- no file that can be run by itself was written",
-        classes=", ".join(str(name) for name in about["classes"]),
+        classes=", ".join(map(plain, about["classes"])),
     )

@@ -163,7 +163,8 @@ def check_range(name: str, value: Any, bounds: Mapping[str, float]) -> None:
             "le": lambda bound: value <= bound,
             "lt": lambda bound: value < bound,
         }
-        if not math.isfinite(value) or not all(holds[kind](bound) for kind, bound in bounds.items()):
+        finite = math.isfinite(value) if isinstance(value, float) else abs(value) < 2**1000  # a float can hold it
+        if not finite or not all(holds[kind](bound) for kind, bound in bounds.items()):
             raise RequestError(f"{name}: expected {range_words(bounds)}; got {shown(value)}")
 
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 import json
 import os
 import stat
+from collections.abc import Callable
 from numbers import Integral
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from hkd.errors import RequestError
 from hkd.options import shown
@@ -34,6 +35,28 @@ def has_controls(text: str) -> bool:
     """Whether a text has control characters, line separators or half a surrogate pair: no name needs them, and printed
     they move the cursor of a terminal, or cannot be printed."""
     return any(c < " " or "\x7f" <= c <= "\x9f" or c in "\u2028\u2029" or "\ud800" <= c <= "\udfff" for c in text)
+
+
+class Kind(NamedTuple):
+    """What a value that a file holds has to be, and what an error message says of it."""
+
+    holds: Callable[[Any], bool]
+    expected: str
+
+
+def is_text(value: Any, longest: int) -> bool:
+    """Whether a value is a text without control characters that is not too long."""
+    return isinstance(value, str) and len(value) <= longest and not has_controls(value)
+
+
+def is_whole(value: Any, low: int, high: int) -> bool:
+    """Whether a value is a whole number of a range; True and False are none."""
+    return type(value) is int and low <= value <= high
+
+
+def is_number(value: Any, low: float, high: float) -> bool:
+    """Whether a value is a number of a range; NaN is in none."""
+    return type(value) in (int, float) and low <= value <= high
 
 
 def as_path(path: Any, field: str) -> Path:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hkd.data.spec import DataSpec
 from hkd.errors import RequestError, unknown
-from hkd.files import read_yaml, write_text
+from hkd.files import inside, read_yaml, write_text
 from hkd.methods.spec import MethodSpec
 from hkd.models.names import model_of_file, names_code, untrusted
 from hkd.models.spec import STUDENT, TEACHER, StudentSpec, TeacherSpec
@@ -78,7 +78,8 @@ class RunSpec:
         if version == 1:
             values = _from_format_1(values)
         elif version != FORMAT:
-            raise RequestError(f"format: expected 1 or {FORMAT}, of this or an earlier version of hkd; got {version}")
+            words = "of this or an earlier version of hkd"
+            raise RequestError(f"format: expected 1 or {FORMAT}, {words}; got {shown(version)}")
         distils = values.get("method") is not None
         if ignore_other_methods:
             values = _without_other_methods(values)
@@ -407,11 +408,12 @@ def locate(checkpoint: str | Path) -> tuple[Path, Path | None]:
     """A checkpoint's file of weights, and the run folder whose result it is, if any.
 
     Raises:
-        RequestError: there is no such file.
+        RequestError: there is no such file, or in the folder it is a link.
     """
     path = Path(checkpoint)
     if path.is_dir():
-        file = next((path / name for name in WEIGHTS if (path / name).is_file()), path / WEIGHTS[0])
+        files = [inside(path, name) for name in WEIGHTS]
+        file = next((file for file in files if file.is_file()), files[0])
     else:
         file = path
     if not file.is_file():

@@ -13,6 +13,7 @@ from hkd.data import ArrayDataset, Dataset, list_datasets, load_dataset
 from hkd.data.open import open_data
 from hkd.data.subsets import limit
 from hkd.errors import RequestError
+from hkd.files import inside
 from hkd.models.names import model_of_file, names_code
 from hkd.models.weights import read_about
 from hkd.options import shown
@@ -152,7 +153,7 @@ def teacher_of(trained: Trained) -> Trained | None:
     """The network that a student learnt from, where its run says where it is and it is there."""
     if trained.spec is None or trained.spec.teacher is None:
         return None
-    place = trained.spec.teacher.checkpoint or str(trained.weights.parent / "teacher")
+    place = trained.spec.teacher.checkpoint or inside(trained.weights.parent, "teacher")
     if not Path(place).exists():
         return None
     name = trained.spec.teacher.name  # from a file: its word imports nothing

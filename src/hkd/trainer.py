@@ -113,7 +113,7 @@ class Trainer:
         done += sum(batches.size_of(step) for step in range(state.step))
         title = f"{Path(self.spec.run).name} ({self.distiller.student.name})"
         total = (self.epochs - self.first_epoch) * batches.images
-        curves = self.folder.path / "tensorboard" if self.spec.runtime.tensorboard and writes else None
+        curves = self.folder.file("tensorboard") if self.spec.runtime.tensorboard and writes else None
         return Progress(title, total, done, self.epochs, silent=not writes), Curves(curves, state.epoch)
 
     def run(self) -> dict[str, Any]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import hashlib
-import zipfile
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +16,17 @@ from numpy.typing import NDArray
 from hkd.analysis.content import content_digest
 from hkd.data import STREAM_SIZE, Dataset, make_loader, prepare
 from hkd.data.decode import fits_in_memory
+from hkd.errors import RequestError
+from hkd.files import inside, replacing
 from hkd.models import create_model, load_checkpoint
 from hkd.runtime.engine import Engine
+from hkd.runtime.records import read_arrays
 from hkd.trained import Trained
 
 FORMAT = 2
 """Raised whenever the same network and images give other features, or the file holds other arrays."""
+LARGEST = 2**34
+"""Bytes of a file of features."""
 
 
 @dataclass(frozen=True)
@@ -53,20 +57,18 @@ def extract(network: Trained, data: Dataset, engine: Engine, cache: Path, batch_
             size and normalisation, the precision and :data:`FORMAT`: a change of any is another file.
         batch_size: images a step; does not take part in the name.
     """
+    inside(cache.parent, cache.name)
     data = _as_learnt(data, network)
     bad_images = "stop" if network.spec is None else network.spec.data.bad_images
-    file = cache / f"features-{_digest(network, data, engine, bad_images)}.npz"
-    # A file that is missing or was cut short is computed again.
-    with (
-        suppress(OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile),
-        np.load(file, allow_pickle=False) as saved,
-    ):
-        return Features(saved["embedding"], saved["logits"], saved["label"])
+    file = inside(cache, f"features-{_digest(network, data, engine, bad_images)}.npz")
+    with suppress(OSError, RequestError):  # a file that is missing or was cut short is computed again
+        saved = read_arrays(file, {"embedding": ("f", 2), "logits": ("f", 2), "label": ("i", 1)}, LARGEST)
+        if len({len(part) for part in saved.values()}) == 1 and saved["embedding"].dtype == np.float32:
+            return Features(**saved)
     features = _run(network, prepare(data, bad_images=bad_images), engine, batch_size, bad_images)
     cache.mkdir(parents=True, exist_ok=True)
-    partial = file.with_suffix(".partial.npz")
-    np.savez(partial, **dataclasses.asdict(features))
-    partial.replace(file)
+    with replacing(file) as partial:
+        np.savez(partial, **dataclasses.asdict(features))
     return features
 
 

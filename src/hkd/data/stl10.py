@@ -21,8 +21,8 @@ def stl10(split: str, root: Path, image_size: int | None) -> ArrayDataset:
         url = STL10.url.replace("http://", "https://")
 
     split = check_split("stl10", split, ("train", "test", "unlabeled"))
-    with downloading("stl10", root):
-        source = Encrypted(str(root), split=split, download=True)
+    with downloading("stl10", root) as allowed:
+        source = Encrypted(str(root), split=split, download=allowed)
     images = resize(torch.from_numpy(source.data), image_size)
     info = DatasetInfo("stl10", tuple(source.classes), mean=(0.4467, 0.4398, 0.4066), std=(0.2603, 0.2566, 0.2713))
     return ArrayDataset(images, torch.from_numpy(source.labels), info)

@@ -60,7 +60,9 @@ def _find(root: Path) -> Files:
         return open_files(candidates[0])
     from torchvision.datasets.utils import download_url
 
-    with downloading("tiny-imagenet", root):
+    with downloading("tiny-imagenet", root) as allowed:
+        if not allowed:
+            raise FileNotFoundError("no tiny-imagenet-200 there")
         download_url(URL, str(root), md5=MD5)
     return open_files(root / "tiny-imagenet-200.zip")
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from hkd.errors import RequestError
 from hkd.options import shown
-from hkd.outside import has_controls, open_regular, printable, read_header
+from hkd.outside import Kind, is_number, is_text, is_whole, open_regular, printable, read_header
 
 MOST_CLASSES = 1_000_000
 LONGEST_NAME = 200
@@ -20,48 +20,29 @@ LONGEST_DATASET = 4200
 """Characters of a data set's name: a path and the word before it."""
 
 
-class _Field(NamedTuple):
-    """A field, and what an error message says of it."""
-
-    holds: Callable[[Any], bool]
-    expected: str
-
-
-def _text(value: Any, longest: int) -> bool:
-    return isinstance(value, str) and len(value) <= longest and not has_controls(value)
-
-
-def _whole(value: Any, low: int, high: int) -> bool:
-    return type(value) is int and low <= value <= high
-
-
-def _number(value: Any, low: float, high: float) -> bool:
-    return type(value) in (int, float) and low <= value <= high  # NaN is in no range
-
-
 def _channels(value: Any, low: float, high: float) -> bool:
-    return isinstance(value, list) and len(value) == 3 and all(_number(one, low, high) for one in value)
+    return isinstance(value, list) and len(value) == 3 and all(is_number(one, low, high) for one in value)
 
 
 # Means and deviations stay where dividing one by another is finite in float32.
-FIELDS: Mapping[str, _Field] = {
-    "model": _Field(
-        lambda v: _text(v, LONGEST_NAME) and v.isprintable(), f"at most {LONGEST_NAME} printable characters"
+FIELDS: Mapping[str, Kind] = {
+    "model": Kind(
+        lambda v: is_text(v, LONGEST_NAME) and v.isprintable(), f"at most {LONGEST_NAME} printable characters"
     ),
-    "num_classes": _Field(lambda v: _whole(v, 2, MOST_CLASSES), f"a whole number from 2 to {MOST_CLASSES:,}"),
-    "classes": _Field(
-        lambda v: isinstance(v, list) and 2 <= len(v) <= MOST_CLASSES and all(_text(c, LONGEST_CLASS) for c in v),
+    "num_classes": Kind(lambda v: is_whole(v, 2, MOST_CLASSES), f"a whole number from 2 to {MOST_CLASSES:,}"),
+    "classes": Kind(
+        lambda v: isinstance(v, list) and 2 <= len(v) <= MOST_CLASSES and all(is_text(c, LONGEST_CLASS) for c in v),
         f"a list of names of at most {LONGEST_CLASS} characters without control characters",
     ),
-    "mean": _Field(lambda v: _channels(v, -1e6, 1e6), "3 finite numbers"),
-    "std": _Field(lambda v: _channels(v, 1e-30, 1e6), "3 finite numbers above 0"),
-    "image_size": _Field(lambda v: _whole(v, 1, 4096), "a whole number from 1 to 4096"),
-    "crop": _Field(lambda v: v in ("fit", "centre"), "fit or centre"),
-    "dataset": _Field(
-        lambda v: _text(v, LONGEST_DATASET), f"at most {LONGEST_DATASET} characters without control characters"
+    "mean": Kind(lambda v: _channels(v, -1e6, 1e6), "3 finite numbers"),
+    "std": Kind(lambda v: _channels(v, 1e-30, 1e6), "3 finite numbers above 0"),
+    "image_size": Kind(lambda v: is_whole(v, 1, 4096), "a whole number from 1 to 4096"),
+    "crop": Kind(lambda v: v in ("fit", "centre"), "fit or centre"),
+    "dataset": Kind(
+        lambda v: is_text(v, LONGEST_DATASET), f"at most {LONGEST_DATASET} characters without control characters"
     ),
-    "epoch": _Field(lambda v: _whole(v, 0, 10**9), "a whole number from 0"),
-    "top1": _Field(lambda v: _number(v, -1e30, 1e30), "a finite number"),
+    "epoch": Kind(lambda v: is_whole(v, 0, 10**9), "a whole number from 0"),
+    "top1": Kind(lambda v: is_number(v, -1e30, 1e30), "a finite number"),
 }
 """All that is read; whatever else stands there is dropped."""
 

@@ -190,7 +190,7 @@ def _read(path: Path) -> Mapping[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(str(path))
-        _check_archive(path)
+        check_archive(path)
         with warnings.catch_warnings(), torch.serialization.safe_globals(_numpy_scalars()):
             warnings.simplefilter("ignore")  # torch's, of several lines, about what is then refused in one
             content = torch.load(path, map_location="cpu", weights_only=True)
@@ -214,7 +214,7 @@ def _read(path: Path) -> Mapping[str, Tensor]:
     return content
 
 
-def _check_archive(path: Path) -> None:
+def check_archive(path: Path) -> None:
     """Raises ValueError for a PyTorch file that would unpack to more than it is: torch writes without compression."""
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:

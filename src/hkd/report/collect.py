@@ -11,9 +11,23 @@ from pathlib import Path
 from typing import Any
 
 from hkd.errors import RequestError
-from hkd.files import read_json
+from hkd.files import read_json, shown_path
 from hkd.models.weights import read_about
 from hkd.report.labels import labels
+from hkd.report.topology import MEASURES
+from hkd.runtime.records import (
+    SEARCH,
+    SWEEP,
+    TRANSFER,
+    Record,
+    checked,
+    corrupt,
+    embedding_row,
+    listed,
+    of_record,
+    text,
+    whole,
+)  # fmt: skip
 from hkd.runtime.run_folder import RunFolder
 from hkd.spec import RunSpec
 from hkd.trained import Trained, teacher_of
@@ -59,7 +73,7 @@ class Run:
     @property
     def has_predictions(self) -> bool:
         """Whether it has its prediction for each test image; runs of early versions do not."""
-        return (self.path / "predictions.npz").is_file()
+        return self.folder.file("predictions.npz").is_file()
 
     @cached_property
     def teacher(self) -> Run | None:
@@ -119,6 +133,8 @@ def read_run(folder: RunFolder) -> Run | None:
     summary = folder.summary
     if summary is None:
         return None
+    if not folder.spec.is_resolved:  # its key would have to be found by opening its data set
+        raise corrupt(folder.config, "data_digest: expected that of the images of a finished run; got nothing")
     return Run(folder, folder.spec, read_about(folder.weights) if folder.weights.is_file() else {}, summary)
 
 
@@ -172,12 +188,12 @@ def grouped(runs: Iterable[Run]) -> list[Group]:
     ]
 
 
-RESULTS = {
-    "sweep": ("field", "values", "methods", "points"),
-    "search": ("method", "best", "tries"),
-    "topology": ("rows", "teacher", "images", "neighbours"),
-    "transfer": ("rows", "protocol", "datasets"),
-}
+_EMBEDDINGS = Record(
+    {"rows": listed(of_record(embedding_row(tuple(MEASURES)))), "teacher": text(), "images": whole(),
+     "neighbours": whole()},
+    ("rows", "teacher", "images", "neighbours"),
+)  # fmt: skip
+RESULTS = {"sweep": SWEEP, "search": SEARCH, "topology": _EMBEDDINGS, "transfer": TRANSFER}
 """The files of other results than runs, without ``.json``, and what they hold."""
 
 
@@ -190,9 +206,8 @@ def results(folders: list[Path], name: str) -> Iterator[tuple[Path, Numbers]]:
     for file in {file.resolve(): file for file in files}.values():
         try:
             numbers = read_json(file)
+            checked(numbers, RESULTS[name], file)
         except RequestError:
-            numbers = {}
-        if all(entry in numbers for entry in RESULTS[name]):
-            yield file.parent, numbers
+            print(f"note: {shown_path(file)} is skipped: it is no result of hkd {name}", file=sys.stderr)
         else:
-            print(f"note: {file} is skipped: it is no result of hkd {name}", file=sys.stderr)
+            yield file.parent, numbers

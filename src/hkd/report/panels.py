@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from plotly.subplots import make_subplots
 
 from hkd.analysis.topology import Panel
+from hkd.files import replacing_path, write_text
 
 LARGEST_LEGEND = 20
 """Classes in a legend; the colours of more cannot be distinguished."""
@@ -39,8 +40,9 @@ def draw(panels: Sequence[Panel], label: Labels, classes: Sequence[str], folder:
     folder.mkdir(parents=True, exist_ok=True)
     figure = static(panels, label, classes)
     for suffix in ("png", "svg"):
-        figure.savefig(folder / f"topology.{suffix}", dpi=160)
-    (folder / "topology.html").write_text(interactive(panels, label, classes))
+        with replacing_path(folder / f"topology.{suffix}") as file:
+            figure.savefig(file, dpi=160)
+    write_text(folder / "topology.html", interactive(panels, label, classes))
 
 
 def static(panels: Sequence[Panel], label: Labels, classes: Sequence[str]) -> Figure:

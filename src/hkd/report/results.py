@@ -16,6 +16,8 @@ from hkd.report.published import published
 from hkd.runtime.run_folder import RunFolder
 from hkd.spec import PLUS_KD
 
+MOST_IMAGES = 200_000
+"""Test images of an interval: what is drawn takes 16 kB of memory for each."""
 OURS = "hkd"
 """The method that is no baseline, in all its forms."""
 
@@ -58,7 +60,8 @@ class Row:
         return [summary[name] for summary in self.summaries.values() if name in summary]
 
     def against(self, other: Row) -> Interval | None:
-        """How much better it is, over the trials that both have finished; None without any, or of other test images."""
+        """How much better it is, over the trials that both have finished; None without any, or of other or too many
+        test images."""
         seeds = sorted(self.summaries.keys() & other.summaries.keys())
         if not seeds or self.label == other.label:
             return None
@@ -79,7 +82,7 @@ class _Predictions:
 
 
 def _predictions(run: RunFolder) -> _Predictions:
-    file = run.path / "predictions.npz"
+    file = run.file("predictions.npz")
     return _Predictions(run.path, file.stat().st_mtime_ns if file.is_file() else 0)
 
 
@@ -88,6 +91,8 @@ def _difference(ours: tuple[_Predictions, ...], theirs: tuple[_Predictions, ...]
     """How much better some trials are; computed once, as tables are written anew after every run of a study."""
     pairs = [(mine.correct(), other.correct()) for mine, other in zip(ours, theirs, strict=True)]
     if len({part.shape for pair in pairs for part in pair}) > 1:  # of other test images
+        return None
+    if pairs[0][0].size > MOST_IMAGES:
         return None
     left, right = (np.stack(parts) for parts in zip(*pairs, strict=True))
     return paired_bootstrap(left, right)

@@ -14,7 +14,7 @@ from hkd.report.confusions import ClassAccuracy, by_class
 from hkd.report.cost import cost_of
 from hkd.report.layout import Cell, Part, Section, Table, best_first, mean, mean_and_spread, number
 from hkd.report.results import Comparison
-from hkd.report.samples import data_url
+from hkd.report.samples import picture_in
 from hkd.report.sweeps import ranked_tries, short
 from hkd.report.topology import MEASURES
 
@@ -110,8 +110,8 @@ def searches(folders: list[Path]) -> Section | None:
     for place, _, numbers in _results(folders, "search"):
         names, tries = ranked_tries(numbers)
         rows = [
-            [number(row["try"], "{:.0f}"), number(row["top1_holdout"]),
-             *(_value(row["values"].get(name)) for name in names), Cell(row["state"])]
+            [number(row["try"], "{:.0f}"), number(row.get("top1_holdout")),
+             *(_value(row["values"].get(name)) for name in names), Cell(row.get("state", "proposed"))]
             for row in tries
         ]  # fmt: skip
         text = (
@@ -136,8 +136,7 @@ def topologies(folders: list[Path], labels: Labels) -> Section | None:
             f"How alike {numbers['teacher']} and its students embed {numbers['images']:,} test images (1: as the "
             f"teacher does); kNN overlap and trustworthiness are of the {numbers['neighbours']} nearest neighbours."
         )
-        image = folder / "topology.png"
-        picture = data_url(image.read_bytes()) if image.is_file() else ""
+        picture = picture_in(folder, "topology.png")
         table = Table(["network", *MEASURES.values()], _means(numbers["rows"], list(MEASURES), 3, labels))
         parts.append(Part(heading=place, text=text, table=table, image=picture))
     return Section("topology", "Topology", parts) if parts else None
@@ -172,6 +171,8 @@ def classes(groups: list[Group]) -> Section | None:
         if not runs:
             continue
         ranked = by_class(runs)
+        if not ranked:
+            continue
         frequent = max(ranked, key=lambda row: row.times)
         hardest.append([Cell(group.label), *_accuracy(ranked[0]), Cell(frequent.name), *_confusion(frequent)])
         rows = [[*_accuracy(row), *_confusion(row), number(row.images, "{:,}")] for row in ranked]

@@ -15,7 +15,7 @@ from hkd.report.tables import Numbers, spread
 def accuracies(numbers: Numbers, method: str, value: Any) -> list[float]:
     """The last-epoch accuracies of the trials of one method at one value."""
     field = numbers["field"]
-    return [row["top1_last"] for row in numbers["points"] if row["method"] == method and row[field] == value]
+    return [row["top1_last"] for row in numbers["points"] if row["method"] == method and row.get(field) == value]
 
 
 def sweep_table(numbers: Numbers) -> str:
@@ -55,7 +55,7 @@ def draw_sweep(numbers: Numbers, folder: Path) -> None:
 
 def ranked_tries(numbers: Numbers) -> tuple[list[str], list[Numbers]]:
     """The names of the fields that a search varied, and its tries, the best first."""
-    tries = sorted(numbers["tries"], key=lambda row: -(row["top1_holdout"] or 0.0))
+    tries = sorted(numbers["tries"], key=lambda row: -(row.get("top1_holdout") or 0.0))
     return list(dict.fromkeys(name for row in tries for name in row["values"])), tries
 
 

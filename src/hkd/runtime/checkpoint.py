@@ -12,7 +12,9 @@ from torch import Tensor
 
 from hkd.distiller import Distiller
 from hkd.errors import RequestError
+from hkd.outside import printable
 from hkd.runtime.engine import Engine
+from hkd.runtime.records import STATE, checked, corrupt
 from hkd.runtime.run_folder import RunFolder, changed
 
 
@@ -81,9 +83,9 @@ class Checkpoint:
     def resume(self) -> State:
         """Puts everything back to where the run stopped; a new run starts at its first epoch.
 
-        Raises:
-            RequestError: no checkpoint can be read, the images or the teacher are not those that the run began with, or
-                several processes do not find the same.
+                Raises:
+        XX
+                        several processes do not find the same.
         """
         state = self._resume()
         place = next(iter(self.distiller.student.state_dict().values()))
@@ -100,16 +102,43 @@ class Checkpoint:
             self.run.log([])
             self.engine.set_random_state(None)
             return State(epoch=self.first_epoch)
-        for name, digest in self.origin.items():
-            if saved["origin"].get(name, digest) != digest:
-                raise RequestError(f"{changed(name, self.run.path)}; start over with --fresh")
+        try:
+            for name, digest in self.origin.items():
+                if saved["origin"].get(name, digest) != digest:
+                    raise RequestError(changed(name, self.run.path))
+            state = self._state(saved["state"])
+            self._restore(saved)
+        except (MemoryError, torch.OutOfMemoryError):
+            raise
+        except RequestError as error:
+            raise RequestError(f"{error}; start over with --fresh") from error
+        except Exception as error:  # a file from elsewhere may break its reader anywhere
+            reason = printable(" ".join(str(error).split()) or type(error).__name__)
+            raise RequestError(f"{corrupt(self.run.last, reason)}; start over with --fresh") from error
+        self.run.log(state.rows)
+        return state
+
+    def _state(self, values: dict[str, Any]) -> State:
+        """How far the run was."""
+        state = State(**checked(values, STATE, self.run.last))
+        if not self.first_epoch <= state.epoch or not all(isinstance(row.get("epoch"), int) for row in state.rows):
+            raise ValueError("epochs that the run does not have")
+        for name, value in state.sums.items():
+            if not isinstance(value, Tensor) or value.numel() != 1 or not value.isfinite():
+                raise ValueError(f"sums: expected a finite number for {name}")
+        return state
+
+    def _restore(self, saved: dict[str, Any]) -> None:
+        """Puts the parts back. The settings of the optimiser are those of the specification, not of the file."""
         self.distiller.student.load_state_dict(saved["student"])
         if self.distiller.method is not None:
             self.distiller.method.load_state_dict(saved["method"])
-        self.optimizer.load_state_dict(saved["optimizer"])
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": saved["optimizer"]["state"], "param_groups": groups})
+        for parameter, values in self.optimizer.state.items():
+            for name, value in values.items():
+                if value is not None and value.shape != parameter.shape:
+                    raise ValueError(f"optimizer: {name} of another shape than its parameter")
         if self.engine.scaler is not None:
             self.engine.scaler.load_state_dict(saved["scaler"])
         self.engine.set_random_state(saved["random"])
-        state = State(**saved["state"])
-        self.run.log(state.rows)
-        return state

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +62,8 @@ class Progress:
 
 
 class Curves:
-    """The rows of a run as TensorBoard curves.
+    """The rows of a run as TensorBoard curves. Where they cannot be written, on a full disk, it warns once, and the run
+    goes on without them.
 
     Args:
         folder: where they go; None writes nothing.
@@ -68,19 +72,40 @@ class Curves:
 
     def __init__(self, folder: Path | None, epoch: int) -> None:
         self._writer: Any = None
+        self._hook = threading.excepthook
         if folder is not None:
+            threading.excepthook = self._told
             from torch.utils.tensorboard import SummaryWriter
 
-            self._writer = SummaryWriter(str(folder), purge_step=epoch + 1)
+            with self._warning():
+                self._writer = SummaryWriter(str(folder), purge_step=epoch + 1)
 
     def write(self, row: dict[str, Any]) -> None:
         if self._writer is not None:
-            for name, value in row.items():
-                self._writer.add_scalar(name, value, row["epoch"])
+            with self._warning():
+                for name, value in row.items():
+                    self._writer.add_scalar(name, value, row["epoch"])
+                self._writer.flush()  # its thread tells of a full disk here, and not before
 
     def close(self) -> None:
         if self._writer is not None:
-            self._writer.close()
+            with self._warning():
+                self._writer.close()
+        threading.excepthook = self._hook
+
+    def _told(self, error: threading.ExceptHookArgs) -> None:
+        """The writer raises the error of its thread again, which need not print it besides."""
+        if not type(error.thread).__module__.startswith("tensorboard."):
+            self._hook(error)
+
+    @contextlib.contextmanager
+    def _warning(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, RuntimeError, ValueError) as error:  # a ValueError of a file that was closed by a failure
+            self._writer = None
+            reason = " ".join(str(getattr(error, "strerror", None) or error).split())
+            print(f"warning: the curves cannot be written ({reason}); the run goes on without them", file=sys.stderr)
 
 
 def duration(seconds: float) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import os
 import sys
@@ -21,16 +20,32 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 
 from hkd.errors import RequestError
-from hkd.files import PARTIAL, read_bytes, read_json, read_text, replacing, write_json, write_text
+from hkd.files import PARTIAL, inside, parse_json, read_text, replacing, shown_path, write_json, write_text
 from hkd.models.base import Model
-from hkd.models.weights import save_model
+from hkd.models.weights import check_archive, save_model
+from hkd.options import shown
+from hkd.outside import printable
+from hkd.runtime.records import (
+    FAILURE,
+    METRICS,
+    MOST_CLASSES,
+    MOST_IMAGES,
+    RESULT,
+    ROW,
+    SUMMARY,
+    checked,
+    corrupt,
+    read_arrays,
+    read_record,
+    require,
+)  # fmt: skip
 from hkd.spec import WEIGHTS, RunSpec
 
 LOCK = ".lock"
 FORMAT = 2
 """Of ``last.pt``; format 1, of version 0.1, names none."""
-LARGEST_PREDICTIONS = 2**28
-
+LARGEST_PREDICTIONS = 2**25
+"""Bytes of the predictions for :data:`MOST_IMAGES`."""
 
 CHANGED = {
     "data_digest": "dataset: the images are",
@@ -38,6 +53,16 @@ CHANGED = {
     "images_a_step": "batch_size: the number of images in a step, of all processes together, is",
 }
 """What a run cannot continue without and options do not say, in words."""
+
+
+WRITTEN = (
+    (LOCK,), ("config.yaml",), ("metrics.jsonl",), ("predictions.npz",), ("summary.json",), ("failed.json",),
+    ("log.txt",), ("tensorboard",), ("teacher",), *((name,) for name in WEIGHTS),
+    *(("checkpoints", name) for name in ("last.pt", "previous.pt", "best.safetensors")),
+)  # fmt: skip
+"""What a run may write, or read again."""
+LONGEST_MESSAGE = 1000
+"""Characters of why a run failed."""
 
 
 class RunState(StrEnum):
@@ -67,6 +92,9 @@ class RunFolder:
     ``log.txt``                 what a study's run printed
     ==========================  =========================================================
 
+    The folder may be a link, since a person named it. Nothing in it may: a path of it that is or leads through a link
+    raises :class:`RequestError`.
+
     Args:
         path: of the folder.
         writes: False in all but one of several processes, which then only read.
@@ -76,25 +104,32 @@ class RunFolder:
         self.path = Path(path)
         self.writes = writes
         self._lock: FileLock | None = None
-        self.checkpoints = self.path / "checkpoints"
+
+    def file(self, *names: str) -> Path:
+        """The path of something in the folder, see :func:`hkd.files.inside`."""
+        return inside(self.path, *names)
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.file("checkpoints")
 
     @property
     def last(self) -> Path:
         """The last checkpoint."""
-        return self.checkpoints / "last.pt"
+        return self.file("checkpoints", "last.pt")
 
     @property
     def previous(self) -> Path:
         """The one before it."""
-        return self.checkpoints / "previous.pt"
+        return self.file("checkpoints", "previous.pt")
 
     @property
     def config(self) -> Path:
-        return self.path / "config.yaml"
+        return self.file("config.yaml")
 
     @property
     def log_file(self) -> Path:
-        return self.path / "log.txt"
+        return self.file("log.txt")
 
     @cached_property
     def spec(self) -> RunSpec:
@@ -107,35 +142,45 @@ class RunFolder:
 
     @property
     def summary(self) -> dict[str, Any] | None:
-        """The result of a finished run, or None."""
+        """The result of a finished run, or None; of its fields ``top1_last`` is there for certain."""
         try:
-            summary: dict[str, Any] = read_json(self.path / "summary.json")
-            return summary
+            return read_record(self.path / "summary.json", SUMMARY)
         except (FileNotFoundError, NotADirectoryError):
             return None
         except RequestError as error:
             raise RequestError(f"{error}; start over with --fresh") from error
 
     @property
+    def result(self) -> dict[str, Any]:
+        """The result of a finished run, with all fields that say how it went.
+
+        Raises:
+            RequestError: one is missing.
+        """
+        summary = self.summary or {}
+        require(summary, RESULT, SUMMARY, self.path / "summary.json")
+        return summary
+
+    @property
     def weights(self) -> Path:
         """The file with the network of the last epoch."""
-        return self.path / WEIGHTS[0 if self.spec.method is not None else 1]
+        return self.file(WEIGHTS[0 if self.spec.method is not None else 1])
 
     @property
     def failure(self) -> dict[str, Any] | None:
         """Why the run ended without a result: its ``state``, ``message`` and exit ``status``; None if it did not."""
         try:
-            failure: dict[str, Any] = read_json(self.path / "failed.json")
-            return failure
+            failure = read_record(self.path / "failed.json", FAILURE)
         except (FileNotFoundError, NotADirectoryError):
             return None
+        return failure | {"message": printable(failure["message"], LONGEST_MESSAGE)}
 
     @property
     def state(self) -> RunState:
-        if (self.path / "summary.json").is_file():
+        if self.file("summary.json").is_file():
             return RunState.FINISHED
         if (failure := self.failure) is not None:
-            return RunState.PRUNED if failure.get("state") == RunState.PRUNED else RunState.FAILED
+            return RunState.PRUNED if failure["state"] == RunState.PRUNED else RunState.FAILED
         return RunState.BEGUN if self.config.is_file() else RunState.MISSING
 
     # -- who works in it ----------------------------------------------------------------------------------------------
@@ -148,8 +193,12 @@ class RunFolder:
             fresh: keep what is there under another name, and start over.
 
         Raises:
-            RequestError: the folder holds another run, or something that is no run, or another process works in it.
+            RequestError: the folder holds another run, a link, or something that is no run, or another process works
+                in it.
         """
+        if not fresh:
+            for names in WRITTEN:  # now, and not at the end of the training
+                self.file(*names)
         if not fresh and (not self.writes or self.summary is not None):  # reading needs no lock
             self.check(spec)
             return
@@ -190,7 +239,7 @@ class RunFolder:
         """The system lets go of it when the process ends, however it ends."""
         self.path.mkdir(parents=True, exist_ok=True)
         # A moment, since another process that only looks whether the folder is locked holds the lock while it looks.
-        self._lock = FileLock(self.path / LOCK, timeout=1)
+        self._lock = FileLock(self.file(LOCK), timeout=1)
         try:
             self._lock.acquire()
         except Timeout:
@@ -202,7 +251,7 @@ class RunFolder:
     @property
     def is_locked(self) -> bool:
         """Whether another process is working in the folder."""
-        file = self.path / LOCK
+        file = self.file(LOCK)
         if self._lock is not None or not file.is_file():
             return False
         lock = FileLock(file, timeout=0)
@@ -229,7 +278,7 @@ class RunFolder:
     @property
     def begun(self) -> bool:
         """Whether there is something to continue or to keep."""
-        kept = (self.last, self.previous, self.path / "summary.json")
+        kept = (self.last, self.previous, self.file("summary.json"))
         return any(file.is_file() for file in kept) and self.config.is_file()
 
     def check(self, spec: RunSpec) -> None:
@@ -289,8 +338,8 @@ class RunFolder:
                 continue
             if version != FORMAT:
                 raise RequestError(
-                    f"run: {file} has checkpoint format {version}, and this version continues format {FORMAT}; "
-                    "start over with --fresh"
+                    f"run: {shown_path(file)} has checkpoint format {shown(version)}, and this version continues "
+                    f"format {FORMAT}; start over with --fresh"
                 )
             if number and self.writes:
                 print(f"{self.last} is corrupt; continuing from {file}", file=sys.stderr)
@@ -304,7 +353,7 @@ class RunFolder:
         if not self.writes:
             return
         with self._warning("the best network", "the run continues without it"):
-            save_model(student, self.checkpoints / "best.safetensors", **metadata)
+            save_model(student, self.file("checkpoints", "best.safetensors"), **metadata)
 
     def log(self, rows: list[dict[str, Any]]) -> None:
         """Writes ``metrics.jsonl``. Warns where it cannot; the rows are in the checkpoint, too."""
@@ -323,19 +372,27 @@ class RunFolder:
             print(f"warning: {what} could not be saved in {self.path} ({reason}); {then}", file=sys.stderr)
 
     def rows(self) -> list[dict[str, Any]]:
-        """The lines of ``metrics.jsonl``, without one that a crash cut short."""
+        """The lines of ``metrics.jsonl``, without a last one that a crash cut short.
+
+        Raises:
+            RequestError: one holds anything but finite numbers by name.
+        """
         rows: list[dict[str, Any]] = []
+        file = self.path / "metrics.jsonl"
         try:
-            lines = read_text(self.path / "metrics.jsonl").splitlines()
+            lines = read_text(file).splitlines()
         except FileNotFoundError:
             return rows
-        for line in lines:
+        for number, line in enumerate(lines, 1):
             try:
-                row = json.loads(line)
-            except (ValueError, RecursionError):
-                break
-            if not isinstance(row, dict) or not isinstance(row.get("epoch"), int):
-                break
+                row = parse_json(line)
+            except ValueError as error:
+                if number == len(lines):
+                    break
+                raise corrupt(file, f"line {number}: {error}") from error
+            if not METRICS.holds(row):
+                raise corrupt(file, f"line {number}: expected {METRICS.expected}; got {shown(row)}")
+            checked(row, ROW, file)
             rows.append(row)
         return rows
 
@@ -352,18 +409,21 @@ class RunFolder:
             RequestError: they are missing or corrupt.
         """
         file = self.path / "predictions.npz"
+        shapes = {"predicted": ("i", 1), "label": ("i", 1)}
         try:
-            with np.load(io.BytesIO(read_bytes(file, LARGEST_PREDICTIONS)), allow_pickle=False) as content:
-                predicted, label = content["predicted"], content["label"]
-            if (
-                predicted.shape != label.shape
-                or predicted.ndim != 1
-                or {predicted.dtype.kind, label.dtype.kind} != {"i"}
-            ):
-                raise ValueError("not two lists of classes")
-            return predicted, label
-        except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
-            raise RequestError(f"run: {file} is missing or corrupt; start the run over with --fresh") from error
+            predicted, label = read_arrays(file, shapes, LARGEST_PREDICTIONS).values()
+        except (OSError, RequestError) as error:
+            words = f" ({str(error).removeprefix('run: ')})" if isinstance(error, RequestError) else ""
+            raise RequestError(
+                f"run: {shown_path(file)} is missing or corrupt{words}; start the run over with --fresh"
+            ) from error
+        several = predicted.shape == label.shape and len(label) in range(1, MOST_IMAGES + 1)
+        if not several or not all(part.min() >= 0 and part.max() < MOST_CLASSES for part in (predicted, label)):
+            raise RequestError(
+                f"run: {shown_path(file)} is missing or corrupt (expected two lists of classes); start the run over "
+                "with --fresh"
+            )
+        return predicted, label
 
     def finish(self, summary: dict[str, Any], *, keep_checkpoints: bool = False) -> None:
         """Writes the result, and drops what only an unfinished run needs."""
@@ -392,16 +452,17 @@ def changed(name: str, path: Path) -> str:
 def _is_whole(file: Path) -> bool:
     """Whether every part of a checkpoint has its checksum."""
     try:
+        check_archive(file)
         with zipfile.ZipFile(file) as archive:
             return archive.testzip() is None
-    except (zipfile.BadZipFile, zlib.error, OSError, EOFError):
+    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, ValueError, RuntimeError, LookupError):
         return False
 
 
 def set_aside(path: Path) -> Path:
     """Starting over keeps what was there, under another name, which is returned."""
     path, number = Path(os.path.abspath(path)), 1
-    while (aside := path.with_name(f"{path.name}.{number}")).exists():
+    while os.path.lexists(aside := path.with_name(f"{path.name}.{number}")):
         number += 1
     path.rename(aside)
     return aside

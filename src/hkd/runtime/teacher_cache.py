@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,12 +19,14 @@ from hkd.data.base import ArrayDataset, FileDataset
 from hkd.data.loader import Loader
 from hkd.distiller import Distiller
 from hkd.errors import RequestError, TrainingError
-from hkd.files import read_json
+from hkd.files import inside, read_json, shown_path
 from hkd.models.base import Model
 from hkd.models.weights import weights_digest
 from hkd.options import shown
 from hkd.runtime.engine import Engine
+from hkd.runtime.records import TABLE, checked
 from hkd.runtime.teacher_table import (
+    FILES,
     HEADER,
     MARKS,
     ROWS,
@@ -301,7 +305,7 @@ def fits(key: TableKey, loader: Loader, request: CacheRequest) -> str:
         return f"it would take up to {size / 1e9:.1f} GB, and --teacher-cache-gb is {request.gigabytes:g}"
     request.folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(request.folder).free
-    there = sum(f.stat().st_blocks * 512 for f in (request.folder / key.digest).glob("*.bin"))
+    there = sum(f.stat().st_blocks * 512 for f in inside(request.folder, key.digest).glob("*.bin"))
     if size - there > free:
         return f"it would take up to {size / 1e9:.1f} GB, and {free / 1e9:.1f} are free in {request.folder}"
     return ""
@@ -320,21 +324,23 @@ class TableOnDisk:
         """A line."""
         day = time.strftime("%Y-%m-%d %H:%M", time.localtime(self.used))
         header = self.header
-        what = f"teacher {shown(header.get('teacher'))}, {header.get('views')} views of {header.get('side')} pixels"
-        return f"{self.path}  {self.bytes / 1e9:.3f} GB  used {day}  {what}, {shown(header.get('dtype'))}"
+        views, side = shown(header.get("views")), shown(header.get("side"))
+        what = f"teacher {shown(header.get('teacher'))}, {views} views of {side} pixels"
+        return f"{shown_path(self.path)}  {self.bytes / 1e9:.3f} GB  used {day}  {what}, {shown(header.get('dtype'))}"
 
 
 def tables_in(folder: Path) -> list[TableOnDisk]:
-    """The tables in a folder, least recently used first."""
+    """The tables in a folder, least recently used first; what is linked from elsewhere is none."""
     tables = []
     for header in sorted(folder.glob(f"*/{HEADER}")):
         try:
-            values = read_json(header)
-        except RequestError:
+            values = read_json(inside(folder, header.parent.name, HEADER))
+            if "teacher" not in checked(values, TABLE, header):
+                continue
+        except (RequestError, OSError):
             continue
-        size = sum(
-            (header.parent / name).stat().st_blocks * 512 for name in (ROWS, MARKS) if (header.parent / name).is_file()
-        )
+        files = [header.parent / name for name in (ROWS, MARKS)]
+        size = sum(file.lstat().st_blocks * 512 for file in files if os.path.lexists(file))
         tables.append(TableOnDisk(header.parent, values, size, header.stat().st_mtime))
     return sorted(tables, key=lambda table: table.used)
 
@@ -346,9 +352,10 @@ def prune(folder: Path, gigabytes: float) -> list[TableOnDisk]:
     for table in tables:
         if total <= gigabytes * 1e9:
             break
-        for file in table.path.iterdir():
-            file.unlink()
-        table.path.rmdir()
+        for name in FILES:
+            (table.path / name).unlink(missing_ok=True)
+        with suppress(OSError):  # somebody keeps something else there
+            table.path.rmdir()
         total -= table.bytes
         gone.append(table)
     return gone

@@ -24,10 +24,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hkd.errors import RequestError
-from hkd.files import read_json, write_json
+from hkd.files import inside, read_json, write_json
+from hkd.runtime.records import TABLE, checked
 
 FORMAT = 1
-HEADER, ROWS, MARKS, LOCK = "header.json", "rows.bin", "marks.bin", ".lock"
+FILES = HEADER, ROWS, MARKS, LOCK = "header.json", "rows.bin", "marks.bin", ".lock"
 StorageType = Literal["float16", "float32"]
 AT_ONCE = 4096
 Marks = NDArray[np.uint32]
@@ -88,17 +89,19 @@ class TeacherTable:
         positions: (N,) int64, where each image is in its whole data set, so that a run with fewer images shares rows.
 
     Raises:
-        RequestError: what is there is not a table of this key.
+        RequestError: what is there is a link, or not a table of this key.
         OSError: the disk is full, or the folder cannot be written.
     """
 
     def __init__(self, folder: Path, key: TableKey, images: Marks, positions: Tensor) -> None:
-        self.path = folder / key.digest
+        self.path = inside(folder, key.digest)
         self.key = key
         self.images = images
         self.positions: Slots = positions.numpy().astype(np.int64)
         self.slots = (int(self.positions.max()) + 1) * key.views
         self.path.mkdir(parents=True, exist_ok=True)
+        for name in FILES:
+            inside(self.path, name)
         with FileLock(self.path / LOCK):
             self._check_header()
             for name, size in ((ROWS, self.slots * key.row_bytes), (MARKS, self.slots * 4)):
@@ -111,7 +114,7 @@ class TeacherTable:
     def _check_header(self) -> None:
         expected = json.loads(json.dumps({"format": FORMAT, **asdict(self.key)}))
         try:
-            header = read_json(self.path / HEADER)
+            header = self.header
         except FileNotFoundError:
             write_json(self.path / HEADER, expected)
             return
@@ -178,7 +181,8 @@ class TeacherTable:
 
     @property
     def header(self) -> dict[str, Any]:
-        return dict(read_json(self.path / HEADER))
+        header: dict[str, Any] = read_json(self.path / HEADER)
+        return header | checked(header, TABLE, self.path / HEADER)
 
     def note(self, **values: Any) -> None:
         """Adds to the header, as the teacher's accuracy; the key stays what it is."""

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from hkd.files import inside
+
 CLAIMS = ".claims"
 
 
@@ -27,8 +29,8 @@ class Claim:
 
 def claim(folder: Path, key: str, seed: int) -> Claim | None:
     """Takes a run of the study in a folder; None where another process has it."""
-    (folder / CLAIMS).mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / CLAIMS / f"{key}-{seed}", timeout=0)
+    inside(folder, CLAIMS).mkdir(parents=True, exist_ok=True)
+    lock = FileLock(inside(folder, CLAIMS, f"{key}-{seed}"), timeout=0)
     try:
         lock.acquire()
     except Timeout:
@@ -38,8 +40,8 @@ def claim(folder: Path, key: str, seed: int) -> Claim | None:
 
 def any_claimed(folder: Path) -> bool:
     """Whether a process is training a run of the study in a folder."""
-    for file in (folder / CLAIMS).glob("*"):
-        lock = FileLock(file, timeout=0)
+    for file in inside(folder, CLAIMS).glob("*"):
+        lock = FileLock(inside(file.parent, file.name), timeout=0)
         try:
             lock.acquire()
         except Timeout:

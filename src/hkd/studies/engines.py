@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from hkd.config import StudyOptions
+from hkd.files import appending
 from hkd.runtime.parent import ENDS_WITH_PARENT
 
 PATIENCE_SECONDS = 60
@@ -115,7 +116,7 @@ def start_process(command: Sequence[str], log: Path, environment: dict[str, str]
     """Starts a command in a session of its own: Ctrl-C reaches the study alone, which asks its runs to stop."""
     for launcher in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
         environment.pop(launcher, None)
-    with log.open("ab") as output:
+    with appending(log) as output:
         return subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=output, stderr=output, env=environment, start_new_session=True
         )

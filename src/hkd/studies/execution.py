@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import sys
@@ -11,7 +12,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from hkd.errors import Stopped
+from hkd.errors import RequestError, Stopped
+from hkd.files import appending
+from hkd.outside import open_regular, printable
 from hkd.runtime.run_folder import RunState
 from hkd.runtime.stopping import StopSignal
 from hkd.studies.claims import Claim, claim
@@ -24,6 +27,8 @@ SCAN_SECONDS = 2.0
 """Between looks at the runs that other processes are training."""
 RETRIES = 2
 """How often a run whose process was lost is started again."""
+LONGEST_OUTPUT = 100_000
+"""Bytes of a run's output that are looked at, its last."""
 
 
 def ignore(*_: object) -> None:
@@ -171,7 +176,7 @@ class Execution:
             return
         command = self.plan.command(run)
         run.folder.path.mkdir(parents=True, exist_ok=True)
-        with run.folder.log_file.open("ab") as log:
+        with appending(run.folder.log_file) as log:
             log.write(f"$ {shlex.join(command)}\n".encode())
             position = log.tell()
         handle = self.engine.start(command, run.folder.log_file)
@@ -228,10 +233,10 @@ def was_lost(status: int, output: str) -> bool:
 
 def _read_from(log: Path, position: int) -> str:
     try:
-        with log.open("rb") as file:
-            file.seek(position)
-            return file.read()[-100_000:].decode(errors="replace")
-    except OSError:
+        with open_regular(log, "run", follow=False) as file:
+            file.seek(max(position, file.seek(0, os.SEEK_END) - LONGEST_OUTPUT))
+            return file.read(LONGEST_OUTPUT).decode(errors="replace")
+    except (OSError, RequestError):
         return ""
 
 
@@ -240,4 +245,4 @@ def _last_line(output: str) -> str:
     lines = output.strip().splitlines()
     ours = [line for line in lines if line.startswith("hkd: ")]
     line = (ours or lines or ["it printed nothing"])[-1]
-    return line.removeprefix("hkd: ").removeprefix("failed: ")[:500]
+    return printable(line.removeprefix("hkd: ").removeprefix("failed: "), 500)

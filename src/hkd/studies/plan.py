@@ -17,8 +17,9 @@ from hkd.api import teacher_spec
 from hkd.data import ArrayDataset, Data, Dataset, open_data
 from hkd.data.spec import DataSpec
 from hkd.errors import RequestError
-from hkd.files import PARTIAL, read_yaml, write_text
+from hkd.files import PARTIAL, inside, read_yaml, write_text
 from hkd.models.spec import TeacherSpec
+from hkd.options import shown
 from hkd.parts import dry_check
 from hkd.runtime.progress import duration
 from hkd.runtime.run_folder import RunFolder, RunState, find_runs, set_aside
@@ -67,12 +68,11 @@ class Plan:
 
     def _check_folder(self) -> None:
         folder, noun = self.folder, KINDS[self.kind]
-        if (folder / STUDY_FILE).is_file():
+        if inside(folder, STUDY_FILE).is_file():
             kind = read_yaml(folder / STUDY_FILE).get("kind")
             if kind != self.kind:
-                raise RequestError(
-                    f"run: {folder} is the folder of a {KINDS.get(str(kind), kind)}; name another with --run"
-                )
+                what = f"a {KINDS[str(kind)]}" if str(kind) in KINDS else shown(kind)
+                raise RequestError(f"run: {folder} is the folder of {what}; name another with --run")
         elif folder.is_dir():
             is_run = (folder / "config.yaml").is_file()
             foreign = [f for f in folder.iterdir() if f.name != IMAGE_CACHE and f.suffix != PARTIAL]
@@ -170,7 +170,7 @@ class Plan:
             resolved = replace(spec, teacher=replace(known, digest=f"run {key} {seed}")).resolved(self.data(spec))
         identity = resolved.key(), resolved.seed
         if identity not in self._by_identity:
-            path = str(self._place_of(resolved, identity, self.folder.joinpath(*map(file_name, place))))
+            path = str(self._place_of(resolved, identity, inside(self.folder, *map(file_name, place))))
             run = PlannedRun(_moved(spec, path), _moved(resolved, path), title, teacher)
             self._places.add(Path(path))
             self._by_identity[identity] = run
@@ -183,7 +183,7 @@ class Plan:
         kind, colon, path = data.dataset.partition(":")
         if kind == "folder" and colon:
             data = replace(data, dataset=f"folder:{_absolute(path)}")
-        cache = os.path.abspath(spec.runtime.image_cache or self.folder / IMAGE_CACHE)
+        cache = os.path.abspath(spec.runtime.image_cache or inside(self.folder, IMAGE_CACHE))
         teacher = spec.teacher
         if teacher is not None and teacher.checkpoint is not None:
             teacher = replace(teacher, checkpoint=os.path.abspath(teacher.checkpoint))
@@ -191,7 +191,7 @@ class Plan:
         if teacher is None or spec.method is None:
             table = "off"
         elif table != "off":
-            table = str(self.folder / TEACHER_CACHE) if table == "auto" else os.path.abspath(table)
+            table = str(inside(self.folder, TEACHER_CACHE)) if table == "auto" else os.path.abspath(table)
         runtime = replace(spec.runtime, image_cache=cache, teacher_cache=table)
         return replace(spec, data=data, runtime=runtime, teacher=teacher)
 

@@ -57,6 +57,12 @@ class Range:
         """Both bounds, or all choices."""
         return self.choices or (self.low, self.high)
 
+    def has(self, value: Any) -> bool:
+        """Whether a value, as a file says it, is one of the range."""
+        if self.low is None or self.high is None:
+            return any(value == one and type(value) is type(one) for one in self.choices)
+        return type(value) in (int, float) and self.low <= value <= self.high
+
     def suggest(self, trial: Any, whole: bool) -> Any:
         """The value that a trial of Optuna's proposes, or has been given.
 

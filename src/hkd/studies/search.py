@@ -11,10 +11,11 @@ import numpy as np
 
 from hkd.config import MethodRequest, SweepConfig, check_distinct
 from hkd.errors import RequestError, TrainingError
-from hkd.files import read_json
-from hkd.options import hints_of
+from hkd.files import inside, read_json
+from hkd.options import hints_of, shown
 from hkd.report.sweeps import search_table
 from hkd.report.tables import write_numbers
+from hkd.runtime.records import SEARCH, checked, corrupt
 from hkd.runtime.run_folder import RunState
 from hkd.spec import FIELDS, PARTS, PLUS_KD, RunSpec
 from hkd.studies.claims import claim
@@ -136,22 +137,21 @@ class Search:
 
     def _read(self) -> list[dict[str, Any]]:
         """The values of the tries of earlier starts."""
-        file = self.plan.folder / "search.json"
+        file = inside(self.plan.folder, "search.json")
         if not file.is_file():
             return []
-        before = read_json(file)
+        before = checked(read_json(file), SEARCH._replace(needed=("search", "method", "tries")), file)
         for name, value in (("search", list(self.config.search)), ("method", self.request.label)):
-            if before.get(name) != value:
+            if before[name] != value:
                 raise RequestError(
-                    f"run: {self.plan.folder} holds a search with {name} = {before.get(name)}, not {value}; name "
+                    f"run: {self.plan.folder} holds a search with {name} = {shown(before[name])}, not {value}; name "
                     "another folder with --run, or start over with --fresh"
                 )
-        rows = before.get("tries")
-        if not isinstance(rows, list) or not all(
-            isinstance(r, dict) and isinstance(r.get("values"), dict) for r in rows
-        ):
-            raise RequestError(f"run: {file} is corrupt; name another folder with --run, or start over with --fresh")
-        return [row["values"] for row in rows]
+        fields = {r.field: r for r in self.ranges}
+        for row in before["tries"]:
+            if row["values"].keys() != fields.keys() or not all(fields[n].has(v) for n, v in row["values"].items()):
+                raise corrupt(file, f"tries: expected values in the ranges of the search; got {shown(row['values'])}")
+        return [row["values"] for row in before["tries"]]
 
     # -- what the execution calls -------------------------------------------------------------------------------------
 
@@ -222,7 +222,7 @@ class Search:
             self._study.tell(attempt.trial, state=TrialState.PRUNED)  # settings that diverge are bad settings
         else:
             attempt.state, attempt.top1 = "complete", summary["top1_last"]
-            attempt.epochs = summary["epochs"]
+            attempt.epochs = summary.get("epochs", attempt.epochs)
             self._study.tell(attempt.trial, attempt.top1)
 
     # -- what it says -------------------------------------------------------------------------------------------------

@@ -166,7 +166,7 @@ def _numbers(config: SweepConfig, points: list[Point]) -> dict[str, Any]:
         summary = point.run.folder.summary
         if summary is not None:
             row = {"method": point.label, config.field: point.value, "seed": point.run.resolved.seed}
-            row |= {name: summary[name] for name in ("top1_last", "top1_best")}
+            row |= {name: summary.get(name) for name in ("top1_last", "top1_best")}
             rows.append(row | {"key": point.run.identity[0], "run": str(relative(point.run.folder.path))})
     return {
         "field": config.field,
