@@ -46,9 +46,9 @@ class HolisticLoss(nn.Module):
     ===================  ========  ==================================================
 
     Positives and negatives are constants. The teacher's terms train the teacher's side of this loss only; pass the
-    outputs of a frozen teacher. Everything is computed in the type of the parameters (float32), also under autocast. The
-    one exception is the products with the negatives: under bfloat16 autocast their factors are rounded to bfloat16 and
-    their sums stay float32, which moves the gradient by less than a hundredth of its norm.
+    outputs of a frozen teacher. Everything is computed in the type of the parameters (float32), also under autocast,
+    with one exception: under bfloat16 autocast the factors of the products with the negatives are rounded to bfloat16.
+    Their sums stay float32, and the gradient moves by less than a hundredth of its norm.
 
     Where several processes train together (torch.distributed is initialised) each passes its own images. Graphs are
     built over the images of all, and all banks take in the embeddings of all, so they stay equal in every process;
