@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import sys
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ from hkd.metrics import Evaluation, evaluate_model
 from hkd.models import Model, create_model, load_checkpoint, save_model
 from hkd.models.fold import fold_batch_norms
 from hkd.models.spec import StudentSpec
+from hkd.outside import check_outputs
 from hkd.parts import Parts, build, report_stage_pairs
 from hkd.runtime.engine import Engine
 from hkd.runtime.run_folder import RunFolder
@@ -122,6 +124,8 @@ def _run(
     data: Data | None, fresh: bool,
 ) -> Result:  # fmt: skip
     """Builds everything, then trains what is not trained: a wrong request must not cost a teacher's training."""
+    if not os.path.isfile(Path(spec.run) / "summary.json"):  # a finished run is read where nothing can be written
+        check_outputs(spec.runtime)
     engine = new_engine(spec)
     with engine.first_of_node():  # downloads and decodes for the others
         data = data or open_data(

@@ -23,7 +23,7 @@ from hkd.types import Batch, ModelOutput
 class ContrastiveConfig:
     """The settings of CRD. Defaults are the paper's, but for the sampling."""
 
-    embedding_dim: int = option(128, "d, width of both linear embeddings", ge=1)
+    embedding_dim: int = option(128, "d, width of both linear embeddings", ge=1, most=65_536)
     num_negatives: int = option(16384, "K, negatives of each anchor", ge=1)
     temperature: float = option(0.07, "τ", gt=0)
     momentum: float = option(0.5, "the part of a memory bank's row that stays at each visit", ge=0, lt=1)
