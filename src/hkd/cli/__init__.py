@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 
 import hkd
+from hkd.cli.streams import lenient_streams
 from hkd.errors import RequestError, Stopped, TrainingError, unknown
 from hkd.options import shown
 from hkd.runtime.parent import end_with_parent
@@ -18,6 +19,11 @@ IN_SEVERAL_PROCESSES = ("train", "distill", "evaluate")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command. Returns 0 when done, 1 when it failed, 2 when the request was wrong, 130 or 143 when stopped."""
+    with lenient_streams():
+        return _main(arguments)
+
+
+def _main(arguments: Sequence[str] | None) -> int:
     from hkd.cli.commands import COMMANDS
 
     argv = list(sys.argv[1:] if arguments is None else arguments)
