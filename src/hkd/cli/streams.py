@@ -59,7 +59,7 @@ def lenient_streams() -> Iterator[None]:
         except OSError:
             os.open(os.devnull, os.O_RDWR)
     out, error = (open(os.devnull, "w") if stream is None else stream for stream in before)  # noqa: SIM115
-    sys.stdout, sys.stderr = Stream(out, stops=False), Stream(error, stops=True)  # type: ignore[assignment]
+    sys.stdout, sys.stderr = Stream(out, stops=False), Stream(error, stops=True)
     try:
         yield
     finally:

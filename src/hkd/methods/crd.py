@@ -128,7 +128,7 @@ class CRD(Method[ContrastiveConfig]):
 
     def forward(self, batch: Batch, student: ModelOutput, teacher: ModelOutput) -> dict[str, Tensor]:
         dtype = self.embed_student.weight.dtype
-        index = as_index(batch.index, self.embed_student.weight.device)
+        index = as_index(batch.index, self.embed_student.weight.device, len(self.bank_student))
         with full_precision(student.embedding):
             v_s = F.normalize(self.embed_student(student.embedding.to(dtype)), dim=1)
             v_t = F.normalize(self.embed_teacher(teacher.embedding.to(dtype)), dim=1)
