@@ -13,6 +13,7 @@ from pathlib import Path
 from types import NoneType
 from typing import Any
 
+import numpy as np
 import pytest
 
 import hkd
@@ -319,3 +320,19 @@ def test_what_a_launcher_says_is_a_number(
     for value in ("abc", "", "-1", "1.5", "x" * 10_000, "9" * 5000, "\u0663"):
         monkeypatch.setenv(name, value)
         assert problem(capsys, name, "distill") is None, value
+
+
+@pytest.mark.parametrize("call", [hkd.train, hkd.distill, hkd.evaluate, hkd.compare, hkd.sweep])
+def test_something_else_than_a_configuration(call: Any) -> None:
+    for config in (None, "runs/a", {"epochs": 3}, 3):
+        with pytest.raises(hkd.RequestError, match="^config: expected a"):
+            call(config)
+
+
+def test_paths_and_numbers_of_numpy_are_options(tmp_path: Path) -> None:
+    spec = hkd.TrainConfig(run=tmp_path, epochs=np.int64(3), lr=np.float32(0.5), data_root=tmp_path).spec()
+    assert (spec.run, spec.optimisation.epochs, spec.optimisation.lr) == (str(tmp_path), 3, 0.5)
+    assert [type(value) for value in (spec.run, spec.optimisation.epochs, spec.optimisation.lr)] == [str, int, float]
+    config = hkd.CompareConfig(run=tmp_path / "c", trials=np.int32(2))
+    config.check()
+    assert (config.run, config.trials) == (str(tmp_path / "c"), 2) and type(config.trials) is int

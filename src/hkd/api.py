@@ -114,6 +114,7 @@ def distill(
 
 def as_spec(config: FlatConfig | RunSpec) -> RunSpec:
     """A run's specification, from itself or from a flat configuration."""
+    check_kind(config, FlatConfig, RunSpec)
     spec = config if isinstance(config, RunSpec) else config.spec()
     spec.check()
     return spec
@@ -169,6 +170,13 @@ def _finish(parts: Parts, engine: Engine, folder: RunFolder, trainer: Trainer, s
     folder.finish(summary, keep_checkpoints=parts.spec.runtime.keep_checkpoints)
     engine.wait()  # the others may read it next
     return Result(folder.path, parts.student.eval(), summary, folder.weights)
+
+
+def check_kind(config: Any, *kinds: type) -> None:
+    """Raises :class:`RequestError` for what is passed in the place of a configuration."""
+    if not isinstance(config, kinds):
+        names = " or ".join(kind.__name__ for kind in kinds)
+        raise RequestError(f"config: expected a {names}; got {type(config).__name__}")
 
 
 def new_engine(spec: RunSpec) -> Engine:
@@ -300,6 +308,7 @@ def fill_cache(config: CacheConfig) -> str:
 
 def evaluate(config: EvaluateConfig) -> Evaluation:
     """Tests a network on the evaluation split of a data set, as its file says that it was trained."""
+    check_kind(config, EvaluateConfig)
     config.check()
     trained = find_trained(config.checkpoint, config.model)
     engine = Engine(config.device, config.precision)
