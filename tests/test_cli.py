@@ -254,7 +254,7 @@ WRONG = [
     ("distill --dataset folder:/no/where", "dataset: no folder or .zip archive at /no/where"),
     ("distill --dataset folder:{files}/cut.zip", "is not a readable zip archive"),
     ("distill --dataset folder:{files}/empty.zip", "dataset: expected at least two class folders in"),
-    ("distill --image-size 0", "image_size: expected a number in [1, 4096]; got 0"),
+    ("distill --image-size 0", "image_size: expected a number in [2, 4096]; got 0"),
     ("distill --limit-classes 1", "limit_classes: expected 2 or more; got 1"),
     ("distill --limit-classes 11", "limit_classes: expected 2 to 10 for digits; got 11"),
     ("distill --limit-train 0", "limit_train: expected 1 or more; got 0"),
@@ -544,3 +544,23 @@ def test_a_plugin_s_method_has_its_options(
         assert (shown["method"], shown["differences"]) == ("differences", {"power": 3.0})
         assert "--differences.power" in ask(capsys, "distill", *words, "--method", "differences", "--help")[1]
         assert "differences" in ask(capsys, "list", "methods", "--plugin", "differences_plugin")[1].split()
+
+
+@pytest.mark.parametrize("redirected", [">&-", ">/dev/full", ">&- 2>&-", "2>/dev/full", "<&- >&-"])
+def test_a_run_needs_no_reader(tmp_path: Path, redirected: str) -> None:
+    run = [*HKD, "train", "--run", str(tmp_path / "t"), *SMALL]
+    done = subprocess.run(["sh", "-c", f'"$@" {redirected}', "sh", *run], capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and "Traceback" not in done.stderr and "Exception" not in done.stderr
+    assert (tmp_path / "t" / "summary.json").is_file()
+
+
+def test_a_pipe_whose_reader_is_gone_stops_a_run_with_its_checkpoint(tmp_path: Path) -> None:
+    run = [*HKD, "train", "--run", str(tmp_path / "t"), *SMALL, "--epochs", "5000"]
+    line = '{ "$@"; echo $? > "$0"; } 2>&1 | head -1'
+    done = subprocess.run(
+        ["sh", "-c", line, str(tmp_path / "status"), *run], capture_output=True, text=True, check=False, timeout=300
+    )
+    assert len(done.stdout.splitlines()) == 1 and done.stderr == ""
+    assert (tmp_path / "status").read_text() == "129\n"
+    assert (tmp_path / "t" / "checkpoints" / "last.pt").is_file()
+    assert not (tmp_path / "t" / "summary.json").exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import sys
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ from hkd.metrics import Evaluation, evaluate_model
 from hkd.models import Model, create_model, load_checkpoint, save_model
 from hkd.models.fold import fold_batch_norms
 from hkd.models.spec import StudentSpec
+from hkd.outside import check_outputs
 from hkd.parts import Parts, build, report_stage_pairs
 from hkd.runtime.engine import Engine
 from hkd.runtime.run_folder import RunFolder
@@ -113,6 +115,7 @@ def distill(
 
 def as_spec(config: FlatConfig | RunSpec) -> RunSpec:
     """A run's specification, from itself or from a flat configuration."""
+    check_kind(config, FlatConfig, RunSpec)
     spec = config if isinstance(config, RunSpec) else config.spec()
     spec.check()
     return spec
@@ -123,6 +126,8 @@ def _run(
     data: Data | None, fresh: bool,
 ) -> Result:  # fmt: skip
     """Builds everything, then trains what is not trained: a wrong request must not cost a teacher's training."""
+    if not os.path.isfile(Path(spec.run) / "summary.json"):  # a finished run is read where nothing can be written
+        check_outputs(spec.runtime)
     engine = new_engine(spec)
     with engine.first_of_node():  # downloads and decodes for the others
         data = data or open_data(
@@ -167,6 +172,13 @@ def _finish(parts: Parts, engine: Engine, folder: RunFolder, trainer: Trainer, s
     folder.finish(summary, keep_checkpoints=parts.spec.runtime.keep_checkpoints)
     engine.wait()  # the others may read it next
     return Result(folder.path, parts.student.eval(), summary, folder.weights)
+
+
+def check_kind(config: Any, *kinds: type) -> None:
+    """Raises :class:`RequestError` for what is passed in the place of a configuration."""
+    if not isinstance(config, kinds):
+        names = " or ".join(kind.__name__ for kind in kinds)
+        raise RequestError(f"config: expected a {names}; got {type(config).__name__}")
 
 
 def new_engine(spec: RunSpec) -> Engine:
@@ -298,6 +310,7 @@ def fill_cache(config: CacheConfig) -> str:
 
 def evaluate(config: EvaluateConfig) -> Evaluation:
     """Tests a network on the evaluation split of a data set, as its file says that it was trained."""
+    check_kind(config, EvaluateConfig)
     config.check()
     trained = find_trained(config.checkpoint, config.model)
     engine = Engine(config.device, config.precision)

@@ -9,13 +9,18 @@ from dataclasses import dataclass, field, make_dataclass
 from typing import Any, Literal
 
 from hkd.errors import RequestError, unknown
-from hkd.models.spec import STUDENT, TEACHER
-from hkd.options import check_fields, default_of, hints_of, option, shown
+from hkd.models.spec import STUDENT, TEACHER, TeacherSpec
+from hkd.options import check_fields, coerce, default_of, hints_of, option
+from hkd.outside import check_outputs
 from hkd.runtime.spec import Precision
 from hkd.spec import DISTILLATION, FIELDS, PARTS, PLUS_KD, TRAINING, RunSpec, field_of
 
 DEFAULTS = {"train": {"run": "runs/train"}, "distill": {"run": "runs/distill", "method": f"hkd{PLUS_KD}"}}
 """Where a command's defaults are not the specification's."""
+
+
+Role = Literal["student", "teacher"] | None
+OF_TEACHER = ("teacher", "teacher_pretrained", "teacher_lr")
 
 
 class FlatConfig:
@@ -50,8 +55,10 @@ def trained_network(values: Mapping[str, Any], *, lr_given: bool = True) -> dict
         lr_given: whether the learning rate is meant for this network, whichever it is.
 
     Raises:
-        RequestError: see :func:`trained_role`.
+        RequestError: see :func:`trained_role`; or what is said of the teacher has the wrong type or range.
     """
+    given = {FIELDS[name].field: values[name] for name in OF_TEACHER if name in values}
+    check_fields(TeacherSpec(**given))
     role, values = trained_role(values), dict(values)
     values.pop("role", None)
     teacher, lr = values.pop("teacher", None), values.pop("teacher_lr", None)
@@ -69,15 +76,13 @@ def trained_role(values: Mapping[str, Any]) -> str:
     Raises:
         RequestError: both networks are named and no role, or only the other one is.
     """
-    role, named = values.get("role"), {name: values.get(name) for name in ("student", "teacher")}
+    role, named = coerce("role", values.get("role"), Role), {name: values.get(name) for name in ("student", "teacher")}
     if role is None:
         if all(named.values()):
             raise RequestError(
                 f"role: student {named['student']} and teacher {named['teacher']} are named; --role says which to train"
             )
         return "teacher" if named["teacher"] else "student"
-    if role not in named:
-        raise RequestError(f"role: expected one of student, teacher; got {shown(role)}")
     other = "student" if role == "teacher" else "teacher"
     if named[other] and not named[role]:
         raise RequestError(f"role: expected the {role}'s name, --{role} NAME; only {other} {named[other]} is named")
@@ -101,7 +106,7 @@ def _flat(name: str, doc: str, fields: list[Any], base: type = FlatConfig) -> An
     return made
 
 
-ROLE = ("role", Literal["student", "teacher"] | None, option(None, "which of the two to train, where both are named"))
+ROLE = ("role", Role, option(None, "which of the two to train, where both are named"))
 TrainConfig = _flat(
     "TrainConfig",
     "Training one network with cross-entropy. The defaults are the protocol of the paper's supplement.",
@@ -195,6 +200,7 @@ class StudyOptions:
         RunSpec.from_flat(self.run_options())
         if self.seed + self.trials > 2**32:
             raise RequestError(f"seed: expected {self.trials} numbers below 2**32; got {self.seed}")
+        check_outputs(self)
 
 
 def parsed_methods(lines: tuple[str, ...]) -> tuple[MethodRequest, ...]:
@@ -227,7 +233,7 @@ _StudyConfig = _flat("StudyConfig", "A study's options and those of its runs.", 
 class CompareConfig(_StudyConfig):  # type: ignore[misc, valid-type]
     """Several methods between the same networks, over several trials."""
 
-    run: str = option("runs/compare", "the folder of the comparison: its runs and its tables")
+    run: str = option("runs/compare", "the folder of the comparison: its runs and its tables", writes="folder")
     teachers: tuple[str, ...] = option((), "networks that teach; each teaches every student [resnet20]")
     students: tuple[str, ...] = option((), "networks that learn [resnet8]")
     pairs: tuple[str, ...] = option((), "TEACHER->STUDENT, instead of every teacher with every student")
@@ -273,7 +279,7 @@ class CompareConfig(_StudyConfig):  # type: ignore[misc, valid-type]
 class SweepConfig(_StudyConfig):  # type: ignore[misc, valid-type]
     """How results depend on one field: several values, methods and trials; or a search over several."""
 
-    run: str = option("runs/sweep", "the folder of the sweep: its runs, table and plot")
+    run: str = option("runs/sweep", "the folder of the sweep: its runs, table and plot", writes="folder")
     student: str | None = option(None, "the network that learns [resnet8]")
     teacher: str | None = option(None, "the network that teaches [what the checkpoint says it is, or resnet20]")
     teacher_checkpoint: str | None = option(None, "the teacher's weights; if not given, the teacher is trained first")
@@ -321,7 +327,7 @@ class EvaluateConfig:
     model: str | None = option(None, "the network in the file, where the file does not say")
     dataset: str | None = option(None, "digits, cifar100, stl10, tiny-imagenet, imagenet or folder:PATH")
     data_root: str | None = option(None, "where data sets are stored and downloaded to")
-    image_size: int | None = option(None, "resize images to squares of this side in pixels", ge=1, le=4096)
+    image_size: int | None = option(None, "resize images to squares of this side in pixels", ge=2, le=4096)
     limit_classes: int | None = option(None, "use the first N classes only", ge=2)
     batch_size: int = option(256, "images in a step", ge=1, le=2**20)
     device: str = option("auto", "auto, cpu, cuda, cuda:N or mps")
@@ -365,7 +371,7 @@ class CacheConfig(_flat("CacheOptions", "The data of a table.", flat_fields(tupl
 
     checkpoint: str = option("", "the teacher: a run folder or a file of weights")
     teacher: str | None = option(None, "its network, where the file does not say")
-    teacher_cache: str = option("", "the folder of the tables")
+    teacher_cache: str = option("", "the folder of the tables", writes="folder")
     batch_size: int = option(256, "views in a step", ge=1, le=2**20)
     list: str = option("", "show the tables in this folder, and do nothing else")
     prune: str = option("", "delete tables in this folder, least recently used first, down to --teacher-cache-gb")
@@ -379,6 +385,7 @@ class CacheConfig(_flat("CacheOptions", "The data of a table.", flat_fields(tupl
             raise RequestError("checkpoint: name the teacher, a run folder or a file of weights")
         if not self.teacher_cache or self.teacher_cache in ("auto", "off"):
             raise RequestError("teacher_cache: name the folder of the tables")
+        check_outputs(self)
 
     def spec(self) -> RunSpec:
         """A run that would read the table."""
@@ -395,10 +402,10 @@ class TransferConfig:
     """A linear classifier on the frozen features of trained networks, on other data."""
 
     checkpoints: tuple[str, ...] = option((), "run folders or .safetensors files; their teachers take part")
-    run: str = option("runs/transfer", "the folder for tables and features")
+    run: str = option("runs/transfer", "the folder for tables and features", writes="folder")
     datasets: tuple[str, ...] = option(("stl10", "tiny-imagenet"), "what to transfer to, by name or folder:PATH")
     data_root: str = option("data", "where data sets are stored and downloaded to")
-    image_size: int = option(32, "resize images to squares of this side in pixels", ge=1, le=4096)
+    image_size: int = option(32, "resize images to squares of this side in pixels", ge=2, le=4096)
     limit_classes: int | None = option(None, "use the first N classes only", ge=2)
     limit_train: int | None = option(None, "use the first N training images of each class", ge=1)
     probe: Literal["logistic", "sgd"] = option(
@@ -411,12 +418,13 @@ class TransferConfig:
     precision: Precision = option("fp32", "arithmetic of the networks; fp16 needs a GPU")
 
     def check(self) -> None:
-        """Raises :class:`RequestError` for the first field that is out of its range."""
+        """Raises :class:`RequestError` for the first field that is out of its range, or cannot be written to."""
         check_fields(self)
         if not self.checkpoints:
             raise RequestError("checkpoints: name at least one run folder or file of weights")
         if not self.datasets:
             raise RequestError("datasets: name at least one")
+        check_outputs(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -424,7 +432,7 @@ class TopologyConfig:
     """How alike a teacher and its students place test images."""
 
     checkpoints: tuple[str, ...] = option((), "run folders of students, or first a teacher's and then students'")
-    run: str = option("runs/topology", "the folder for panels and numbers")
+    run: str = option("runs/topology", "the folder for panels and numbers", writes="folder")
     dataset: str | None = option(None, "other test images than those of the runs, by name or folder:PATH")
     data_root: str | None = option(None, "where data sets are stored and downloaded to")
     images: int = option(1000, "test images that are shown and compared, drawn at random", ge=5, le=100_000)
@@ -437,10 +445,11 @@ class TopologyConfig:
     precision: Precision = option("fp32", "arithmetic of the networks; fp16 needs a GPU")
 
     def check(self) -> None:
-        """Raises :class:`RequestError` for the first field that is out of its range."""
+        """Raises :class:`RequestError` for the first field that is out of its range, or cannot be written to."""
         check_fields(self)
         if not self.checkpoints:
             raise RequestError("checkpoints: name at least one run folder")
+        check_outputs(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -448,7 +457,7 @@ class ReportConfig:
     """One self-contained HTML page from run folders."""
 
     runs: tuple[str, ...] = option((), "run folders, or folders that hold some, as those of comparisons and sweeps")
-    output: str = option("report.html", "the file")
+    output: str = option("report.html", "the file", writes="file")
     title: str = option("Distillation report", "of the page")
     data_root: str | None = option(None, "where the data sets are stored whose images are shown")
 
@@ -457,8 +466,7 @@ class ReportConfig:
         check_fields(self)
         if not self.runs:
             raise RequestError("runs: name at least one run folder")
-        if not self.output:
-            raise RequestError("output: expected a file; got an empty name")
+        check_outputs(self)
 
 
 FORMATS = ("onnx", "torch", "safetensors")
@@ -469,13 +477,13 @@ class ExportConfig:
     """Writing a trained network as files that others can run."""
 
     checkpoint: str = option("", "a run folder or a .safetensors file")
-    output: str | None = option(None, "folder for the files [export in the run folder]")
+    output: str | None = option(None, "folder for the files [export in the run folder]", writes="folder")
     formats: tuple[str, ...] = option(FORMATS, "which files to write")
     model: str | None = option(None, "the network in the file, where the file does not say")
     dataset: str | None = option(None, "images to check the files on [the run's test split, or noise without it]")
     data_root: str | None = option(None, "where data sets are stored and downloaded to")
     image_size: int | None = option(
-        None, "side in pixels of the images that the files take [as trained]", ge=1, le=4096
+        None, "side in pixels of the images that the files take [as trained]", ge=2, le=4096
     )
 
     def check(self) -> None:
@@ -488,3 +496,4 @@ class ExportConfig:
         for name in self.formats:
             if name not in FORMATS:
                 raise unknown("formats", name, FORMATS)
+        check_outputs(self)

@@ -302,6 +302,10 @@ class Distiller(nn.Module):
         logits = at_least_float32(student.logits)
         terms = {"ce": cross_entropy(logits, batch.label)}
         if teacher is not None and self.weights.kd:
+            if teacher.logits.shape != logits.shape:
+                raise RequestError(
+                    f"teacher: expected logits of shape {tuple(logits.shape)}; got {tuple(teacher.logits.shape)}"
+                )
             terms["kd"] = kd_loss(logits, teacher.logits, self.kd_temperature)
         if teacher is not None and self._uses_method:
             terms |= self._method_terms(batch, student, teacher)

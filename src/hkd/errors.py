@@ -3,6 +3,9 @@
 import difflib
 from collections.abc import Iterable
 
+LONGEST_NAME = 80
+"""Characters of a name that an error message repeats."""
+
 
 class RequestError(ValueError):
     """A wrong request: says which field it is, what is accepted, and what was given.
@@ -35,6 +38,7 @@ def unknown(field: str, value: str, accepted: Iterable[str]) -> RequestError:
     """The error for a name that is not in a list, with the names that come near it."""
     names = list(accepted)
     lowered = {name.lower(): name for name in names}
+    value = value if len(value) <= LONGEST_NAME else f"{value[:LONGEST_NAME]}…"
     near = [lowered[match] for match in difflib.get_close_matches(value.lower(), lowered, n=3)]
     hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(names)}"
     return RequestError(f"{field}: unknown name {value!r}; {hint}")

@@ -10,12 +10,21 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, Field, field, fields
 from functools import cache
+from numbers import Integral, Real
+from pathlib import PurePath
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from hkd.errors import RequestError
 
 SCIENTIFIC = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+")
+CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+"""Control characters, line separators and halves of surrogate pairs: no name needs them, and printed they move the
+cursor of a terminal, or cannot be printed."""
+LARGEST_WHOLE = 2**31 - 1
+"""The largest whole number of a field without a bound."""
+LONGEST_TEXT = 4096
+"""Characters of an option's text, as many as a path may have."""
 LONGEST_SHOWN = 80
 """Characters of a value that an error message repeats."""
 
@@ -28,9 +37,11 @@ def option(  # the word argparse uses
     gt: float | None = None,
     le: float | None = None,
     lt: float | None = None,
+    most: int = LARGEST_WHOLE,
     key: bool = True,
     neutral: Any = MISSING,
     flat: str | None = None,
+    writes: Literal["", "folder", "file"] = "",
 ) -> Any:
     """A field with the sentence that explains it on the command line.
 
@@ -38,16 +49,20 @@ def option(  # the word argparse uses
         default: its value; a dict stands for a fresh one each time.
         help: the sentence.
         ge, gt, le, lt: its range; numbers are finite in any case.
+        most: of a size without a natural bound, what no machine has room for.
         key: whether it decides what is learnt, and so takes part in :meth:`hkd.RunSpec.key`.
         neutral: the value that does what was done before the field was there, and so does not enter the key.
         flat: its name on the command line and on disk, where that is not the field's.
+        writes: what it names that is written to; see :func:`hkd.outside.check_outputs`.
     """
     metadata = {
         "help": help,
         "range": {name: bound for name, bound in (("ge", ge), ("gt", gt), ("le", le), ("lt", lt)) if bound is not None},
+        "most": most,
         "key": key,
         "neutral": neutral,
         "flat": flat,
+        "writes": writes,
     }
     if isinstance(default, dict):
         return field(default_factory=lambda: dict(default), metadata=metadata)
@@ -76,14 +91,21 @@ def hints_of(config: type) -> dict[str, Any]:
 
 
 def check_fields(config: Any, prefix: str = "") -> None:
-    """Raises :class:`RequestError` for the first field of a dataclass of the wrong type or out of its range."""
+    """Checks a dataclass, and puts what its fields hold into their types: a path that is no text, a number of NumPy's.
+
+    Raises:
+        RequestError: a field is of the wrong type or out of its range, or its text is no name.
+    """
     kind: type = type(config)
     hints = hints_of(kind)
     for entry in fields(config):
         name = prefix + (entry.metadata.get("flat") or entry.name)
-        value = getattr(config, entry.name)
-        coerce(name, value, hints[entry.name])
-        check_range(name, value, entry.metadata.get("range", {}))
+        given = getattr(config, entry.name)
+        value = coerce(name, given, hints[entry.name])
+        check_range(name, value, entry.metadata.get("range", {}), entry.metadata.get("most", LARGEST_WHOLE))
+        check_text(name, value, empty=default_of(entry) == "")
+        if type(value) is not type(given):
+            object.__setattr__(config, entry.name, value)
 
 
 def coerced(config: type, values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -95,8 +117,8 @@ def coerced(config: type, values: Mapping[str, Any], prefix: str = "") -> dict[s
 def coerce(name: str, value: Any, hint: Any) -> Any:  # noqa: PLR0911, PLR0912  (a case for each kind of type)
     """A value in the type that a field declares.
 
-    A whole number serves as a float, a list as a tuple, and text like ``1e-3``, which YAML does not take for a number,
-    as a float; nothing else is converted.
+    A whole number serves as a float, a number of NumPy's as Python's, a list as a tuple, a path as text, and text like
+    ``1e-3``, which YAML does not take for a number, as a float; nothing else is converted.
 
     Raises:
         RequestError: it is of another type.
@@ -119,16 +141,26 @@ def coerce(name: str, value: Any, hint: Any) -> Any:  # noqa: PLR0911, PLR0912  
         if len(value) == len(arguments):
             return tuple(coerce(name, item, one) for item, one in zip(value, arguments, strict=True))
     elif origin is dict and isinstance(value, Mapping):
-        return {coerce(name, k, arguments[0]): coerce(f"{name}.{k}", v, arguments[1]) for k, v in value.items()}
-    elif (hint is float and isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**1000) or (
-        hint is float and isinstance(value, str) and SCIENTIFIC.fullmatch(value)
-    ):
+        return {coerce(name, k, arguments[0]): coerce(_item(name, k), v, arguments[1]) for k, v in value.items()}
+    elif hint is float and isinstance(value, str) and len(value) <= LONGEST_SHOWN and SCIENTIFIC.fullmatch(value):
         return float(value)
+    elif hint is float and type(value) is not bool and isinstance(value, Real):
+        if not isinstance(value, Integral) or abs(int(value)) < 2**1000:
+            return float(value)
+    elif hint is int and type(value) is not bool and isinstance(value, Integral):
+        return int(value)
+    elif hint is str and isinstance(value, PurePath):
+        return str(value)
     elif hint in (None, NoneType) and value is None:
         return None
     elif isinstance(hint, type) and isinstance(value, hint) and not isinstance(value, bool):
         return value
     raise RequestError(f"{name}: expected {accepted(hint)}; got {shown(value)}")
+
+
+def _item(name: str, key: Any) -> str:
+    """What an error message calls an item of a mapping."""
+    return f"{name}.{shown(key).strip(chr(39))}"
 
 
 def accepted(hint: Any) -> str:
@@ -148,14 +180,14 @@ def accepted(hint: Any) -> str:
     return words.get(hint, getattr(hint, "__name__", str(hint)))
 
 
-def check_range(name: str, value: Any, bounds: Mapping[str, float]) -> None:
+def check_range(name: str, value: Any, bounds: Mapping[str, float], most: int = LARGEST_WHOLE) -> None:
     """Raises :class:`RequestError` for a number that is not finite or out of its range; looks into tuples and dicts."""
     if isinstance(value, Mapping):
         for key, item in value.items():
-            check_range(f"{name}.{key}", item, bounds)
+            check_range(_item(name, key), item, bounds, most)
     elif isinstance(value, tuple | list):
         for item in value:
-            check_range(name, item, bounds)
+            check_range(name, item, bounds, most)
     elif isinstance(value, int | float) and not isinstance(value, bool):
         holds = {
             "ge": lambda bound: value >= bound,
@@ -166,6 +198,25 @@ def check_range(name: str, value: Any, bounds: Mapping[str, float]) -> None:
         finite = math.isfinite(value) if isinstance(value, float) else abs(value) < 2**1000  # a float can hold it
         if not finite or not all(holds[kind](bound) for kind, bound in bounds.items()):
             raise RequestError(f"{name}: expected {range_words(bounds)}; got {shown(value)}")
+        if isinstance(value, int) and value > most and not bounds.keys() & {"le", "lt"}:
+            raise RequestError(f"{name}: expected {most} or less; got {shown(value)}")
+
+
+def check_text(name: str, value: Any, *, empty: bool = False) -> None:
+    """Raises :class:`RequestError` for a text that is no name, which is empty, too long or has control characters;
+    looks into tuples and dicts."""
+    if isinstance(value, Mapping):
+        value = (*value, *value.values())
+    if isinstance(value, tuple | list):
+        for item in value:
+            check_text(name, item)
+    elif isinstance(value, str):
+        if not (value or empty):
+            raise RequestError(f"{name}: expected a name; got an empty one")
+        if CONTROLS.search(value):
+            raise RequestError(f"{name}: expected text without control characters; got {shown(value)}")
+        if len(value) > LONGEST_TEXT:
+            raise RequestError(f"{name}: expected at most {LONGEST_TEXT} characters; got {len(value):,}")
 
 
 def range_words(bounds: Mapping[str, float]) -> str:
@@ -184,7 +235,10 @@ def range_words(bounds: Mapping[str, float]) -> str:
 
 def shown(value: Any) -> str:
     """A value as an error message repeats it: escaped, on one line, not too long."""
-    text = repr(value) if isinstance(value, str) else str(value)
+    try:
+        text = repr(value[: 2 * LONGEST_SHOWN]) if isinstance(value, str) else str(value)
+    except ValueError:  # Python does not write integers of thousands of digits
+        text = "an integer of many digits"
     text = text.encode("unicode_escape").decode() if not text.isprintable() else text
     return text if len(text) <= LONGEST_SHOWN else f"{text[: LONGEST_SHOWN - 1]}…"
 

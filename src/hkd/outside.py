@@ -6,6 +6,7 @@ Imports nothing heavy.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import stat
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from hkd.errors import RequestError
-from hkd.options import shown
+from hkd.options import CONTROLS, options, shown
 
 LARGEST_HEADER = 16 * 2**20
 """Bytes of a safetensors file's header; that of 1,000 tensors is a hundredth of this."""
@@ -32,9 +33,8 @@ def printable(text: object, longest: int = LONGEST_TEXT) -> str:
 
 
 def has_controls(text: str) -> bool:
-    """Whether a text has control characters, line separators or half a surrogate pair: no name needs them, and printed
-    they move the cursor of a terminal, or cannot be printed."""
-    return any(c < " " or "\x7f" <= c <= "\x9f" or c in "\u2028\u2029" or "\ud800" <= c <= "\udfff" for c in text)
+    """Whether a text has what :data:`hkd.options.CONTROLS` names."""
+    return CONTROLS.search(text) is not None
 
 
 class Kind(NamedTuple):
@@ -87,6 +87,44 @@ def of_system(path: str | Path) -> bool:
     """Whether a path, its links followed, lies in /proc, /sys or /dev, where reading may wait or do something."""
     parts = Path(os.path.realpath(path)).parts
     return parts[:1] == ("/",) and parts[1:2] in (("proc",), ("sys",), ("dev",)) and parts[1:3] != ("dev", "shm")
+
+
+def check_outputs(config: Any) -> None:
+    """Checks what a configuration names to be written to, before anything is computed.
+
+    Raises:
+        RequestError: a folder cannot be made there or cannot be written to, or a folder is where the file would be.
+    """
+    for entry in options(type(config)):
+        path = getattr(config, entry.name)
+        if entry.metadata["writes"] and path not in (None, "", *NO_OUTPUT):
+            check_output(path, entry.name, file=entry.metadata["writes"] == "file")
+
+
+NO_OUTPUT = ("off", "auto")
+"""Words in the place of a path: nothing is written, or beside the run."""
+
+
+def check_output(path: str | Path, field: str, *, file: bool = False) -> None:
+    """Checks that a folder, or a file, can be written. See :func:`check_outputs`."""
+    path = Path(os.path.abspath(as_path(path, field)))
+    try:
+        if of_system(path):
+            raise PermissionError(errno.EPERM, "it belongs to the system")
+        if file and path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        there = path.parent if file else path
+        while not os.path.lexists(there):
+            there = there.parent
+        if not there.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, f"{printable(there)} is not a folder")
+        if not os.access(there, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, f"{printable(there)} cannot be written to")
+        longest = os.pathconf(there, "PC_NAME_MAX")
+        if any(len(os.fsencode(part)) > longest for part in path.parts):
+            raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
+    except OSError as error:
+        raise RequestError(f"{field}: cannot write to {printable(path)} ({error.strerror})") from error
 
 
 def open_regular(path: str | Path, field: str, *, follow: bool = True) -> BinaryIO:

@@ -1,8 +1,10 @@
 """The recipes: YAML files with what differs from the defaults."""
 
+import os
 from pathlib import Path
 
 from hkd.errors import RequestError, unknown
+from hkd.options import check_text
 
 
 def folder() -> Path:
@@ -18,8 +20,9 @@ def list_recipes() -> list[str]:
 
 def find_recipe(name: str) -> Path:
     """The file of a recipe, by its name or by any path."""
+    check_text("config", name)
     path = Path(name)
-    if path.is_file():
+    if os.path.isfile(path):  # for a name that is too long for a file, too
         return path
     if name in list_recipes():
         return folder() / f"{name}.yaml"

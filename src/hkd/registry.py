@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Generic, TypeVar, cast
 
 from hkd.errors import RequestError, unknown
-from hkd.options import shown
+from hkd.options import check_text, shown
 
 T = TypeVar("T")
 
@@ -135,6 +135,7 @@ def load_plugins(names: Iterable[str]) -> None:
     """
     search_working_directory()
     for name in names:
+        check_text("plugin", name)
         try:
             importlib.import_module(name)
         except Exception as error:  # importing runs the plugin's code

@@ -147,11 +147,6 @@ class RunSpec:
         """Raises :class:`RequestError` for the first option that has the wrong type or is out of its range."""
         for part in self._parts():
             check_fields(part)
-        for name, value in (("run", self.run), ("dataset", self.data.dataset), ("student", self.student.name)):
-            if value == "":
-                raise RequestError(f"{name}: expected a name; got an empty one")
-        if self.teacher is not None and self.teacher.name == "":
-            raise RequestError("teacher: expected a name; got an empty one")
         milestones = list(self.optimisation.milestones)
         if milestones != sorted(set(milestones)):
             raise RequestError(f"milestones: expected rising fractions of the run; got {milestones}")

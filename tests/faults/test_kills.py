@@ -84,7 +84,7 @@ def test_thirty_kills(whole: Path, tmp_path: Path) -> None:
     assert kills == KILLS
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_finishes_the_step_saves_and_says_how_to_continue(whole: Path, tmp_path: Path, number: int) -> None:
     (tmp_path / "teacher.safetensors").write_bytes((whole / "teacher.safetensors").read_bytes())
     code = "import os, signal, sys; from pathlib import Path; import torch; torch.set_num_threads(1)\n"

@@ -357,3 +357,37 @@ def test_an_empty_batch_and_strange_negatives_are_named() -> None:
 def test_labels_of_one_class_are_refused() -> None:
     with pytest.raises(ValueError, match="same class"):
         HolisticLoss(D_S, D_T, N, torch.zeros(N, dtype=torch.long))
+
+
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(("name", "value"), [
+    ("temperature", NAN), ("temperature", 0), ("temperature", -1), ("temperature", "a"), ("smoothing", NAN),
+    ("momentum", NAN), ("momentum", None), ("k", 0), ("k", 2.5), ("k", NAN), ("hops", 1.5), ("layers", "a"),
+    ("num_negatives", float("inf")), ("num_negatives", 2.5), ("embedding_dim", 10**12), ("embedding_dim", 2.0),
+    ("num_samples", 0), ("num_samples", 2.5), ("num_samples", None), ("seed", "x"), ("labels", "abc"),
+])  # fmt: skip
+def test_a_wrong_argument_is_named(name: str, value: object) -> None:
+    arguments = {"student_dim": 8, "teacher_dim": 8, "num_samples": 20} | {name: value}
+    with pytest.raises(ValueError, match=f"^{name}: "):
+        HolisticLoss(**arguments)
+
+
+def test_labels_may_be_any_numbers() -> None:
+    HolisticLoss(8, 8, 2, [10**9, 0], k=1000)
+
+
+@pytest.mark.parametrize(("name", "change"), [
+    ("index", torch.tensor([0, 1, 2, 99])), ("index", torch.tensor([0, 1, 2, -1])), ("index", torch.rand(4)),
+    ("index", [0, 1, 2, 3]), ("index", torch.zeros(0, dtype=torch.long)), ("student_embedding", torch.randn(4, 7)),
+    ("teacher_embedding", torch.randn(3, 8)), ("student_logits", torch.ones(4, 5).long()), ("teacher_logits", None),
+])  # fmt: skip
+def test_a_wrong_batch_is_named(name: str, change: object) -> None:
+    loss = HolisticLoss(8, 8, 20)
+    batch = {
+        "student_embedding": torch.randn(4, 8), "student_logits": torch.randn(4, 5),
+        "teacher_embedding": torch.randn(4, 8), "teacher_logits": torch.randn(4, 5), "index": torch.arange(4),
+    }  # fmt: skip
+    with pytest.raises(ValueError, match=f"^{name}: "):
+        loss(**batch | {name: change})

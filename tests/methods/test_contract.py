@@ -314,3 +314,13 @@ def test_unknown_methods_and_settings_come_with_near_misses(networks: tuple) -> 
             hkd.create_method("hkd", student=student, teacher=teacher, num_samples=N, **config)
     with pytest.raises(hkd.RequestError, match="at has no settings"):
         hkd.create_method("at", student=student, teacher=teacher, num_samples=N, temperature=2)
+
+
+@pytest.mark.parametrize("name", hkd.list_methods())
+def test_an_image_without_a_label_is_no_error(name: str) -> None:
+    torch.manual_seed(0)
+    student, teacher = hkd.create_model("resnet8", 10), hkd.create_model("resnet14", 10)
+    distiller = hkd.Distiller(student, teacher, name, labels=torch.arange(40) % 10, image_size=16)
+    label = torch.tensor([-1, 1, -1, 3, 4, 5, 6, 7])
+    out = distiller(torch.randn(8, 3, 16, 16), label, torch.arange(8))
+    assert out.loss.isfinite()

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Sequence
 
 import hkd
+from hkd.cli.streams import lenient_streams
 from hkd.errors import RequestError, Stopped, TrainingError, unknown
+from hkd.options import shown
 from hkd.runtime.parent import end_with_parent
 
 DONE, FAILED, WRONG_REQUEST, INTERRUPTED = 0, 1, 2, 130
@@ -16,6 +19,11 @@ IN_SEVERAL_PROCESSES = ("train", "distill", "evaluate")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command. Returns 0 when done, 1 when it failed, 2 when the request was wrong, 130 or 143 when stopped."""
+    with lenient_streams():
+        return _main(arguments)
+
+
+def _main(arguments: Sequence[str] | None) -> int:
     from hkd.cli.commands import COMMANDS
 
     argv = list(sys.argv[1:] if arguments is None else arguments)
@@ -58,16 +66,30 @@ def explain(error: BaseException) -> tuple[int, str]:
 
 
 def processes() -> int:
-    """How many processes a launcher started together."""
-    value = os.environ.get("WORLD_SIZE", "1")
-    if not value.isdigit() or value == "0":
-        raise RequestError(f"WORLD_SIZE: expected a number of processes; got {value!r}")
-    return int(value)
+    """How many processes a launcher started together.
+
+    Raises:
+        RequestError: a variable by which launchers say so is no number, or out of its range.
+    """
+    count = _from_launcher("WORLD_SIZE", 1, 1, 2**31)
+    for name in ("RANK", "LOCAL_RANK"):
+        _from_launcher(name, 0, 0, count)
+    return count
+
+
+def _from_launcher(name: str, default: int, least: int, above: int) -> int:
+    """A number that a launcher puts into the environment."""
+    value = os.environ.get(name, str(default))
+    number = int(value) if re.fullmatch(r"[0-9]{1,10}", value) else -1
+    if not least <= number < above:
+        raise RequestError(f"{name}: expected a number from {least} to {above - 1}; got {shown(value)}")
+    return number
 
 
 def is_first_process() -> bool:
     """Of several processes (torchrun sets the rank) the first one prints."""
-    return os.environ.get("RANK", "0") == "0"
+    rank = os.environ.get("RANK", "0")
+    return rank == "0" or re.fullmatch(r"[0-9]{1,10}", rank) is None
 
 
 def _overview() -> str:

@@ -29,6 +29,7 @@ from hkd.config import (
 )
 from hkd.errors import RequestError, unknown
 from hkd.options import options, shown
+from hkd.outside import printable
 from hkd.recipes import list_recipes
 from hkd.spec import DISTILLATION, PLUS_KD, RECORDED, RunSpec
 
@@ -238,7 +239,7 @@ def _words(argv: Sequence[str]) -> list[str]:
             if not (value if equals else rest.pop(0) if rest else ""):
                 raise RequestError("plugin: expected the name of a module")
         elif word.startswith("-"):
-            raise RequestError(f"option: unknown option {word}; see hkd list --help")
+            raise RequestError(f"option: unknown option {printable(word, 80)}; see hkd list --help")
         else:
             words.append(word + equals + value)
     return words

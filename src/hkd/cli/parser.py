@@ -21,6 +21,7 @@ from hkd.config import parse_value
 from hkd.errors import RequestError
 from hkd.files import parse_yaml, read_yaml
 from hkd.options import coerce, default_of, hints_of, options, shown
+from hkd.outside import printable
 from hkd.recipes import find_recipe
 from hkd.spec import FORMAT, RECORDED
 
@@ -199,7 +200,7 @@ class _Arguments(argparse.ArgumentParser):
         if match := re.match(r"argument (?:-\w/)?--([\w.-]+)(?:/--[\w.-]+)?: (.*)", message):
             name, reason = match[1].replace("-", "_"), match[2]
             if "ignored explicit argument" in reason:
-                reason = f"takes no value{reason.removeprefix('ignored explicit argument')}"
+                reason = f"takes no value {printable(reason.removeprefix('ignored explicit argument '))}"
             raise RequestError(reason if re.match(rf"{re.escape(name)}[.:]", reason) else f"{name}: {reason}")
         raise RequestError(f"option: {message}")
 

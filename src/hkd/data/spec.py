@@ -19,7 +19,7 @@ class DataSpec:
 
     dataset: str = option("digits", "digits, cifar100, stl10, tiny-imagenet, imagenet or folder:PATH", key=False)
     data_root: str = option("data", "where data sets are stored and downloaded to", key=False)
-    image_size: int | None = option(None, "resize images to squares of this side in pixels", ge=1, le=4096)
+    image_size: int | None = option(None, "resize images to squares of this side in pixels", ge=2, le=4096)
     limit_classes: int | None = option(None, "use the first N classes only", ge=2, key=False)
     limit_train: int | None = option(None, "use the first N training images of each class", ge=1, key=False)
     train_fraction: float = option(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -12,6 +11,7 @@ from torch.nn import functional as F
 
 from hkd.holistic.branch import Branch, Embeddings, GraphOf
 from hkd.holistic.negatives import Negatives, Sampling, drawn_negatives, given_negatives, negative_blocks
+from hkd.numerics.arguments import check_number, check_whole
 from hkd.numerics.contrast import contrast, rows_per_block
 from hkd.numerics.gather import gather, world_size
 from hkd.numerics.memory import BankStart, BankType, as_index
@@ -114,11 +114,13 @@ class HolisticLoss(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        for name, value in (("student_dim", student_dim), ("teacher_dim", teacher_dim), ("k", k),
-                            ("embedding_dim", embedding_dim)):  # fmt: skip
-            if value < 1:
-                raise ValueError(f"{name}: expected 1 or more; got {value}")
-        if not 0 < temperature < math.inf:
+        for name, value, least in (("student_dim", student_dim, 1), ("teacher_dim", teacher_dim, 1), ("k", k, 1),
+                                   ("embedding_dim", embedding_dim, 1), ("hops", hops, 0), ("layers", layers, 1),
+                                   ("num_samples", num_samples, 2)):  # fmt: skip
+            check_whole(name, value, least)
+        for name, number in (("temperature", temperature), ("smoothing", smoothing)):
+            check_number(name, number)
+        if not temperature > 0:
             raise ValueError(f"temperature: expected a number above 0; got {temperature}")
         if not 0 <= smoothing <= 1:
             raise ValueError(f"smoothing: expected a number in [0, 1]; got {smoothing}")
@@ -160,8 +162,8 @@ class HolisticLoss(nn.Module):
             student_logits: (B, C).
             teacher_embedding: (B, teacher_dim) penultimate features.
             teacher_logits: (B, C).
-            index: (B,) integers, which training image each is, in [0, num_samples). A number outside is not looked for,
-                since that would make the host wait for the device.
+            index: (B,) integers, which training image each is, in [0, num_samples). A number outside is looked for
+                where the tensor is in memory, not on a GPU, for which the host would have to wait.
 
         Raises:
             ValueError: an argument has another shape or type, by its name.
@@ -219,7 +221,7 @@ class HolisticLoss(nn.Module):
 
     def update(self, index: Tensor, e_s: Tensor, e_t: Tensor) -> None:
         """Moves the visited rows of both banks towards (B, d) individual embeddings, those of all processes."""
-        index = gather(as_index(index, e_s.device))
+        index = gather(as_index(index, e_s.device, self.sampler.num_samples))
         e_s, e_t = gather(torch.cat([e_s.detach(), e_t.detach()], dim=1)).chunk(2, dim=1)
         self.student.bank.update(index, e_s)
         self.teacher.bank.update(index, e_t)
@@ -228,10 +230,13 @@ class HolisticLoss(nn.Module):
         self, f_s: Tensor, l_s: Tensor, f_t: Tensor, l_t: Tensor, index: Tensor, rows: Tensor | None = None
     ) -> tuple[HolisticTerms, Tensor, Tensor]:
         """The four terms, over given bank rows or a draw, and the individual embeddings for the banks."""
-        _check_batch(student_embedding=f_s, student_logits=l_s, teacher_embedding=f_t, teacher_logits=l_t, index=index)
         bank_s, bank_t = self.student.bank.rows, self.teacher.bank.rows
-        index = as_index(index, bank_s.device)
+        index = as_index(index, bank_s.device, self.sampler.num_samples)
         products = product_dtype(self.student.embed.weight)
+        _check_batch(student_embedding=f_s, student_logits=l_s, teacher_embedding=f_t, teacher_logits=l_t, index=index)
+        for name, value, branch in (("student", f_s, self.student), ("teacher", f_t, self.teacher)):
+            if value.shape[1] != branch.embed.in_features:
+                raise ValueError(f"{name}_embedding: expected {branch.embed.in_features} columns; got {value.shape[1]}")
         with full_precision(bank_s):
             student, teacher = self.student(f_s, l_s), self.teacher(f_t, l_t)
             if rows is None:
@@ -262,5 +267,7 @@ def _check_batch(index: Tensor, **embeddings_and_logits: Tensor) -> None:
     if index.ndim != 1 or len(index) == 0:
         raise ValueError(f"index: expected shape (B,), B at least 1; got {tuple(index.shape)}")
     for name, value in embeddings_and_logits.items():
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            raise ValueError(f"{name}: expected floats; got {getattr(value, 'dtype', type(value).__name__)}")
         if value.ndim != 2 or len(value) != len(index):
             raise ValueError(f"{name}: expected 2 axes and {len(index)} rows, as index; got shape {tuple(value.shape)}")

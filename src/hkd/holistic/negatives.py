@@ -43,7 +43,7 @@ def given_negatives(sampler: NegativeSampler, rows: Tensor, index: Tensor) -> Ne
     Raises:
         ValueError: they are not integers, or have another shape.
     """
-    rows = as_index(torch.as_tensor(rows), index.device, "negatives")
+    rows = as_index(torch.as_tensor(rows), index.device, sampler.num_samples, "negatives")
     if rows.ndim == 1:
         return _of_other_classes(sampler, rows, index)
     if rows.ndim != 2 or len(rows) != len(index):

@@ -23,8 +23,8 @@ class CorrelationConfig:
 
     kernel: Literal["rbf", "adjacent"] = option("rbf", "rbf (the paper), or the benchmark's adjacent pairs")
     gamma: float = option(0.4, "bandwidth of the Gaussian kernel", gt=0)
-    order: int = option(2, "order of its Taylor series", ge=1)
-    embedding_dim: int = option(128, "d, width of both linear embeddings", ge=1)
+    order: int = option(2, "order of its Taylor series", ge=1, most=100)
+    embedding_dim: int = option(128, "d, width of both linear embeddings", ge=1, most=65_536)
 
 
 def gaussian_correlations(embedding: Tensor, gamma: float, order: int) -> Tensor:

@@ -23,7 +23,7 @@ from hkd.types import Batch, ModelOutput
 class ContrastiveConfig:
     """The settings of CRD. Defaults are the paper's, but for the sampling."""
 
-    embedding_dim: int = option(128, "d, width of both linear embeddings", ge=1)
+    embedding_dim: int = option(128, "d, width of both linear embeddings", ge=1, most=65_536)
     num_negatives: int = option(16384, "K, negatives of each anchor", ge=1)
     temperature: float = option(0.07, "τ", gt=0)
     momentum: float = option(0.5, "the part of a memory bank's row that stays at each visit", ge=0, lt=1)
@@ -128,7 +128,7 @@ class CRD(Method[ContrastiveConfig]):
 
     def forward(self, batch: Batch, student: ModelOutput, teacher: ModelOutput) -> dict[str, Tensor]:
         dtype = self.embed_student.weight.dtype
-        index = as_index(batch.index, self.embed_student.weight.device)
+        index = as_index(batch.index, self.embed_student.weight.device, len(self.bank_student))
         products = product_dtype(self.embed_student.weight)
         with full_precision(student.embedding):
             v_s = F.normalize(self.embed_student(student.embedding.to(dtype)), dim=1)

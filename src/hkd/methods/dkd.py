@@ -32,7 +32,8 @@ class DKD(Method[DecoupledConfig]):
 
     .. math:: \alpha\, T^2\, \mathrm{KL}(b^t \| b^s) + \beta\, T^2\, \mathrm{KL}(\hat p^t \| \hat p^s)
 
-    each a mean over the batch. b = (p_y, 1 - p_y) is the binary probability of the label y under p = softmax(l / T),
+    each a mean over the images of the batch that have a label. b = (p_y, 1 - p_y) is the binary probability of the
+    label y under p = softmax(l / T),
     p̂ the softmax of the logits l / T of the other classes alone (B, C - 1). α = 1, β = 8 and the warm-up of 20 epochs
     are the authors'; the terms include both weights.
     """
@@ -48,18 +49,21 @@ class DKD(Method[DecoupledConfig]):
 
     def forward(self, batch: Batch, student: ModelOutput, teacher: ModelOutput) -> dict[str, Tensor]:
         temperature = self.config.temperature
-        label = batch.label[:, None]
+        known = (batch.label >= 0)[:, None]
+        label = batch.label[:, None].clamp(min=0)
         is_target = torch.zeros_like(student.logits, dtype=torch.bool).scatter(1, label, True)
         binary, others = [], []
-        for logits in (at_least_float32(student.logits), at_least_float32(teacher.logits)):
+        logits_s, logits_t = at_least_float32(student.logits), at_least_float32(teacher.logits)
+        # Where an image has no label, both are the teacher's, which adds 0 to either divergence.
+        for logits in (torch.where(known, logits_s, logits_t.to(logits_s.dtype)), logits_t):
             log_p = (logits / temperature).log_softmax(dim=1)
             rest = log_p.masked_fill(is_target, -torch.inf).logsumexp(dim=1, keepdim=True)
             binary.append(torch.cat([log_p.gather(1, label), rest], dim=1))
             # What a removed class adds to a divergence is 0; a finite log keeps 0 times it from being NaN.
             others.append((log_p - rest).masked_fill(is_target, -1000.0))
-        scale = temperature**2
-        target_term = scale * F.kl_div(binary[0], binary[1], reduction="batchmean", log_target=True)
-        nontarget_term = scale * F.kl_div(others[0], others[1], reduction="batchmean", log_target=True)
+        scale, count = temperature**2, known.sum().clamp(min=1)
+        target_term = scale * (F.kl_div(binary[0], binary[1], reduction="sum", log_target=True) / count)
+        nontarget_term = scale * (F.kl_div(others[0], others[1], reduction="sum", log_target=True) / count)
         return {
             "target": self.config.target_weight * target_term,
             "nontarget": self.config.nontarget_weight * nontarget_term,

@@ -17,7 +17,7 @@ from hkd.types import Batch, ModelOutput
 class FitNetConfig:
     """The settings of FitNet. The stage is the benchmark's."""
 
-    stage: int = option(2, "which stage map of the student is compared; 0 is the stem's", ge=0)
+    stage: int = option(2, "which stage map of the student is compared; 0 is the stem's", ge=0, most=1_000)
 
 
 @methods.register("fitnet")

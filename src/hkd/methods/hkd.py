@@ -24,10 +24,10 @@ class HolisticConfig:
     ``HolisticLoss.as_released(...)`` in other training loops. ``docs/results.md`` compares them.
     """
 
-    embedding_dim: int = option(128, "d, the width of the embeddings", ge=1)
+    embedding_dim: int = option(128, "d, the width of the embeddings", ge=1, most=65_536)
     k: int = option(8, "size of a neighbourhood in the batch graph, the image itself included", ge=1)
-    hops: int = option(1, "how far messages travel in one graph layer (L of the TAGCN formula)", ge=0)
-    layers: int = option(1, "stacked graph layers", ge=1)
+    hops: int = option(1, "how far messages travel in one graph layer (L of the TAGCN formula)", ge=0, most=1_000)
+    layers: int = option(1, "stacked graph layers", ge=1, most=1_000)
     num_negatives: int = option(16384, "K, negatives of each anchor", ge=1)
     temperature: float = option(0.07, "τ of the four contrasts", gt=0)
     momentum: float = option(0.9, "the part of a memory bank's row that stays at each visit", ge=0, lt=1)

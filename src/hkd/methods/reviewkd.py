@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 class ReviewConfig:
     """The settings of ReviewKD, as the authors'."""
 
-    widest: int = option(512, "largest width of the fused maps", ge=1)
+    widest: int = option(512, "largest width of the fused maps", ge=1, most=65_536)
     warmup_epochs: int = option(20, "epochs over which the weight rises to β", ge=0)
 
 

@@ -52,13 +52,15 @@ def selective_kl(student: Tensor, teacher: Tensor, target: Tensor, temperature: 
 
     Args:
         student, teacher: (R, C).
-        target: (R,) columns.
+        target: (R,) columns; rows with -1, of images without a label, are not used.
         temperature: T.
         keep: part of the rows that do not have it first, rounded down.
     """
-    place = (teacher > teacher.gather(1, target[:, None])).sum(dim=1)
-    wrong = (place > 0).sum()
-    kept = len(place) - wrong + (wrong * keep).floor()
+    known = target >= 0
+    place = (teacher > teacher.gather(1, target[:, None].clamp(min=0))).sum(dim=1)
+    wrong = ((place > 0) & known).sum()
+    place = place.masked_fill(~known, teacher.shape[1])  # behind all others
+    kept = known.sum() - wrong + (wrong * keep).floor()
     order = torch.empty_like(place)
     order[place.argsort(stable=True)] = torch.arange(len(place), device=place.device)
     chosen = (order < kept).to(student.dtype)

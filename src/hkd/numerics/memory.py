@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from hkd.numerics.arguments import check_number
 from hkd.numerics.precision import at_least_float32, full_precision
 
 BankStart = Literal["random", "first"]
@@ -58,6 +59,7 @@ class MemoryBank(nn.Module):
         dtype: BankType = "float32",
     ) -> None:  # fmt: skip
         super().__init__()
+        check_number("momentum", momentum)
         if not 0 <= momentum < 1:
             raise ValueError(f"momentum: expected a number in [0, 1); got {momentum}")
         for name, value, values in (("bank_start", start, get_args(BankStart)),
@@ -86,7 +88,7 @@ class MemoryBank(nn.Module):
             index: (B,) rows to visit, integers.
             embedding: (B, d) normalised embeddings.
         """
-        index = as_index(index, self.rows.device)
+        index = as_index(index, self.rows.device, len(self))
         finite = embedding.isfinite().all(dim=1)
         stored = self.rows[index]
         before = at_least_float32(stored)
@@ -117,12 +119,19 @@ class MemoryBank(nn.Module):
         self._visited = None
 
 
-def as_index(index: Tensor, device: torch.device, name: str = "index") -> Tensor:
+def as_index(index: Tensor, device: torch.device, rows: int, name: str = "index") -> Tensor:
     """Bank rows as int64 on a device, without waiting for it.
 
     Raises:
-        ValueError: they are not integers, by the argument's name. Whether each is a row of the bank is not looked at.
+        ValueError: they are no tensor of integers, by the argument's name; or one in memory is no row of the bank.
+            Those on a GPU are not looked at, since that would make the host wait for it.
     """
+    if not isinstance(index, Tensor):
+        raise ValueError(f"{name}: expected a tensor of integers; got {type(index).__name__}")
     if index.is_floating_point() or index.is_complex() or index.dtype == torch.bool:
         raise ValueError(f"{name}: expected integers; got {index.dtype}")
+    if index.device.type == "cpu" and index.numel():
+        low, high = (int(end) for end in index.aminmax())
+        if low < 0 or high >= rows:
+            raise ValueError(f"{name}: expected 0 to {rows - 1}; got {low if low < 0 else high}")
     return index.to(device, torch.int64, non_blocking=True)

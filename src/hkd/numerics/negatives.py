@@ -9,6 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from hkd.numerics.arguments import LARGEST, check_whole
+
 
 class NegativeSampler(nn.Module):
     """Draws bank rows on the device, without replacement, at a cost that depends on K alone.
@@ -35,10 +37,11 @@ class NegativeSampler(nn.Module):
 
     def __init__(self, num_samples: int, num_negatives: int, labels: Tensor | None = None, seed: int = 0) -> None:
         super().__init__()
+        check_whole("num_samples", num_samples, 0)
+        check_whole("num_negatives", num_negatives, 1)
+        check_whole("seed", seed, -LARGEST, 2**64)
         if num_samples < 2:
             raise ValueError(f"num_samples: expected 2 or more, so that there is a negative; got {num_samples}")
-        if num_negatives < 1:
-            raise ValueError(f"num_negatives: expected 1 or more; got {num_negatives}")
         self.num_samples = num_samples
         self.num_negatives = min(num_negatives, num_samples)
         self.seed = seed
@@ -120,7 +123,10 @@ class NegativeSampler(nn.Module):
 
 def _classes(labels: Tensor, num_samples: int) -> Tensor:
     """Labels as classes 0, 1, ... without gaps, (N,) int64: their numbers may be anything from 0 up."""
-    labels = torch.as_tensor(labels)
+    try:
+        labels = torch.as_tensor(labels)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"labels: expected integers; got {type(labels).__name__}") from error
     if labels.shape != (num_samples,):
         raise ValueError(
             f"labels: expected one label for each of the {num_samples} training images, "

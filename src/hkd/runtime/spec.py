@@ -14,7 +14,7 @@ Precision = Literal["fp32", "bf16", "fp16"]
 class RuntimeSpec:
     """The machine's side of a run, and its seed, by which trials of one experiment differ."""
 
-    run: str = option("runs/run", "the run folder", key=False)
+    run: str = option("runs/run", "the run folder", key=False, writes="folder")
     seed: int = option(0, "of initial weights, order, augmentation and draws", ge=0, lt=2**32, key=False)
     device: str = option("auto", "auto, cpu, cuda, cuda:N or mps", key=False)
     precision: Precision = option("fp32", "arithmetic of the networks; fp16 needs a GPU")
@@ -24,10 +24,13 @@ class RuntimeSpec:
         None, "processes or threads that decode images [one a core, at most 8]", ge=0, le=1024, key=False
     )
     image_cache: str | None = option(
-        None, "folder where decoded images are kept [cache, beside the run folder]", key=False
+        None, "folder where decoded images are kept [cache, beside the run folder]", key=False, writes="folder"
     )
     teacher_cache: str = option(
-        "off", "keep the teacher's outputs of every view: off, auto (beside the run folder) or a folder", key=False
+        "off",
+        "keep the teacher's outputs of every view: off, auto (beside the run folder) or a folder",
+        key=False,
+        writes="folder",
     )
     teacher_cache_gb: float = option(20.0, "the most that a teacher's table may take on disk", gt=0, key=False)
     teacher_cache_dtype: Literal["float16", "float32"] = option("float16", "of what is stored there", key=False)

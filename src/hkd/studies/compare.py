@@ -7,6 +7,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 
+from hkd.api import check_kind
 from hkd.config import CompareConfig, MethodRequest
 from hkd.errors import IncompatibleError
 from hkd.report.results import Comparison, Pair, Row
@@ -38,6 +39,7 @@ def compare(config: CompareConfig, *, fresh: bool = False) -> Comparison:
         RequestError: the request is wrong, which is noticed before anything is trained.
         Stopped: a signal asked to stop; the same call continues.
     """
+    check_kind(config, CompareConfig)
     config.check()
     planned = plan_comparison(config, fresh)
     plan = planned.plan

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hkd.api import check_kind
 from hkd.config import MethodRequest, SweepConfig
 from hkd.errors import RequestError, TrainingError
 from hkd.options import coerce, hints_of
@@ -55,6 +56,7 @@ def sweep(config: SweepConfig, *, fresh: bool = False) -> dict[str, Any]:
         TrainingError: a run failed; the others have been done.
         Stopped: a signal asked to stop; the same call continues.
     """
+    check_kind(config, SweepConfig)
     config.check()
     if config.search:
         from hkd.studies.search import search
