@@ -77,7 +77,9 @@ class RunSpec:
         if version == 1:
             values = _from_format_1(values)
         elif version != FORMAT:
-            raise RequestError(f"format: expected 1 or {FORMAT}, of this or an earlier version of hkd; got {version}")
+            raise RequestError(
+                f"format: expected 1 or {FORMAT}, of this or an earlier version of hkd; got {shown(version)}"
+            )
         distils = values.get("method") is not None
         if ignore_other_methods:
             values = _without_other_methods(values)

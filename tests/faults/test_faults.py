@@ -19,6 +19,7 @@ import hkd
 from hkd import api
 from hkd import trainer as loop
 from hkd.data import Dataset
+from hkd.data.stream_loader import StreamLoader
 from hkd.distiller import Distiller
 from hkd.errors import Stopped
 from hkd.methods import methods
@@ -384,6 +385,32 @@ def test_a_worker_that_dies_is_an_error_in_words(tmp_path: Path, monkeypatch: py
     )
     with pytest.raises(hkd.TrainingError, match="a process that decodes images died .* lower --workers"):
         hkd.train(config)
+
+
+def test_a_worker_that_dies_while_the_run_saves_is_not_taken_for_a_full_disk(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Torch raises it in the main thread, wherever that is."""
+
+    def save(*_: Any, **__: Any) -> None:
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
+
+    monkeypatch.setattr(run_folder, "save_model", save)
+    with pytest.raises(hkd.TrainingError, match="a process that decodes images died"):
+        hkd.distill(asked(place / "run"))
+    assert "could not be saved" not in capsys.readouterr().err
+
+
+def test_a_worker_that_dies_when_it_is_not_needed_any_more_is_nothing_to_tell(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    data = hkd.load_dataset(f"folder:{write_files(tmp_path / 'photos', class_folders())}", image_size=100)
+    loader = hkd.data.make_loader(data, 4, torch.device("cpu"), train=True, workers=2)
+    assert isinstance(loader, StreamLoader) and len(list(loader.epoch(0))) == 3
+    with contextlib.suppress(RuntimeError):  # here, or when the loader is ended: torch raises it at any moment
+        os.kill(loader._loader._iterator._workers[0].pid, signal.SIGKILL)
+    del loader
+    assert capfd.readouterr().err == ""
 
 
 def test_the_checkpoints_folder_does_not_grow(whole: Path, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

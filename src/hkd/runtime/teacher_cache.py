@@ -21,6 +21,7 @@ from hkd.files import read_json
 from hkd.models.base import Model
 from hkd.models.weights import weights_digest
 from hkd.options import shown
+from hkd.outside import printable
 from hkd.runtime.engine import Engine
 from hkd.runtime.teacher_table import (
     HEADER,
@@ -319,9 +320,9 @@ class TableOnDisk:
     def describe(self) -> str:
         """A line."""
         day = time.strftime("%Y-%m-%d %H:%M", time.localtime(self.used))
-        header = self.header
-        what = f"teacher {shown(header.get('teacher'))}, {header.get('views')} views of {header.get('side')} pixels"
-        return f"{self.path}  {self.bytes / 1e9:.3f} GB  used {day}  {what}, {shown(header.get('dtype'))}"
+        teacher, views, side, dtype = (shown(self.header.get(name)) for name in ("teacher", "views", "side", "dtype"))
+        what = f"teacher {teacher}, {views} views of {side} pixels, {dtype}"
+        return f"{printable(self.path, 4096)}  {self.bytes / 1e9:.3f} GB  used {day}  {what}"
 
 
 def tables_in(folder: Path) -> list[TableOnDisk]:

@@ -57,6 +57,13 @@ class Range:
         """Both bounds, or all choices."""
         return self.choices or (self.low, self.high)
 
+    def holds(self, value: Any) -> bool:
+        """Whether a value, from a file perhaps, is one that :meth:`suggest` may have given."""
+        if self.choices:
+            return any(type(value) is type(choice) and value == choice for choice in self.choices)
+        assert self.low is not None and self.high is not None
+        return type(value) in (int, float) and self.low <= value <= self.high
+
     def suggest(self, trial: Any, whole: bool) -> Any:
         """The value that a trial of Optuna's proposes, or has been given.
 

@@ -148,10 +148,16 @@ class Search:
                 )
         rows = before.get("tries")
         if not isinstance(rows, list) or not all(
-            isinstance(r, dict) and isinstance(r.get("values"), dict) for r in rows
+            isinstance(row, dict) and self._fits(row.get("values")) for row in rows
         ):
             raise RequestError(f"run: {file} is corrupt; name another folder with --run, or start over with --fresh")
         return [row["values"] for row in rows]
+
+    def _fits(self, values: Any) -> bool:
+        """Whether values from a file are a try of this search."""
+        return isinstance(values, dict) and values.keys() == {r.field for r in self.ranges} and all(
+            r.holds(values[r.field]) for r in self.ranges
+        )  # fmt: skip
 
     # -- what the execution calls -------------------------------------------------------------------------------------
 
