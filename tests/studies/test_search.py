@@ -253,6 +253,18 @@ def test_a_proposal_that_is_none_of_the_search_is_refused(
         hkd.sweep(config(tmp_path / "s", tries=2))
 
 
+def test_what_a_search_s_file_says_is_repeated_on_one_line(
+    tmp_path: Path, formula: Callable[..., InstantEngine]
+) -> None:
+    formula()
+    hkd.sweep(config(tmp_path / "s", tries=1))
+    file = tmp_path / "s" / "search.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"method": "\x1b[2J" + "x" * 10**5}))
+    with pytest.raises(hkd.RequestError, match="holds a search with method = ") as error:
+        hkd.sweep(config(tmp_path / "s", tries=2))
+    assert str(error.value).isprintable() and len(str(error.value)) < 1000
+
+
 def test_a_dry_run_shows_the_tries_so_far(
     tmp_path: Path, formula: Callable[..., InstantEngine], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 from hkd.config import MethodRequest, SweepConfig, check_distinct
 from hkd.errors import RequestError, TrainingError
 from hkd.files import read_json
-from hkd.options import hints_of
+from hkd.options import hints_of, shown
 from hkd.report.sweeps import search_table
 from hkd.report.tables import write_numbers
 from hkd.runtime.run_folder import RunState
@@ -141,9 +141,9 @@ class Search:
             return []
         before = read_json(file)
         for name, value in (("search", list(self.config.search)), ("method", self.request.label)):
-            if before.get(name) != value:
+            if (old := before.get(name)) != value:
                 raise RequestError(
-                    f"run: {self.plan.folder} holds a search with {name} = {before.get(name)}, not {value}; name "
+                    f"run: {self.plan.folder} holds a search with {name} = {shown(old)}, not {shown(value)}; name "
                     "another folder with --run, or start over with --fresh"
                 )
         rows = before.get("tries")
