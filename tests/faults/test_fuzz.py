@@ -33,7 +33,7 @@ QUICK = settings(max_examples=60, deadline=None, suppress_health_check=list(Heal
 
 @pytest.mark.skipif(importlib.util.find_spec("atheris") is None, reason="atheris is not installed")
 def test_loaders_refuse_what_they_cannot_read(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "tests.faults.fuzz_loaders", "-max_total_time=6", "-seed=1"]
+    command = [sys.executable, "-m", "tests.faults.fuzz_loaders", "-max_total_time=5", "-seed=1"]
     done = subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert "Done" in done.stderr
@@ -42,7 +42,7 @@ def test_loaders_refuse_what_they_cannot_read(tmp_path: Path) -> None:
 def test_changed_files_and_requests_are_read_or_refused(tmp_path: Path) -> None:
     """In a process of its own, whose alarm clock is not another test's."""
     names = [name for name in TARGETS if name not in ("run", "report", "checkpoint")]  # of these see `make fuzz`
-    command = [sys.executable, "-m", "tests.faults.fuzz_files", "6", "1", *names]
+    command = [sys.executable, "-m", "tests.faults.fuzz_files", "5", "1", *names]
     done = subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert "in all; 0 findings" in done.stdout

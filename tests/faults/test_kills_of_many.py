@@ -69,7 +69,7 @@ def test_twenty_kills_of_a_comparison_and_its_runs(tmp_path: Path, capsys: pytes
         argv, first = [*COMPARE.split(), "--run", str(study)], {}
         command = started(argv, output)
         while command.poll() is None and kills.total() < KILLS:
-            pause(command, choice.uniform(0.1, 0.4 * seconds))
+            pause(command, choice.uniform(0.1, 0.25 * seconds))
             runs = naming(study) - {command.pid}
             whom = next(victims)
             if command.poll() is not None or (whom == "run" and not runs):
