@@ -2,10 +2,11 @@
 # make test       the suite, side by side on the cores
 # make test-slow  what takes minutes: kills, engines, several processes
 # make check      linting and types
-# make fuzz       throws bytes at every reader of files from outside, for FUZZ_SECONDS in all
+# make fuzz       changed files and requests, and bytes, at every reader of what comes from outside, for FUZZ_SECONDS
 PYTHON ?= python3
 BIN := .venv/bin
 FUZZ_SECONDS ?= 600
+FUZZ_SEED ?= $(shell date +%s)
 
 # Each test process has one core; more threads would wait for one another.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
@@ -28,7 +29,9 @@ check: .venv/installed-test
 
 fuzz: .venv/installed-test
 	mkdir -p build/fuzz
-	$(BIN)/python -m tests.faults.fuzz_loaders each -max_total_time=$(FUZZ_SECONDS) -artifact_prefix=build/fuzz/
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults.fuzz_files $$(($(FUZZ_SECONDS) / 2)) $(FUZZ_SEED)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults.fuzz_loaders each -max_total_time=$$(($(FUZZ_SECONDS) / 2)) \
+		-artifact_prefix=build/fuzz/
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "hkd needs Python 3.11 or newer: make PYTHON=python3.11")'

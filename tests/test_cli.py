@@ -373,6 +373,14 @@ def test_a_wrong_request_gets_one_line_and_status_2(
     assert not list(tmp_path.rglob("config.yaml")), "a refused request leaves no run folder"
 
 
+@pytest.mark.parametrize("words", ["--edges=" + "x" * 10**5, "--\x1b[2J=1", "--\u2028", "--" + "y" * 10**5])
+def test_what_is_repeated_of_a_command_line_is_escaped_and_shortened(
+    capsys: pytest.CaptureFixture[str], words: str
+) -> None:
+    status, _, told = ask(capsys, "topology", words)
+    assert status == 2 and told.rstrip("\n").isprintable() and len(told) < 3000
+
+
 def test_a_failed_run_gets_one_line_and_status_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     status, _, err = ask(capsys, "train", "--lr", "1e30", "--run", str(tmp_path / "t"), *SMALL)
     assert status == 1

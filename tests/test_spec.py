@@ -128,6 +128,14 @@ def test_a_key_opens_the_data_where_it_must(tmp_path: Path, monkeypatch: pytest.
     assert {hkd.DistillConfig(dataset="folder:moved", image_size=8).spec().key()} == keys
 
 
+@pytest.mark.parametrize("version", ["\u2028", "\x1b[2J", 3, None, [1]], ids=repr)
+def test_another_format_is_refused_in_one_line(tmp_path: Path, version: Any) -> None:
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"format": version, "student": "resnet8"}))
+    with pytest.raises(hkd.RequestError, match="format: expected 1 or 2") as error:
+        RunSpec.load(tmp_path / "config.yaml")
+    assert str(error.value).isprintable()
+
+
 def test_runs_of_the_first_version_are_read(tmp_path: Path) -> None:
     old = {
         "run": "runs/a", "dataset": "digits", "data_root": "data", "image_size": None, "limit_classes": None,

@@ -288,7 +288,7 @@ class Trainer:
             **({} if self.teacher_cache is None else {"teacher_cache": self.teacher_cache.summary()}),
             "epochs": state.epoch,
             "seconds": state.seconds,
-            "images_per_second": state.images / state.seconds,
+            "images_per_second": state.images / max(state.seconds, 1e-9),
             "skipped_steps": state.skipped_steps,
         }
 

@@ -6,8 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+import torch
+from torch import Tensor
 
 import hkd
+from hkd.runtime.run_folder import RunFolder
 
 
 def asked(run: Path, **changes: Any) -> hkd.DistillConfig:
@@ -27,13 +30,26 @@ def teacher(folder: Path) -> None:
 
 
 def outcome(run: Path) -> tuple[str, list[dict[str, Any]], dict[str, Any]]:
-    """What a finished run has come to, without the times: its weights, its metrics, its result."""
-    weights = safetensors.torch.load_file(run / "student.safetensors")
-    digest = hashlib.sha256(b"".join(name.encode() + weights[name].numpy().tobytes() for name in sorted(weights)))
+    """What a finished run has come to: its weights, its metrics, its result.
+
+    Without the times, and without what was found in a teacher's table, which depends on what ran before.
+    """
+    digest = weights_digest(safetensors.torch.load_file(RunFolder(run).weights))
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     summary = json.loads((run / "summary.json").read_text())
-    return digest.hexdigest(), [_timeless(row) for row in rows], _timeless(summary)
+    return digest, [_timeless(row) for row in rows], _timeless(summary)
+
+
+def checkpoints(run: Path) -> tuple[str, str]:
+    """The weights of the best epoch, and those of the checkpoint that a run with ``keep_checkpoints`` keeps."""
+    last = torch.load(run / "checkpoints" / "last.pt", weights_only=True)["student"]
+    return weights_digest(safetensors.torch.load_file(run / "checkpoints" / "best.safetensors")), weights_digest(last)
+
+
+def weights_digest(weights: dict[str, Tensor]) -> str:
+    parts = (name.encode() + weights[name].contiguous().numpy().tobytes() for name in sorted(weights))
+    return hashlib.sha256(b"".join(parts)).hexdigest()
 
 
 def _timeless(numbers: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in numbers.items() if "second" not in name}
+    return {name: value for name, value in numbers.items() if "second" not in name and name != "teacher_cache"}

@@ -1,6 +1,7 @@
 """What breaks during a run, and what the run does about it."""
 
 import contextlib
+import gc
 import json
 import os
 import signal
@@ -19,6 +20,7 @@ import hkd
 from hkd import api
 from hkd import trainer as loop
 from hkd.data import Dataset
+from hkd.data.stream_loader import StreamLoader
 from hkd.distiller import Distiller
 from hkd.errors import Stopped
 from hkd.methods import methods
@@ -384,6 +386,43 @@ def test_a_worker_that_dies_is_an_error_in_words(tmp_path: Path, monkeypatch: py
     )
     with pytest.raises(hkd.TrainingError, match="a process that decodes images died .* lower --workers"):
         hkd.train(config)
+
+
+def test_a_worker_that_dies_while_the_run_saves_is_not_taken_for_a_full_disk(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Torch raises it in the main thread, wherever that is."""
+
+    def save(*_: Any, **__: Any) -> None:
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
+
+    monkeypatch.setattr(run_folder, "save_model", save)
+    with pytest.raises(hkd.TrainingError, match="a process that decodes images died"):
+        hkd.distill(asked(place / "run"))
+    assert "could not be saved" not in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
+def test_a_worker_that_dies_when_it_is_not_needed_any_more_is_nothing_to_tell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Torch raises it where it waits for the workers' end, and then no more."""
+    data = hkd.load_dataset(f"folder:{write_files(tmp_path / 'photos', class_folders())}", image_size=100)
+    loader = hkd.data.make_loader(data, 4, torch.device("cpu"), train=True, workers=2)
+    assert isinstance(loader, StreamLoader) and len(list(loader.epoch(0))) == 3
+    kind, ends = type(loader._loader._iterator), []
+    shutdown = kind._shutdown_workers
+
+    def interrupted(self: Any) -> None:
+        shutdown(self)
+        ends.append(True)
+        if len(ends) == 1:
+            raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
+
+    monkeypatch.setattr(kind, "_shutdown_workers", interrupted)
+    del loader
+    gc.collect()
+    assert ends
 
 
 def test_the_checkpoints_folder_does_not_grow(whole: Path, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -249,3 +250,11 @@ def test_killed_while_filling_from_two_processes(tmp_path: Path) -> None:
     assert known.any()
     expected = torch.cat([cache._live(i, v) for i, v in zip(index.split(64), view.split(64), strict=True)]).numpy()
     np.testing.assert_allclose(numbers[known], expected[known], rtol=1e-3, atol=1e-4)
+
+
+def test_a_forged_header_is_listed_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "t").mkdir()
+    forged = dict.fromkeys(("views", "side", "dtype"), "\x1b[2J\n" + "x" * 10**5)
+    (tmp_path / "t" / "header.json").write_text(json.dumps({"teacher": "0123456789abcdef"} | forged))
+    (line,) = (table.describe() for table in tables_in(tmp_path))
+    assert line.isprintable() and len(line) < 1000

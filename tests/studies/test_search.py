@@ -231,6 +231,40 @@ def test_another_search_in_the_folder_is_refused(tmp_path: Path, formula: Callab
         hkd.sweep(config(tmp_path / "s", search=(), values=("2",), field="holistic.k"))
 
 
+@pytest.mark.parametrize(
+    "values",
+    [
+        None, {}, {"method_weight": "2"}, {"method_weight": 1e9}, {"method_weight": math.nan}, {"method_weight": True},
+        {"method_weight": 2.0, "lr": 1.0},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_proposal_that_is_none_of_the_search_is_refused(
+    tmp_path: Path, formula: Callable[..., InstantEngine], values: Any
+) -> None:
+    """The file may have come with a folder from elsewhere; Optuna would raise an error of its own."""
+    formula()
+    hkd.sweep(config(tmp_path / "s", tries=1))
+    file = tmp_path / "s" / "search.json"
+    numbers = json.loads(file.read_text())
+    numbers["tries"][0]["values"] = values
+    file.write_text(json.dumps(numbers))
+    with pytest.raises(hkd.RequestError, match=r"search.json is corrupt"):
+        hkd.sweep(config(tmp_path / "s", tries=2))
+
+
+def test_what_a_search_s_file_says_is_repeated_on_one_line(
+    tmp_path: Path, formula: Callable[..., InstantEngine]
+) -> None:
+    formula()
+    hkd.sweep(config(tmp_path / "s", tries=1))
+    file = tmp_path / "s" / "search.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"method": "\x1b[2J" + "x" * 10**5}))
+    with pytest.raises(hkd.RequestError, match="search.json is corrupt") as error:
+        hkd.sweep(config(tmp_path / "s", tries=2))
+    assert str(error.value).isprintable() and len(str(error.value)) < 1000
+
+
 def test_a_dry_run_shows_the_tries_so_far(
     tmp_path: Path, formula: Callable[..., InstantEngine], capsys: pytest.CaptureFixture[str]
 ) -> None:

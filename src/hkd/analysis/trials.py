@@ -83,8 +83,8 @@ def _group(row: Row) -> str:
 
 
 def _label(row: Row) -> str:
-    """Results of version 0.1 name it "network" and have no key."""
-    return str(row["label"] if "label" in row else row["network"])
+    """Results of version 0.1 name it "network" and have no key; without either the weights have a name."""
+    return str(row.get("label") or row.get("network") or Path(row["weights"]).name)
 
 
 def _place(row: Row) -> Path:

@@ -190,7 +190,7 @@ class _Arguments(argparse.ArgumentParser):
     """Reports what is wrong as this project does: field, what is accepted, what was given."""
 
     def error(self, message: str) -> NoReturn:
-        message = " ".join(message.split())
+        message = printable(" ".join(message.split()), 2000)
         if match := re.match(r"unrecognized arguments: (\S+)", message):
             known = [o for action in self._actions for o in action.option_strings if o.startswith("--")]
             option = match[1].split("=")[0]

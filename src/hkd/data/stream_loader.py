@@ -6,6 +6,7 @@ import os
 import random
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from itertools import islice
 
@@ -85,6 +86,13 @@ class StreamLoader(Loader):
     def _normalised(self, image: Tensor) -> Tensor:
         pixels = image.to(self.device, non_blocking=True).contiguous(memory_format=torch.channels_last)
         return torch.addcmul(self._shift, pixels.float(), self._scale)
+
+    def __del__(self) -> None:
+        """Ends the workers. That one was killed once it is not needed does not matter, and would print a traceback."""
+        end = getattr(getattr(getattr(self, "_loader", None), "_iterator", None), "_shutdown_workers", None)
+        with suppress(RuntimeError):
+            if end is not None:
+                end()
 
     def _decoded(self) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
         try:

@@ -368,6 +368,8 @@ class RunFolder:
         try:
             yield
         except (OSError, RuntimeError) as error:
+            if "DataLoader worker" in str(error):  # torch raises it wherever the run is, and not for the disk
+                raise
             reason = " ".join(str(getattr(error, "strerror", None) or error).split())
             print(f"warning: {what} could not be saved in {self.path} ({reason}); {then}", file=sys.stderr)
 
