@@ -276,7 +276,7 @@ def _megabytes(size: int) -> str:
 
 
 def fill_cache(config: CacheConfig) -> str:
-    """Computes a teacher's outputs for every view that a training with this data can show, on all GPUs there are.
+    """Computes a teacher's outputs for every view that a training with this data can show, each process its part.
 
     Returns:
         A line about the table.
@@ -294,6 +294,7 @@ def fill_cache(config: CacheConfig) -> str:
     teacher.to(engine.device).to(memory_format=torch.channels_last)
     views = spec.data.views or spec.optimisation.epochs
     loader = make_loader(parts.data.train, 64, engine.device, train=True, flip=spec.data.flip, views=views)
+    images = engine.share.of(torch.arange(len(loader.dataset)))
     request = CacheRequest(
         Path(config.teacher_cache), config.teacher_cache_gb, config.teacher_cache_dtype, config.precision
     )
@@ -302,9 +303,12 @@ def fill_cache(config: CacheConfig) -> str:
         raise RequestError(f"teacher_cache: {reason}")
     fold_batch_norms(teacher, parts.data.image_size)
     cache = TeacherCache(key, teacher, loader, engine, request)
-    print(cache.describe(), file=sys.stderr, flush=True)
-    with tqdm(total=cache.possible, unit="view", unit_scale=True, desc=teacher.name, disable=None) as bar:
-        cache.fill(config.batch_size, bar.update)
+    if engine.is_main:
+        print(cache.describe(), file=sys.stderr, flush=True)
+    total, name = len(images) * len(loader.used_views()), f"{teacher.name} on {engine.machine}"
+    with tqdm(total=total, unit="view", unit_scale=True, desc=name, disable=None if engine.is_main else True) as bar:
+        cache.fill(images, config.batch_size, bar.update)
+    engine.wait()
     return TeacherCache(key, teacher, loader, engine, request).describe()
 
 

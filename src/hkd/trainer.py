@@ -32,6 +32,10 @@ from hkd.trained import crop_of
 from hkd.types import Batch
 
 
+TEACHER_IS_MOST = 0.5
+"""Of an epoch's time: from then on a run without a table says what one would save."""
+
+
 class Trainer:
     """A run from where its folder left off to its last epoch.
 
@@ -55,6 +59,8 @@ class Trainer:
         self.epochs, self.first_epoch = spec.optimisation.epochs, distiller.first_epoch
         self.loader, self.test_loader = self._loaders()
         self.teacher_top1: float | None = None
+        self._teacher_seconds = 0.0  # that the teacher took for all evaluation images, where it was measured
+        self._counts = (0, 0)  # of the table, at the start of the epoch
         self.teacher_cache: TeacherCache | None = None
         teacher_digest = self._place_networks()
         optimizer: torch.optim.Optimizer = torch.optim.SGD(
@@ -178,7 +184,9 @@ class Trainer:
         cache, images = self.teacher_cache, self.data.test.fingerprint[:16]
         self.teacher_top1 = None if cache is None else cache.accuracy(images)
         if self.teacher_top1 is None:
+            started = time.perf_counter()
             self.teacher_top1 = evaluate_model(teacher, self.test_loader, self.engine).top1
+            self._teacher_seconds = time.perf_counter() - started
         if cache is not None:
             cache.note_accuracy(images, self.teacher_top1)
             if cache.is_complete and self.distiller.initialisation is None:
@@ -192,6 +200,19 @@ class Trainer:
         beside = Path(self.spec.run).parent / "teacher-cache"
         folder = beside if runtime.teacher_cache == "auto" else Path(runtime.teacher_cache)
         return CacheRequest(folder, runtime.teacher_cache_gb, runtime.teacher_cache_dtype, runtime.precision)
+
+    def _teacher_note(self, epoch: int, seconds: float) -> str:
+        """For the line of an epoch that took so long: what the table gave, or, once, what a table would save."""
+        if self.teacher_cache is not None:
+            return f"  teacher {self.teacher_cache.read_since(self._counts):.0f} % read"
+        share = self._teacher_seconds / len(self.data.test) * len(self.data.train) / seconds
+        self._teacher_seconds = 0.0
+        if share < TEACHER_IS_MOST or epoch + 1 == self.epochs or cacheable(self.distiller):
+            return ""
+        return (
+            f"\nthe teacher takes about {100 * min(share, 0.99):.0f} % of this time; with --teacher-cache auto its outputs "
+            "are computed once for all epochs and runs"
+        )
 
     def lr_at(self, epoch: int) -> float:
         """The learning rate of an epoch; those below 0 are of the method's initialisation."""
@@ -208,6 +229,7 @@ class Trainer:
         self.prepared.train()
         self.distiller.set_epoch(epoch, self.epochs)
         self.guard.begin_epoch()
+        self._counts = (0, 0) if self.teacher_cache is None else (self.teacher_cache.hits, self.teacher_cache.misses)
         self.sums = Sums(self.state.sums, self.engine)
 
     def _save_or_stop(self, step: int, started: float) -> None:
@@ -251,7 +273,7 @@ class Trainer:
         saved = self._save()
         self.curves.write(row)
         left = state.seconds / (state.epoch - self.first_epoch) * (self.epochs - state.epoch)
-        self.progress.epoch(row, state.best_top1, left)
+        self.progress.epoch(row, state.best_top1, left, self._teacher_note(epoch, images / row["images_per_second"]))
         if epoch + 1 < self.epochs and self.engine.all_reduce_max(int(self.stopping.signal is not None)):
             self._stop(saved)
 

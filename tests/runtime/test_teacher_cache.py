@@ -74,7 +74,7 @@ def test_a_second_run_reads_what_the_first_computed(tmp_path: Path, dtype: Any, 
 def test_other_seeds_and_batch_sizes_share_the_rows(tmp_path: Path) -> None:
     data, network = images(), teacher()
     cache = opened(tmp_path, data, network)
-    cache.fill(64, lambda _: None)
+    cache.fill(torch.arange(COUNT), 64, lambda _: None)
     full = opened(tmp_path, data, network)
     assert full.is_complete and full.possible == COUNT * 2 * 25
     full.release_teacher()
@@ -86,7 +86,7 @@ def test_other_seeds_and_batch_sizes_share_the_rows(tmp_path: Path) -> None:
 
 def test_a_part_of_the_images_shares_the_rows_of_all(tmp_path: Path) -> None:
     data, network = images(), teacher()
-    opened(tmp_path, data, network).fill(64, lambda _: None)
+    opened(tmp_path, data, network).fill(torch.arange(COUNT), 64, lambda _: None)
     part = data.select(torch.tensor([3, 8, 21, 5]), data.info)
     some = opened(tmp_path, part, network)
     assert some.is_complete
@@ -105,13 +105,13 @@ def flip_a_byte(table: Path, name: str) -> None:
 def test_a_flipped_bit_is_computed_again(tmp_path: Path, name: str) -> None:
     data, network = images(), teacher()
     cache = opened(tmp_path, data, network)
-    cache.fill(64, lambda _: None)
+    cache.fill(torch.arange(COUNT), 64, lambda _: None)
     flip_a_byte(cache.table.path, name)
     again = opened(tmp_path, data, network)
     index, view = torch.arange(COUNT).repeat_interleave(50), torch.arange(50).repeat(COUNT)
     _, known = again.table.read(index, view)
     assert int((~known).sum()) == 1
-    again.fill(64, lambda _: None)
+    again.fill(torch.arange(COUNT), 64, lambda _: None)
     numbers, known = again.table.read(index, view)
     assert known.all()
     expected = torch.cat([again._live(i, v) for i, v in zip(index.split(64), view.split(64), strict=True)])
@@ -121,7 +121,7 @@ def test_a_flipped_bit_is_computed_again(tmp_path: Path, name: str) -> None:
 def test_a_corrupt_row_without_a_teacher_is_said_and_not_used(tmp_path: Path) -> None:
     data, network = images(), teacher()
     cache = opened(tmp_path, data, network)
-    cache.fill(64, lambda _: None)
+    cache.fill(torch.arange(COUNT), 64, lambda _: None)
     for name in ("rows.bin",):
         content = np.fromfile(cache.table.path / name, np.uint32) ^ np.uint32(1)
         content.tofile(cache.table.path / name)
@@ -132,7 +132,7 @@ def test_a_corrupt_row_without_a_teacher_is_said_and_not_used(tmp_path: Path) ->
 
 def test_images_that_changed_are_computed_again(tmp_path: Path) -> None:
     data, network = images(), teacher()
-    opened(tmp_path, data, network).fill(64, lambda _: None)
+    opened(tmp_path, data, network).fill(torch.arange(COUNT), 64, lambda _: None)
     changed = images()
     changed.images[5, 0, 0, 0] ^= 1
     cache = opened(tmp_path, changed, network)
@@ -157,7 +157,7 @@ def test_another_key_is_another_table(tmp_path: Path) -> None:
 def test_a_table_of_another_teacher_under_this_name_is_refused(tmp_path: Path) -> None:
     data = images()
     cache = opened(tmp_path, data, teacher(1))
-    cache.fill(64, lambda _: None)
+    cache.fill(torch.arange(COUNT), 64, lambda _: None)
     mine = table_key(teacher(0), loader(data), CacheRequest(tmp_path, dtype="float32"), SIZE)
     cache.table.path.rename(tmp_path / mine.digest)
     with pytest.raises(hkd.RequestError, match="is a table of another teacher"):
@@ -187,14 +187,14 @@ def test_size_is_known_beforehand(tmp_path: Path) -> None:
     request = CacheRequest(tmp_path)
     assert fits(table_key(network, made, request, SIZE), made, request) == ""
     cache = opened(tmp_path, data, network)
-    cache.fill(64, lambda _: None)
+    cache.fill(torch.arange(COUNT), 64, lambda _: None)
     assert cache.size <= cache.table.bytes <= cache.size + 8192 * 2
 
 
 def test_pruning_takes_what_was_used_least_recently(tmp_path: Path) -> None:
     for seed in range(3):
         cache = opened(tmp_path, images(), teacher(seed))
-        cache.fill(64, lambda _: None)
+        cache.fill(torch.arange(COUNT), 64, lambda _: None)
         os.utime(cache.table.path / "header.json", (seed, seed))
     tables = tables_in(tmp_path)
     assert [table.used for table in tables] == [0, 1, 2]

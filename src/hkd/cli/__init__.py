@@ -14,7 +14,7 @@ from hkd.options import shown
 from hkd.runtime.parent import end_with_parent
 
 DONE, FAILED, WRONG_REQUEST, INTERRUPTED = 0, 1, 2, 130
-IN_SEVERAL_PROCESSES = ("train", "distill", "evaluate")
+IN_SEVERAL_PROCESSES = ("train", "distill", "evaluate", "cache")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import difflib
 import re
+import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import hkd
-from hkd.cli import DONE, FAILED, is_first_process
+from hkd.cli import DONE, FAILED, is_first_process, processes
 from hkd.cli.parser import Parser, Request, configured, load_plugins_of, merged, values_of
 from hkd.config import (
     DEFAULTS,
@@ -32,6 +33,7 @@ from hkd.options import options, shown
 from hkd.outside import printable
 from hkd.recipes import list_recipes
 from hkd.spec import DISTILLATION, PLUS_KD, RECORDED, RunSpec
+from hkd.studies.command_line import launcher
 
 Command = Callable[[list[str]], int]
 
@@ -266,9 +268,16 @@ def cache_command(argv: list[str]) -> int:
         for table in gone or tables_in(folder):
             print(f"{'deleted ' if gone else ''}{table.describe()}")
         return DONE
+    import torch
+
+    devices = torch.cuda.device_count() if config.device in ("auto", "cuda") and processes() == 1 else 1
+    if devices > 1:  # a process for each
+        return subprocess.run([sys.executable, *launcher(devices), "cache", *argv], check=False).returncode
     from hkd.api import fill_cache
 
-    print(fill_cache(config))
+    line = fill_cache(config)
+    if is_first_process():
+        print(line)
     return DONE
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hkd.analysis.bootstrap import Interval, paired_bootstrap
+from hkd.report.outputs import read_share
 from hkd.report.published import published
 from hkd.runtime.run_folder import RunFolder
 from hkd.spec import PLUS_KD
@@ -205,6 +206,7 @@ class Comparison:
             "method": row.label,
             "seeds": list(row.summaries),
             **{name: row.values(name) for name in numbers},
+            "teacher_read": read_share(row.summaries.values()),
             "ari": self._improvement(pair, row.label),
             "difference": None if gain is None else gain._asdict(),
             "published": published(self.dataset, pair.teacher, pair.student, row.label),

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hkd.analysis.trials import by_key
-from hkd.report import figures
+from hkd.report import figures, outputs
 from hkd.report.collect import Group, Numbers, Run, results
 from hkd.report.confusions import ClassAccuracy, by_class
 from hkd.report.cost import cost_of
@@ -25,6 +25,7 @@ Labels = Mapping[str, str]
 def networks(groups: list[Group]) -> Section:
     """Each group's accuracy, and the cost of its network."""
     rows, points = [], []
+    has_table = any("teacher_cache" in run.summary for group in groups for run in group.runs)
     for group in groups:
         top1, about = group.values("top1_last"), group.runs[0].about
         cost = cost_of(about["model"], about["num_classes"], about["image_size"]) if "image_size" in about else None
@@ -36,8 +37,11 @@ def networks(groups: list[Group]) -> Section:
             cells += [number(cost.parameters, "{:,}"), number(cost.flops / 1e6, "{:,.1f}"), number(cost.latency_ms)]
         if cost is not None and top1:
             points.append(figures.Point(group.label, group.is_teacher, top1, cost))
-        rows.append([*cells, mean(group.values("seconds"), "{:.1f}", 1 / 60)])
+        cells.append(mean(group.values("seconds"), "{:.1f}", 1 / 60))
+        share = outputs.read_share(run.summary for run in group.runs)
+        rows.append([*cells, *([_outputs(share, group.spec.method is not None)] if has_table else [])])
     heads = ["network", "top-1, last epoch", "best epoch", "top-5", "parameters", "MFLOPs", "latency (ms)", "minutes"]
+    heads += [outputs.HEAD] if has_table else []
     of = "test split"
     if any(group.spec.data.holdout for group in groups):
         of += ", or of the held-out training images where a run has a holdout,"
@@ -66,6 +70,7 @@ def comparison(comparisons: list[tuple[str, Comparison]]) -> Section | None:
 def _comparison(heading: str, one: Comparison) -> Part:
     (pair,) = one.numbers()["pairs"]
     has_ari = any(row["ari"] is not None for row in pair["methods"])
+    has_table = any(row["teacher_read"] is not None for row in pair["methods"])
     rows = []
     for row in pair["methods"]:
         gain = row["difference"]
@@ -75,14 +80,21 @@ def _comparison(heading: str, one: Comparison) -> Part:
         cells = [Cell(row["method"]), mean_and_spread(row["top1_last"])]
         cells.append(Cell(text, 0.0 if gain is None else gain["mean"]))
         cells += [number(row["ari"], "{:.0f} %")] if has_ari else []
-        rows.append([*cells, mean(row["images_per_second"], "{:,.0f}")])
+        cells.append(mean(row["images_per_second"], "{:,.0f}"))
+        cells += [_outputs(row["teacher_read"], row["method"] != "ce")] if has_table else []
+        rows.append(cells)
     heads = ["method", "top-1, last epoch", f"minus {pair['baseline']}" if pair["baseline"] else "difference"]
     text = (
         f"ARI: by how much more {one.headline} improves on the student alone than the method does, relative to the "
         "method's own improvement."
     )
-    table = Table([*heads, *(["ARI"] if has_ari else []), "images/s"], best_first(rows))
+    heads += [*(["ARI"] if has_ari else []), "images/s", *([outputs.HEAD] if has_table else [])]
+    table = Table(heads, best_first(rows))
     return Part(heading=heading, text=text if has_ari else "", table=table)
+
+
+def _outputs(share: float | None, distils: bool) -> Cell:
+    return Cell(outputs.in_words(share, distils=distils), share)
 
 
 def curves(groups: list[Group]) -> Section:

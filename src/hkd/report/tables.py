@@ -16,6 +16,7 @@ from tabulate import tabulate
 from hkd.analysis.bootstrap import Interval
 from hkd.analysis.trials import Row, repetition_notes
 from hkd.files import write_text
+from hkd.report import outputs
 from hkd.report.published import CRD, HKD
 
 Numbers = dict[str, Any]
@@ -69,6 +70,8 @@ def pair_table(pair: Numbers, style: str = "simple") -> str:
     base = pair["baseline"]
     headers = ["method", "top-1, last epoch", "best epoch", "ARI", f"minus {base}" if base else "difference"]
     headers += ["minutes", "images/s"]
+    has_table = any(row["teacher_read"] is not None for row in pair["methods"])
+    headers += [outputs.HEAD] if has_table else []
     has_published = any(row["published"] for row in pair["methods"])
     lines = []
     for row in pair["methods"]:
@@ -80,6 +83,7 @@ def pair_table(pair: Numbers, style: str = "simple") -> str:
             "baseline" if row["method"] == base else _interval(row),
             f"{statistics.fmean(row['seconds']) / 60:.1f}" if row["seconds"] else "",
             f"{statistics.fmean(row['images_per_second']):,.0f}" if row["images_per_second"] else "",
+            *([outputs.in_words(row["teacher_read"], distils=row["method"] != "ce")] if has_table else []),
         ]
         lines.append([*line, row["published"] or ""] if has_published else line)
     return tabulate(lines, [*headers, "published"] if has_published else headers, style, disable_numparse=True)

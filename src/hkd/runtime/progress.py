@@ -41,8 +41,8 @@ class Progress:
     def images(self, count: int) -> None:
         self._bar.update(count)
 
-    def epoch(self, row: dict[str, Any], best: float, seconds_left: float) -> None:
-        """Prints the line of a finished epoch."""
+    def epoch(self, row: dict[str, Any], best: float, seconds_left: float, note: str = "") -> None:
+        """Prints the line of a finished epoch, with a note at its end."""
         if self.silent:
             return
         accuracy = f"train {row['train_top1']:.1f}" if "train_top1" in row else "initialisation"
@@ -50,7 +50,7 @@ class Progress:
             accuracy += f"  test {row['test_top1']:.2f} (best {best:.2f})"
         line = (
             f"{self.title}  epoch {row['epoch']:>{len(str(self.epochs))}}/{self.epochs}  loss {row['loss']:.3f}  "
-            f"{accuracy}  {row['images_per_second']:,.0f} img/s  left {duration(seconds_left)}"
+            f"{accuracy}  {row['images_per_second']:,.0f} img/s  left {duration(seconds_left)}{note}"
         )
         if self._bar.disable:
             print(line, file=sys.stderr, flush=True)

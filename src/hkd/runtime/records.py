@@ -124,10 +124,12 @@ SCALAR = Kind(
 
 # -- the files --------------------------------------------------------------------------------------------------------
 
+CACHED = Record({"hits": whole(), "misses": whole(), "bytes": whole(), "dtype": text()}, ("hits", "misses"))
+"""Of a summary: images whose teacher's output was read and computed, and the table."""
 SUMMARY = Record(
     {
         "top1_last": TOP1, "top1_best": TOP1, "best_epoch": whole(), "top5_last": TOP1, "teacher_top1": TOP1,
-        "teacher_cache": named(SCALAR), "epochs": whole(), "seconds": SECONDS, "images_per_second": SECONDS,
+        "teacher_cache": of_record(CACHED), "epochs": whole(), "seconds": SECONDS, "images_per_second": SECONDS,
         "skipped_steps": whole(), "student": text(), "parameters": whole(), "train_images": whole(),
         "test_images": whole(), "device": text(), "machine": text(), "torch": text(), "python": text(), "hkd": text(),
         "key": text(),

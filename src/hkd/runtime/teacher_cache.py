@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -149,9 +150,7 @@ class TeacherCache:
             self.hits += len(known)
             return self._split(self._moved(numbers))
         if self.teacher is None:
-            raise TrainingError(
-                f"teacher_cache: a row of {self.table.path} is corrupt; delete the folder to fill it again"
-            )
+            raise self._corrupt()
         self.misses += len(known)
         with torch.no_grad():
             out = self.teacher(batch.image)
@@ -160,6 +159,11 @@ class TeacherCache:
         if not np.isfinite(numbers).all():  # too large for float16
             return ModelOutput(out.logits, out.embedding)
         return self._split(self._moved(numbers))  # as a later run will read it, whoever comes first
+
+    def _corrupt(self) -> TrainingError:
+        return TrainingError(
+            f"teacher_cache: a row of {shown_path(self.table.path)} is corrupt; delete the folder to fill it again"
+        )
 
     def _store(
         self, place: tuple[Tensor, Tensor], numbers: np.ndarray[Any, Any], unknown: np.ndarray[Any, Any]
@@ -237,29 +241,30 @@ class TeacherCache:
     def release_teacher(self) -> None:
         """Lets go of the teacher, of a complete table; on a GPU the table moves to it where there is room."""
         self.teacher = None
-        if self.engine.device.type != "cuda":
-            return
-        free, _ = torch.cuda.mem_get_info(self.engine.device)
-        count = len(self.table.positions) * self.key.views
-        if count * self.key.row_bytes > free // 2:
-            return
-        width = self.key.classes + self.key.width
-        dtype = getattr(torch, self.key.dtype)
-        table = torch.empty(count, width, dtype=dtype, device=self.engine.device)
-        views = torch.arange(self.key.views)
-        for start in range(0, len(self.table.positions), 64):  # rows in the order of the run's own indices
-            index = torch.arange(start, min(start + 64, len(self.table.positions)))
-            numbers, _ = self.table.read(index.repeat_interleave(len(views)), views.repeat(len(index)))
-            part = table[start * self.key.views : (start + len(index)) * self.key.views]
-            part.copy_(torch.from_numpy(np.ascontiguousarray(numbers)))
-        self._on_device = table
+        if self.engine.device.type == "cuda":
+            free, _ = torch.cuda.mem_get_info(self.engine.device)
+            if len(self.table.positions) * self.key.views * self.key.row_bytes <= free // 2:
+                self._on_device = self._whole_table()
+
+    def _whole_table(self) -> Tensor:
+        """(N V, C + D) on the device, in the order of the run's own indices; only views that are used are filled in."""
+        count, width = len(self.table.positions), self.key.classes + self.key.width
+        dtype, used = getattr(torch, self.key.dtype), self.loader.used_views()
+        table = torch.zeros(count, self.key.views, width, dtype=dtype, device=self.engine.device)
+        for rows in torch.split(torch.arange(count), 64):
+            numbers, known = self.table.read(rows.repeat_interleave(len(used)), used.repeat(len(rows)))
+            if not known.all():
+                raise self._corrupt()
+            part = torch.from_numpy(np.ascontiguousarray(numbers)).view(len(rows), len(used), width)
+            table[rows[0] : rows[-1] + 1, used.to(table.device)] = part.to(table.device)
+        return table.flatten(0, 1)
 
     # -- filling and telling ------------------------------------------------------------------------------------------
 
-    def fill(self, batch_size: int, progress: Any) -> None:
-        """Computes everything that is not known, image by image in all their views."""
+    def fill(self, images: Tensor, batch_size: int, progress: Callable[[int], object]) -> None:
+        """Computes what is not known of some images (n,), image by image in all their views; says how many are done."""
         used = self.loader.used_views()
-        for rows in torch.split(torch.arange(len(self.loader.dataset)), max(1, batch_size // len(used))):
+        for rows in torch.split(images, max(1, batch_size // len(used))):
             index, view = rows.repeat_interleave(len(used)), used.repeat(len(rows))
             _, known = self.table.read(index, view)
             missing = torch.from_numpy(np.flatnonzero(~known))
@@ -286,6 +291,11 @@ class TeacherCache:
         counts = torch.tensor([self.hits, self.misses], dtype=torch.float64, device=self.engine.device)
         hits, misses = (int(count) for count in self.engine.sum(counts).tolist())
         return {"hits": hits, "misses": misses, "bytes": self.table.bytes, "dtype": self.key.dtype}
+
+    def read_since(self, before: tuple[int, int]) -> float:
+        """How much of the teacher's outputs was read in this process, in percent, since its counts were ``before``."""
+        hits, misses = self.hits - before[0], self.misses - before[1]
+        return 100 * hits / max(1, hits + misses)
 
     def accuracy(self, images: str) -> float | None:
         """The teacher's top-1 on evaluation images, by their digest, where an earlier run has noted it."""

@@ -14,6 +14,13 @@ from hkd.spec import FIELDS, RECORDED, RunSpec, field_of
 HKD = ("-m", "hkd")
 
 
+def launcher(processes: int) -> tuple[str, ...]:
+    """The words between ``python`` and a command, of so many processes on this machine, started by torchrun."""
+    if processes == 1:
+        return HKD
+    return ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), *HKD, "--")
+
+
 def command_of(spec: RunSpec, processes: int = 1) -> list[str]:
     """The words that train a run, or continue it: what differs from the command's defaults, and the loaded plugins.
 
@@ -22,10 +29,7 @@ def command_of(spec: RunSpec, processes: int = 1) -> list[str]:
         processes: that train it together, started by torchrun.
     """
     command = "train" if spec.method is None else "distill"
-    launcher: tuple[str, ...] = HKD
-    if processes > 1:
-        launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), *HKD, "--")
-    words = [sys.executable, *launcher, command]
+    words = [sys.executable, *launcher(processes), command]
     for plugin in loaded_plugins():
         words += ["--plugin", plugin]
     for name, value in _options(spec, command):
