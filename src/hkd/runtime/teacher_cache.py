@@ -22,16 +22,8 @@ from hkd.models.base import Model
 from hkd.models.weights import weights_digest
 from hkd.options import shown
 from hkd.runtime.engine import Engine
-from hkd.runtime.teacher_table import (
-    HEADER,
-    MARKS,
-    ROWS,
-    StorageType,
-    TableKey,
-    TeacherTable,
-    file_digests,
-    image_digests,
-)
+from hkd.runtime.teacher_table import StorageType, TableKey, TeacherTable, file_digests, image_digests
+from hkd.slots import HEADER, MARKS, ROWS
 from hkd.types import Batch, ModelOutput
 
 CHECKED = 256
