@@ -92,8 +92,12 @@ class Trainer:
             flip=spec.data.flip,
             seed=spec.seed,
             views=spec.data.views or self.epochs,
+            cache=spec.runtime.image_folder,
+            cache_gb=spec.runtime.image_cache_gb,
             **options,
         )
+        if train.note and self.engine.is_main:
+            print(train.note, file=sys.stderr, flush=True)
         return train, make_loader(self.data.test, max(256, self.batch_size), device, train=False, **options)
 
     def _place_networks(self) -> str:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from hkd.data.base import ArrayDataset, FileDataset
+from hkd.data.image_copy import RULE, SHRUNKEN
 from hkd.data.loader import Loader
 from hkd.distiller import Distiller
 from hkd.errors import RequestError, TrainingError
@@ -74,7 +75,7 @@ def table_key(teacher: Model, loader: Loader, request: CacheRequest, image_size:
         padding=image_size // 8 if in_memory else 0,
         augmentation="crop" if in_memory else "resized-crop",
         views=loader.view_count,
-        decode="memory" if in_memory else "file",
+        decode="memory" if in_memory else f"shrunken {SHRUNKEN}x, rule {RULE}",
         mean=mean,
         std=std,
         teacher_size=image_size,
