@@ -287,7 +287,7 @@ def fill_cache(config: CacheConfig) -> str:
         raise RequestError(f"teacher_cache: {reason}")
     fold_batch_norms(teacher, parts.data.image_size)
     cache = TeacherCache(key, teacher, loader, engine, request)
-    print(cache.describe(), file=sys.stderr, flush=True)
+    print(*filter(None, (loader.note, cache.describe())), sep="\n", file=sys.stderr, flush=True)
     with tqdm(total=cache.possible, unit="view", unit_scale=True, desc=teacher.name, disable=None) as bar:
         cache.fill(config.batch_size, bar.update)
     return TeacherCache(key, teacher, loader, engine, request).describe()

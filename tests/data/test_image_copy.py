@@ -333,6 +333,23 @@ def test_a_worker_that_is_not_forked_opens_the_copy_itself(tmp_path: Path) -> No
     assert found is not None and np.array_equal(found, pixels)
 
 
+def test_a_teacher_and_its_student_share_a_copy(tmp_path: Path, capfd: Any) -> None:
+    data = opened(tmp_path)
+    hkd.distill(
+        hkd.DistillConfig(
+            dataset=f"folder:{data.files.path}", image_size=97, teacher="resnet8", student="resnet8", method="kd",
+            epochs=1, batch_size=6, workers=0, device="cpu", tensorboard=False, run=str(tmp_path / "runs" / "a"),
+        )
+    )  # fmt: skip
+    notes = [line for line in capfd.readouterr().err.splitlines() if "image copy: " in line]
+    folder = files_of(tmp_path / "runs" / "cache")
+    assert [note.split(" (")[0] for note in notes] == [
+        f"image copy: {known} of 12 images known in {folder}" for known in (0, 12)
+    ]
+    spec = hkd.RunSpec.load(tmp_path / "runs" / "a" / "config.yaml")
+    assert spec.data.revision == 2, "of the streamed loader"
+
+
 def test_teachers_tables_are_filled_from_the_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data, cache = opened(tmp_path), tmp_path / "cache"
     index, view = torch.arange(12).repeat(5), torch.arange(5).repeat_interleave(12)
