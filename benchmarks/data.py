@@ -1,24 +1,30 @@
 """The loaders beside the usual torchvision pipelines, in one run.
 
-    python -m benchmarks data [--images 20000] [--batch 64] [--json FILE]
+    python -m benchmarks data [--images 20000] [--files 512] [--batch 64] [--json FILE]
 
 In memory, on one core: both crop at random after padding by 4, mirror and normalise the same 32x32 images; the
 pipeline does it image by image (PIL, RandomCrop, RandomHorizontalFlip, ToTensor, Normalize, no workers).
 Streaming, with two worker processes: JPEG files of 500x375, as ImageNet's usually are, through RandomResizedCrop to 224
 and a mirror, from file to normalised batch; the pipeline is torchvision's ImageFolder, usual transforms.
+Photographs of 3000x2000, with two worker processes: the same, and ours twice, with an empty copy of shrunken images and
+with that which the first epoch wrote. The files are in the page cache.
 
-Both kinds take turns; the tables give medians.
+All kinds take turns; the tables give medians.
 """
 
 from __future__ import annotations
 
 import argparse
+import multiprocessing
+import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader
@@ -27,7 +33,7 @@ from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
 from benchmarks.common import machine, write
-from hkd.data import ArrayDataset, DatasetInfo, load_dataset, make_loader
+from hkd.data import ArrayDataset, Dataset, DatasetInfo, load_dataset, make_loader
 from hkd.types import IMAGENET_MEAN, IMAGENET_STD
 
 MEAN, STD = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
@@ -70,14 +76,8 @@ def in_memory(images: int, batch: int) -> dict[str, Callable[[], int]]:
     }
 
 
-def streaming(folder: Path, images: int, batch: int) -> dict[str, Callable[[], int]]:
-    """A folder of smooth noise, which JPEG compresses about as it does photographs."""
-    for split, count in (("train", images), ("val", 2)):
-        for n in range(count):
-            file = folder / split / f"class{n % 2}" / f"{n}.jpg"
-            file.parent.mkdir(parents=True, exist_ok=True)
-            noise = torch.randint(0, 256, (47, 63, 3), dtype=torch.uint8).numpy()
-            Image.fromarray(noise).resize((500, 375), Image.Resampling.BICUBIC).save(file, quality=90)
+def usual_pipeline(folder: Path, batch: int) -> Callable[[], int]:
+    """An epoch of torchvision's ImageFolder with two workers."""
     usual = transforms.Compose([
         transforms.RandomResizedCrop(224), transforms.RandomHorizontalFlip(), transforms.ToTensor(),
         transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD),
@@ -85,12 +85,77 @@ def streaming(folder: Path, images: int, batch: int) -> dict[str, Callable[[], i
     pipeline = DataLoader(
         ImageFolder(str(folder / "train"), usual), batch, shuffle=True, num_workers=2, persistent_workers=True
     )
-    data = load_dataset(f"folder:{folder}")
-    ours = make_loader(data, batch, torch.device("cpu"), train=True, workers=2)
+    return lambda: sum(len(label) for _, label in pipeline)
+
+
+def write_photograph(file: Path, size: tuple[int, int], seed: int) -> None:
+    """Smooth noise, which JPEG compresses about as it does photographs."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    noise = np.random.default_rng(seed).integers(0, 256, (size[1] // 8, size[0] // 8, 3), dtype=np.uint8)
+    Image.fromarray(noise).resize(size, Image.Resampling.BICUBIC).save(file, quality=90)
+
+
+def photographs(folder: Path, count: int, size: tuple[int, int]) -> float:
+    """A folder of two classes, made by two processes. Returns the mean megabytes of a file."""
+    names = [folder / "train" / f"class{n % 2}" / f"{n}.jpg" for n in range(count)]
+    names += [folder / "val" / f"class{n}" / f"{n}.jpg" for n in range(2)]
+    with ProcessPoolExecutor(2) as pool:
+        list(pool.map(write_photograph, names, [size] * len(names), range(len(names)), chunksize=8))
+    return statistics.fmean(name.stat().st_size for name in names) / 1e6
+
+
+def streaming(folder: Path, images: int, batch: int) -> dict[str, Callable[[], int]]:
+    photographs(folder, images, (500, 375))
+    ours = make_loader(load_dataset(f"folder:{folder}"), batch, torch.device("cpu"), train=True, workers=2)
     return {
-        "torchvision ImageFolder, 2 workers": lambda: sum(len(label) for _, label in pipeline),
+        "torchvision ImageFolder, 2 workers": usual_pipeline(folder, batch),
         "streamed, 2 workers": lambda: sum(len(found.label) for found in ours.epoch(0)),
     }
+
+
+def workers_memory(before: set[int]) -> str:
+    """Means over the workers that were started since: MiB that one shares with nobody, and MiB of the copy in view."""
+    workers = [child.pid for child in multiprocessing.active_children() if child.pid not in before]
+    own = copy = 0.0
+    for pid in workers:
+        mapped = ""
+        for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
+            name, *values = line.split()
+            if not name.endswith(":"):  # the first line of a mapping ends with its file
+                mapped = values[-1]
+            elif name == "Private_Dirty:":
+                own += int(values[0]) / 1024 / len(workers)
+            elif name == "Rss:" and mapped.endswith("rows.bin"):
+                copy += int(values[0]) / 1024 / len(workers)
+    return f"a worker has {own:.0f} MiB of its own, and {copy:.0f} MiB of the copy in the page cache mapped"
+
+
+def ours_twice(data: Dataset, batch: int, cache: Path) -> Generator[float, None, None]:
+    """Rates of two epochs of one loader, which keeps its workers."""
+    ours = make_loader(data, batch, torch.device("cpu"), train=True, workers=2, cache=cache)
+    yield rate(lambda: sum(len(found.label) for found in ours.epoch(0)))
+    yield rate(lambda: sum(len(found.label) for found in ours.epoch(1)))
+
+
+def large_photographs(folder: Path, images: int, batch: int, rounds: int) -> dict[str, list[float]]:
+    """Rates of an epoch of torchvision's, of our first (which writes the copy), and of our second (which reads it)."""
+    size = photographs(folder / "photographs", images, (3000, 2000))
+    print(f"\n{images} JPEG photographs of 3000x2000, {size:.1f} MB each, to 224x224\n")
+    usual, data = usual_pipeline(folder / "photographs", batch), load_dataset(f"folder:{folder / 'photographs'}")
+    first, second = "streamed, 2 workers, first epoch", "streamed, 2 workers, second epoch"
+    rates: dict[str, list[float]] = {"torchvision ImageFolder, 2 workers": [], first: [], second: []}
+    for number in range(rounds):
+        rates["torchvision ImageFolder, 2 workers"].append(rate(usual))
+        others, cache = {child.pid or 0 for child in multiprocessing.active_children()}, folder / f"cache{number}"
+        epochs = ours_twice(data, batch, cache)
+        rates[first].append(next(epochs))
+        rates[second].append(next(epochs))
+        memory, used = workers_memory(others), sum(f.stat().st_blocks for f in cache.rglob("*")) * 512 / 1e6
+        epochs.close()
+        shutil.rmtree(cache)
+    tell(rates)
+    print(f"\ncopy on disk {used:.0f} MB, {used / images:.2f} MB an image; {memory}")
+    return {f"photographs: {kind}": values for kind, values in rates.items()}
 
 
 def compare(kinds: dict[str, Callable[[], int]], rounds: int) -> dict[str, list[float]]:
@@ -101,12 +166,17 @@ def compare(kinds: dict[str, Callable[[], int]], rounds: int) -> dict[str, list[
     for _ in range(rounds):
         for kind, epoch in kinds.items():
             rates[kind].append(rate(epoch))
+    tell(rates)
+    return rates
+
+
+def tell(rates: dict[str, list[float]]) -> None:
+    """Prints the medians, and how many times the first kind's each is."""
     median = {kind: statistics.median(values) for kind, values in rates.items()}
     base = next(iter(median.values()))
     print(f"{'loader':<36} {'images/s':>10} {'times faster':>13}")
     for kind, value in median.items():
         print(f"{kind:<36} {value:>10,.0f} {value / base:>12.2f}x")
-    return rates
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -122,5 +192,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     rates = compare(in_memory(asked.images, asked.batch), asked.rounds)
     print(f"\n{asked.files} JPEG files of 500x375 to 224x224\n")
     with tempfile.TemporaryDirectory() as folder:
-        rates |= compare(streaming(Path(folder), asked.files, asked.batch), asked.rounds)
+        rates |= compare(streaming(Path(folder) / "small", asked.files, asked.batch), asked.rounds)
+        rates |= large_photographs(Path(folder), asked.files, asked.batch, min(3, asked.rounds))
     write(asked.json, {"settings": vars(asked), "images_per_second": rates})

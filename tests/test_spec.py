@@ -63,8 +63,8 @@ def test_plus_kd_is_the_kd_term_with_weight_1() -> None:
 FREE = {
     "seed": 7, "run": "elsewhere", "device": "cpu", "threads": 3, "workers": 2, "tensorboard": False, "compile": True,
     "save_minutes": 1.0, "data_root": "/data", "skip_bad_steps": 2, "keep_checkpoints": True, "evaluate": "last",
-    "image_cache": "cache", "dataset": "folder:./same", "teacher_cache": "auto", "teacher_cache_gb": 1.0,
-    "teacher_cache_dtype": "float32",
+    "image_cache": "cache", "image_cache_gb": 1.0, "dataset": "folder:./same", "teacher_cache": "auto",
+    "teacher_cache_gb": 1.0, "teacher_cache_dtype": "float32",
 }  # fmt: skip
 DECISIVE: dict[str, Any] = {
     "lr": 0.1, "epochs": 3, "batch_size": 32, "milestones": [0.5], "momentum": 0.8, "weight_decay": 0.0, "flip": False,

@@ -131,7 +131,7 @@ def _run(
     engine = new_engine(spec)
     with engine.first_of_node():  # downloads and decodes for the others
         data = data or open_data(
-            spec.data, train_data, test_data, workers=spec.runtime.workers, cache=image_cache(spec)
+            spec.data, train_data, test_data, workers=spec.runtime.workers, cache=spec.runtime.image_folder
         )
     check_shares(spec, data, engine)
     parts = build(spec, data, student, teacher)
@@ -186,11 +186,6 @@ def new_engine(spec: RunSpec) -> Engine:
     return Engine(runtime.device, runtime.precision, runtime.seed, runtime.threads)
 
 
-def image_cache(spec: RunSpec) -> Path:
-    """Where decoded images are kept."""
-    return Path(spec.runtime.image_cache) if spec.runtime.image_cache else Path(spec.run).parent / "cache"
-
-
 def teacher_spec(spec: RunSpec, run: Path, seed: int) -> RunSpec:
     """The specification of the training of a distillation's teacher."""
     assert spec.teacher is not None
@@ -200,7 +195,7 @@ def teacher_spec(spec: RunSpec, run: Path, seed: int) -> RunSpec:
         teacher=None,
         method=None,
         optimisation=replace(spec.optimisation, lr=spec.teacher.lr or spec.optimisation.lr),
-        runtime=replace(spec.runtime, run=str(run), seed=seed),
+        runtime=replace(spec.runtime, run=str(run), seed=seed, image_cache=str(spec.runtime.image_folder)),
     )
 
 
@@ -287,13 +282,17 @@ def fill_cache(config: CacheConfig) -> str:
     config.check()
     spec = config.spec()
     engine = new_engine(spec)
-    data = open_data(spec.data, workers=spec.runtime.workers, cache=Path(config.image_cache or config.teacher_cache))
+    folder = Path(config.image_cache or config.teacher_cache)
+    data = open_data(spec.data, workers=spec.runtime.workers, cache=folder)
     parts = build(spec, data)
     teacher = parts.distiller.teacher
     assert teacher is not None
     teacher.to(engine.device).to(memory_format=torch.channels_last)
     views = spec.data.views or spec.optimisation.epochs
-    loader = make_loader(parts.data.train, 64, engine.device, train=True, flip=spec.data.flip, views=views)
+    loader = make_loader(
+        parts.data.train, 64, engine.device, train=True, flip=spec.data.flip, views=views,
+        cache=folder, cache_gb=config.image_cache_gb,
+    )  # fmt: skip
     images = engine.share.of(torch.arange(len(loader.dataset)))
     request = CacheRequest(
         Path(config.teacher_cache), config.teacher_cache_gb, config.teacher_cache_dtype, config.precision
@@ -304,7 +303,7 @@ def fill_cache(config: CacheConfig) -> str:
     fold_batch_norms(teacher, parts.data.image_size)
     cache = TeacherCache(key, teacher, loader, engine, request)
     if engine.is_main:
-        print(cache.describe(), file=sys.stderr, flush=True)
+        print(*filter(None, (loader.note, cache.describe())), sep="\n", file=sys.stderr, flush=True)
     total, name = len(images) * len(loader.used_views()), f"{teacher.name} on {engine.machine}"
     with tqdm(total=total, unit="view", unit_scale=True, desc=name, disable=None if engine.is_main else True) as bar:
         cache.fill(images, config.batch_size, bar.update)

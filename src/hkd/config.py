@@ -356,6 +356,7 @@ _CACHE_NAMES = [
     "flip",
     "bad_images",
     "image_cache",
+    "image_cache_gb",
     "teacher_cache_gb",
     "teacher_cache_dtype",
     "device",

@@ -172,7 +172,9 @@ class RunSpec:
         teacher = None if self.teacher is None else resolve_teacher(self.teacher)
         return replace(
             self,
-            data=replace(self.data, dataset=data.name, digest=data.digest),
+            data=replace(
+                self.data, dataset=data.name, digest=data.digest, revision=self.data.revision and data.revision
+            ),
             student=replace(self.student, name=self.student.name or STUDENT),
             teacher=teacher,
             method=None if self.method is None else resolve_method(self.method),

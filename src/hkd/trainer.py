@@ -31,7 +31,6 @@ from hkd.spec import RunSpec
 from hkd.trained import crop_of
 from hkd.types import Batch
 
-
 TEACHER_IS_MOST = 0.5
 """Of an epoch's time: from then on a run without a table says what one would save."""
 
@@ -98,8 +97,12 @@ class Trainer:
             flip=spec.data.flip,
             seed=spec.seed,
             views=spec.data.views or self.epochs,
+            cache=spec.runtime.image_folder,
+            cache_gb=spec.runtime.image_cache_gb,
             **options,
         )
+        if train.note and self.engine.is_main:
+            print(train.note, file=sys.stderr, flush=True)
         return train, make_loader(self.data.test, max(256, self.batch_size), device, train=False, **options)
 
     def _place_networks(self) -> str:
@@ -210,8 +213,8 @@ class Trainer:
         if share < TEACHER_IS_MOST or epoch + 1 == self.epochs or cacheable(self.distiller):
             return ""
         return (
-            f"\nthe teacher takes about {100 * min(share, 0.99):.0f} % of this time; with --teacher-cache auto its outputs "
-            "are computed once for all epochs and runs"
+            f"\nthe teacher takes about {100 * min(share, 0.99):.0f} % of this time; with --teacher-cache auto its "
+            "outputs are computed once for all epochs and runs"
         )
 
     def lr_at(self, epoch: int) -> float:

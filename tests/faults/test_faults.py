@@ -373,10 +373,10 @@ def test_a_worker_that_dies_is_an_error_in_words(tmp_path: Path, monkeypatch: py
     data = f"folder:{write_files(tmp_path / 'photos', class_folders())}"
     parent = os.getpid()
 
-    def decode(self: Dataset, index: int) -> Any:
+    def decode(self: Dataset, index: int, side: int | None = None) -> Any:
         if os.getpid() != parent:
             os._exit(9) if way == "exits" else os.kill(os.getpid(), signal.SIGKILL)
-        return original(self, index)
+        return original(self, index, side)
 
     kind = type(hkd.load_dataset(data, "train", image_size=100))
     original = kind.decode

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -125,3 +126,11 @@ def test_a_setting_is_everything_but_networks_method_rate_and_seed() -> None:
     for flat in others:
         assert setting(fake_spec(**flat)) != setting(base)
     assert list(setting_words([base, fake_spec(**KD)]).values()) == [[]]
+
+
+def test_revisions_are_said_within_the_same_images_alone() -> None:
+    """Images in memory and in files have loaders, and so revisions, of their own."""
+    memory, stream = fake_spec(dataset="digits"), fake_spec(dataset="folder:photos")
+    newer = replace(stream, data=replace(stream.data, revision=2))
+    assert not any("revision" in name for name in named(memory, newer))
+    assert [("data_revision=1" in name) for name in named(memory, stream, newer)] == [False, True, False]

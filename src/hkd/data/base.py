@@ -15,7 +15,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from hkd.data.files import Files
-from hkd.data.images import fit, open_image, to_rgb, to_tensor
+from hkd.data.images import fit, open_image, shrunken, to_rgb, to_tensor
 from hkd.errors import RequestError
 from hkd.options import shown
 from hkd.outside import printable
@@ -205,15 +205,16 @@ class FileDataset(Dataset):
         text = "".join(f"{name}\0{label}\0{self.files.size(name)}\n" for name, label in rows)
         return hashlib.sha256(text.encode()).hexdigest()
 
-    def decode(self, index: int) -> Image.Image:
-        """One image in its size, as RGB.
+    def decode(self, index: int, side: int | None = None) -> Image.Image:
+        """One image as RGB, in its size, or shrunken to a shorter side of ``side`` pixels (:func:`shrunken`).
 
         Raises:
             RequestError: the file is not a readable image.
         """
         name = self.names[index]
         try:
-            return to_rgb(open_image(self.files.read(name)))
+            image = open_image(self.files.read(name))
+            return to_rgb(image) if side is None else shrunken(image, side)
         except RequestError:
             raise
         except Exception as error:  # a decoder given a hostile file may raise anything

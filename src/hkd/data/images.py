@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
 
@@ -16,6 +17,8 @@ from hkd.outside import whole_number
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "PPM", "TIFF")
 """All that is decoded, whatever a file is called: some of Pillow's other readers start programs."""
+
+Pixels = NDArray[np.uint8]
 
 WIDEST = 32
 """How many times longer one side of an image may be than the other before its ends are cut off."""
@@ -59,6 +62,24 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
+def shrunken(image: Image.Image, side: int) -> Image.Image:
+    """Any picture as RGB, reduced so that its shorter side is ``side`` pixels; a smaller one stays as it is.
+
+    A JPEG is decoded at 1/8, 1/4 or 1/2 of its size where that leaves the shorter side as long: libjpeg then computes a
+    part of each block's cosine transform alone (the "scaled DCT").
+
+    Raises:
+        ValueError: see :func:`to_rgb`.
+    """
+    image.draft(None, (side, side))  # of other formats it changes nothing
+    image = to_rgb(image)
+    scale = side / min(image.size)
+    if scale >= 1:
+        return image
+    width, height = (max(1, round(length * scale)) for length in image.size)
+    return image.resize((width, height), Image.Resampling.BILINEAR)
+
+
 def to_tensor(image: Image.Image) -> Tensor:
     """A PIL image as uint8 (3, H, W)."""
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
@@ -88,21 +109,23 @@ def centre(image: Image.Image, size: int) -> Image.Image:
     return scaled.crop((left, top, left + size, top + size))
 
 
-def random_resized_crop(image: Image.Image, size: int, generator: random.Random) -> Image.Image:
-    """A random part of an image (8 to 100 % of its area, aspect 3:4 to 4:3), scaled to a square.
+def random_resized_crop(pixels: Pixels, size: int, generator: random.Random) -> Image.Image:
+    """A random part of an image, uint8 (H, W, 3), scaled to a square: 8 to 100 % of its area, aspect 3:4 to 4:3.
+
+    Pixels outside of the part are not looked at.
 
     Szegedy et al., "Going Deeper with Convolutions", CVPR 2015.
     """
-    width, height = image.size
+    height, width = pixels.shape[:2]
     for _ in range(10):
         area = width * height * generator.uniform(0.08, 1)
         aspect = math.exp(generator.uniform(math.log(3 / 4), math.log(4 / 3)))
         w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
         if 0 < w <= width and 0 < h <= height:
             left, top = generator.randint(0, width - w), generator.randint(0, height - h)
-            box = (left, top, left + w, top + h)
-            return image.resize((size, size), Image.Resampling.BILINEAR, box=box)
-    return fit(image, size)
+            part = Image.fromarray(pixels[top : top + h, left : left + w])
+            return part.resize((size, size), Image.Resampling.BILINEAR)
+    return fit(Image.fromarray(pixels), size)
 
 
 def resize(images: Tensor, size: int | None) -> Tensor:

@@ -89,10 +89,12 @@ def make_loader(
     workers: int = 0,
     share: Share = Share(),  # noqa: B008  (immutable)
     bad_images: str = "stop",
+    cache: Path | None = None,
+    cache_gb: float = 20.0,
 ) -> Loader:
     """The loader that suits a prepared data set; see :class:`MemoryLoader` and :class:`StreamLoader`.
 
-    ``views`` is for streams; images in memory have all the views that their padding gives.
+    ``views``, ``cache`` and ``cache_gb`` are for streams; images in memory have all the views that their padding gives.
 
     Raises:
         RequestError: it is no data set, or the batch size or the number of workers is no number from 1, or 0.
@@ -106,5 +108,5 @@ def make_loader(
     size = dataset.info.image_size or STREAM_SIZE
     return StreamLoader(
         dataset, batch_size, device, image_size=size, train=train, flip=flip, seed=seed, views=views, workers=workers,
-        share=share, bad_images=bad_images,
+        share=share, bad_images=bad_images, cache=cache, cache_gb=cache_gb,
     )  # fmt: skip

@@ -75,11 +75,13 @@ class Loader(ABC):
         dataset: whose images come out.
         batches: how an epoch is cut; :meth:`Batches.size_of` says how many images a batch has.
         view_count: V, how many augmented views an image has.
+        note: a line for the start of a run, or nothing.
     """
 
     dataset: Dataset
     batches: Batches
     view_count: int
+    note: str = ""
 
     def __len__(self) -> int:
         """Batches in an epoch."""

@@ -14,7 +14,7 @@ from hkd.data.base import STREAM_SIZE, ArrayDataset, Dataset
 from hkd.data.convert import as_dataset
 from hkd.data.load import load_dataset, prepare
 from hkd.data.normalisation import measure
-from hkd.data.spec import DataSpec
+from hkd.data.spec import REVISION, STREAM_REVISION, DataSpec
 from hkd.data.subsets import hold_out, limit
 from hkd.errors import RequestError
 from hkd.options import check_fields
@@ -64,6 +64,11 @@ class Data:
         """16 hexadecimal digits that say which images, labels and classes these are, wherever they are stored."""
         parts = (self.train.fingerprint, self.test.fingerprint, *self.train.info.classes)
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+
+    @property
+    def revision(self) -> int:
+        """Of the loader of the training images."""
+        return REVISION if isinstance(self.train, ArrayDataset) else STREAM_REVISION
 
     def normalised(self, mean: Channels, std: Channels, sources: tuple[str, str] = (OF_NETWORK, OF_NETWORK)) -> Data:
         """The same images in another normalisation, such as the one that a trained network expects.

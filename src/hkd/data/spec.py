@@ -8,7 +8,9 @@ from typing import Literal
 from hkd.options import option, recorded
 
 REVISION = 1
-"""Of the loaders: raised whenever a network is shown other images under the same specification."""
+"""Of the loader of images in memory: raised whenever a network is shown other images under the same specification."""
+STREAM_REVISION = 2
+"""The same of the loader of images in files; 2 crops photographs after they were shrunken."""
 
 Channels = tuple[float, float, float]
 
@@ -44,4 +46,4 @@ class DataSpec:
     digest: str = recorded("", "data_digest")
     """Of the training and evaluation images, see :attr:`hkd.data.Data.digest`: the key has this instead of the name."""
     revision: int = recorded(REVISION, "data_revision")
-    """Of the loaders of the run; 0 for version 0.1."""
+    """Of the loader of the run; 0 for version 0.1. Resolved with the digest."""

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import random
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from itertools import islice
+from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -18,20 +20,25 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from hkd.data.base import FileDataset
-from hkd.data.images import centre, random_resized_crop, to_tensor
+from hkd.data.image_copy import ImageCopy, open_copy, shrunken_side
+from hkd.data.images import Pixels, centre, random_resized_crop, to_tensor
 from hkd.data.loader import Batches, Loader
 from hkd.data.randomness import draws, epoch_generator
 from hkd.errors import RequestError
 from hkd.types import Batch, Share
 
+Shown = TypeVar("Shown")
+
 
 class StreamLoader(Loader):
     """Batches of a data set that stays in its files, with the usual ImageNet augmentation.
 
-    For training, a random part of the image (8 to 100 % of its area, aspect 3:4 to 4:3) is scaled to the size of the
-    network and mirrored at random. For evaluation the shorter side is scaled to 8/7 of that size, and the middle is cut
-    out. An image has V views, and view v of it has the same pixels in every run; epochs show them in turn, from a start
-    that depends on seed and image, so that with V epochs or more an image is shown in all of them.
+    For training, an image whose shorter side is more than twice the size of the network is shrunken to that. A random
+    part of it (8 to 100 % of its area, aspect 3:4 to 4:3) is scaled to the size of the network and mirrored at random.
+    Shrunken images are kept on disk, so that later epochs need not decode: all epochs crop the same pixels. For
+    evaluation the shorter side is scaled to 8/7 of the network's size, and the middle is cut out. An image has V views,
+    and view v of it has the same pixels in every run; epochs show them in turn, from a start that depends on seed and
+    image, so that with V epochs or more an image is shown in all of them.
 
     Args:
         dataset: what to load.
@@ -45,19 +52,26 @@ class StreamLoader(Loader):
         workers: processes that decode; 0 decodes in this one.
         share: which part of every batch is this process's.
         bad_images: "skip" to show the next readable image in the place of one that is not.
+        cache: folder for the copy of the shrunken training images, see :class:`hkd.data.image_copy.ImageCopy`; None
+            keeps none.
+        cache_gb: the most that the copy may take; 0 keeps none.
     """
 
     def __init__(
         self, dataset: FileDataset, batch_size: int, device: torch.device, *, image_size: int, train: bool,
         flip: bool = True, seed: int = 0, views: int = 240, workers: int = 0,
         share: Share = Share(), bad_images: str = "stop",  # noqa: B008  (immutable)
+        cache: Path | None = None, cache_gb: float = 20.0,
     ) -> None:  # fmt: skip
         self.dataset = dataset
         self.batches = Batches(len(dataset), batch_size, train, share)
         self.device = device
         self.view_count = views
         self._order = _EpochOrder(self.batches, dataset, seed if train else None, views)
-        self._views = _Views(dataset, image_size, flip and dataset.info.flip, train, bad_images == "skip")
+        copy = None
+        if train and cache is not None and cache_gb > 0:
+            copy, self.note = open_copy(dataset, shrunken_side(image_size), cache, cache_gb)
+        self._views = _Views(dataset, image_size, flip and dataset.info.flip, train, bad_images == "skip", copy)
         self._loader = DataLoader(
             self._views,
             batch_sampler=self._order,
@@ -136,33 +150,48 @@ class _EpochOrder:
 class _Views(TorchDataset[tuple[Tensor, int, int, int]]):
     """What the network is shown of each image, uint8 (3, size, size)."""
 
-    def __init__(self, dataset: FileDataset, size: int, flip: bool, train: bool, skip_bad: bool = False) -> None:
+    def __init__(
+        self, dataset: FileDataset, size: int, flip: bool, train: bool, skip_bad: bool = False,
+        copy: ImageCopy | None = None,
+    ) -> None:  # fmt: skip
         self.dataset = dataset
         self.size = size
         self.flip = flip
         self.train = train
+        self.copy = copy
         self.positions = dataset.positions
         self.skip_bad = skip_bad
         self._warned: set[int] = set()
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int, int, int]:
         number, index = key
-        image, index = self._readable(index)
-        if not self.train:
-            view = centre(image, self.size)
-        else:
+        if self.train:
+            pixels, index = self._readable(self._shrunken, index)
             generator = random.Random(f"view {int(self.positions[index])} {number}")
-            view = random_resized_crop(image, self.size, generator)
+            view = random_resized_crop(pixels, self.size, generator)
             if self.flip and generator.random() < 0.5:
                 view = view.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        else:
+            image, index = self._readable(self.dataset.decode, index)
+            view = centre(image, self.size)
         return to_tensor(view), int(self.dataset.labels[index]), index, number
 
-    def _readable(self, index: int) -> tuple[Image.Image, int]:
-        """The image, or the next one that can be read, and its index."""
+    def _shrunken(self, index: int) -> Pixels:
+        """The shrunken image, uint8 (H, W, 3), from the copy, or decoded and put there."""
+        name = self.dataset.names[index]
+        pixels = None if self.copy is None else self.copy.read(name)
+        if pixels is None:
+            pixels = np.asarray(self.dataset.decode(index, shrunken_side(self.size)))
+            if self.copy is not None:
+                self.copy.write(name, pixels)
+        return pixels
+
+    def _readable(self, read: Callable[[int], Shown], index: int) -> tuple[Shown, int]:
+        """The image as ``read`` gives it, or the next one that can be read, and its index."""
         for ahead in range(len(self.dataset)):
             number = (index + ahead) % len(self.dataset)
             try:
-                return self.dataset.decode(number), number
+                return read(number), number
             except RequestError as error:
                 if not self.skip_bad or ahead + 1 == len(self.dataset):
                     raise

@@ -84,7 +84,7 @@ def what_differs(specs: Sequence[RunSpec], options: Iterable[str]) -> list[list[
     for name in options:
         values = [flat.get(name) for flat in flats]
         if len(set(map(repr, values))) > 1:
-            columns.append(_words(name, values))
+            columns.append(_revisions(name, flats) if name in REVISIONS else _words(name, values))
     return [[column[n] for column in columns if column[n]] for n in range(len(specs))]
 
 
@@ -96,11 +96,22 @@ def _shown(spec: RunSpec) -> dict[str, Any]:
     return flat
 
 
+def _revisions(name: str, flats: list[dict[str, Any]]) -> list[str]:
+    """What is not of the newest revision on the same data: images in memory and in files have their own."""
+    newest: dict[str, int] = {}
+    for flat in flats:
+        digest = flat.get("data_digest", "")
+        newest[digest] = max(newest.get(digest, 0), flat.get(name) or 0)
+    words = []
+    for flat in flats:
+        value = flat.get(name)
+        current = value in (None, newest[flat.get("data_digest", "")]) and value != 0
+        words.append("" if current else f"{name}={value}" if value else "hkd 0.1")
+    return words
+
+
 def _words(name: str, values: list[Any]) -> list[str]:
     """The values of one option in words; none for what is not given, and for a switch that is not turned."""
-    if name in REVISIONS:
-        newest = max(filter(None, values), default=None)
-        return ["" if v in (None, newest) else f"{name}={v}" if v else "hkd 0.1" for v in values]
     if name == "dataset":
         return _tails(values)
     if name == "teacher_checkpoint":

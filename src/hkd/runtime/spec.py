@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from hkd.options import option
@@ -26,6 +27,12 @@ class RuntimeSpec:
     image_cache: str | None = option(
         None, "folder where decoded images are kept [cache, beside the run folder]", key=False, writes="folder"
     )
+    image_cache_gb: float = option(
+        20.0,
+        "the most that shrunken photographs may take there, which later epochs read; 0 keeps none",
+        ge=0,
+        key=False,
+    )
     teacher_cache: str = option(
         "off",
         "keep the teacher's outputs of every view: off, auto (beside the run folder) or a folder",
@@ -47,3 +54,8 @@ class RuntimeSpec:
     skip_bad_steps: int = option(
         0, "skip up to N steps whose loss is NaN or infinite, instead of stopping at the first", ge=0, key=False
     )
+
+    @property
+    def image_folder(self) -> Path:
+        """Where decoded images are kept."""
+        return Path(self.image_cache) if self.image_cache else Path(self.run).parent / "cache"

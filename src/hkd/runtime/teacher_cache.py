@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from hkd.data.base import ArrayDataset, FileDataset
+from hkd.data.image_copy import RULE, SHRUNKEN
 from hkd.data.loader import Loader
 from hkd.distiller import Distiller
 from hkd.errors import RequestError, TrainingError
@@ -26,17 +27,8 @@ from hkd.models.weights import weights_digest
 from hkd.options import shown
 from hkd.runtime.engine import Engine
 from hkd.runtime.records import TABLE, checked
-from hkd.runtime.teacher_table import (
-    FILES,
-    HEADER,
-    MARKS,
-    ROWS,
-    StorageType,
-    TableKey,
-    TeacherTable,
-    file_digests,
-    image_digests,
-)
+from hkd.runtime.teacher_table import StorageType, TableKey, TeacherTable, file_digests, image_digests
+from hkd.slots import FILES, HEADER, MARKS, ROWS
 from hkd.types import Batch, ModelOutput
 
 CHECKED = 256
@@ -87,7 +79,7 @@ def table_key(teacher: Model, loader: Loader, request: CacheRequest, image_size:
         padding=image_size // 8 if in_memory else 0,
         augmentation="crop" if in_memory else "resized-crop",
         views=loader.view_count,
-        decode="memory" if in_memory else "file",
+        decode="memory" if in_memory else f"shrunken {SHRUNKEN}x, rule {RULE}",
         mean=mean,
         std=std,
         teacher_size=image_size,
