@@ -41,8 +41,9 @@ def data_digest(data: DataSpec, content: str = "") -> str:
 
 
 def fake_run(
-    folder: Path, accuracy: float = 0.5, *, content: str = "", classes: list[str] = CLASSES, **flat: Any
-) -> Path:
+    folder: Path, accuracy: float = 0.5, *, content: str = "", classes: list[str] = CLASSES, hits: int | None = None,
+    **flat: Any,
+) -> Path:  # fmt: skip
     """A finished run of 50 test images, of which the first are classified correctly and the others as the next class.
 
     Args:
@@ -50,6 +51,7 @@ def fake_run(
         accuracy: the part of the images that is classified correctly.
         content: see :func:`fake_spec`.
         classes: names beside the weights.
+        hits: of 100 images, whose teacher's output a table gave; None for a run without one.
         flat: options of the run; one with a ``method`` is a distillation.
     """
     spec = fake_spec(content, **flat, run=str(folder))
@@ -68,6 +70,11 @@ def fake_run(
     run.finish(
         {"top1_last": top1, "top1_best": top1, "top5_last": 100.0, "seconds": 60.0, "images_per_second": 1000.0}
         | {"parameters": 78_042, "hkd": hkd.__version__, "torch": "2", "python": "3", "machine": "a CPU"}
+        | (
+            {}
+            if hits is None
+            else {"teacher_cache": {"hits": hits, "misses": 100 - hits, "bytes": 1, "dtype": "float16"}}
+        )
     )
     return folder
 

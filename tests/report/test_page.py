@@ -175,6 +175,15 @@ def test_what_a_summary_lacks_is_blank(tmp_path: Path) -> None:
     assert row == ["resnet8, kd", "50.00 (1)", *[""] * 6]
 
 
+def test_times_with_and_without_a_table_of_the_teacher_are_marked(tmp_path: Path) -> None:
+    for name, more in (("ce", {}), ("at", {"method": "at"}), ("kd", {"method": "kd", "hits": 60})):
+        fake_run(tmp_path / name, **more, **({"teacher": "resnet14"} if more else {}))
+    read = Reader(report(tmp_path, output=tmp_path / "r.html"))
+    for name in ("networks", "comparison"):
+        head, *rows = read.table(name)
+        assert head[-1] == "teacher's outputs" and {row[-1] for row in rows} == {"", "computed", "60 % read"}
+
+
 def test_held_out_images_are_named(tmp_path: Path) -> None:
     fake_run(tmp_path / "a", holdout=0.2)
     assert "of the held-out training images where a run has a holdout" in report(tmp_path, output=tmp_path / "r.html")

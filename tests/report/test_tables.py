@@ -48,6 +48,20 @@ def test_the_three_files_of_a_comparison(comparison: Comparison, tmp_path: Path)
     assert "| kd       | 69.00 ± 1.41 (2)" in text and "105 %" in text
 
 
+def test_times_with_and_without_a_table_of_the_teacher_are_marked(tmp_path: Path) -> None:
+    fake_run(tmp_path / "ce")
+    fake_run(tmp_path / "at", method="at", teacher="resnet14")
+    for seed, hits in ((0, 20), (1, 100)):
+        fake_run(tmp_path / f"kd-{seed}", method="kd", teacher="resnet14", seed=seed, hits=hits)
+    ((_, made),) = comparisons(grouped(find_finished([str(tmp_path)])[0]))
+    (pair,) = made.numbers()["pairs"]
+    assert {row["method"]: row["teacher_read"] for row in pair["methods"]} == {"ce": None, "at": None, "kd": 60.0}
+    lines = tables.pair_table(pair).splitlines()
+    assert "teacher's outputs" in lines[0]
+    words = {line.split()[0]: line.split("1,000")[1].strip() for line in lines[2:]}
+    assert words == {"ce": "", "at": "computed", "kd": "60 % read"}
+
+
 def test_csv_cells_have_no_float32_noise() -> None:
     row = {"lr": float(np.float32(0.1)), "top1": float(np.float32(83.1)), "penalty": 1e-6, "images": 123456789}
     assert row["lr"] != 0.1 and row["top1"] != 83.1

@@ -84,6 +84,20 @@ def test_other_seeds_and_batch_sizes_share_the_rows(tmp_path: Path) -> None:
     assert full.misses == 0
 
 
+def test_the_whole_table_of_a_device_is_that_of_the_file(tmp_path: Path) -> None:
+    data, network = images(), teacher()
+    opened(tmp_path, data, network).fill(torch.arange(COUNT), 64, lambda _: None)
+    part = data.select(torch.tensor([8, 3, 21, 5]), data.info)
+    cache = opened(tmp_path, part, network)
+    batch = next(iter(loader(part, 4).epoch(1)))
+    read = cache(batch)
+    cache._on_device = cache._whole_table()
+    torch.testing.assert_close(cache(batch), read, rtol=0, atol=0)
+    flip_a_byte(cache.table.path, "rows.bin")
+    with pytest.raises(hkd.TrainingError, match="a row of .* is corrupt"):
+        opened(tmp_path, data, network)._whole_table()
+
+
 def test_a_part_of_the_images_shares_the_rows_of_all(tmp_path: Path) -> None:
     data, network = images(), teacher()
     opened(tmp_path, data, network).fill(torch.arange(COUNT), 64, lambda _: None)
