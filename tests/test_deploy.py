@@ -213,7 +213,7 @@ def test_the_command(run: hkd.Result, tmp_path: Path, capsys: pytest.CaptureFixt
     for arguments, message in (
         (["--formats", "onx"], "formats: unknown name 'onx'; did you mean onnx"),
         (["--dataset", "digit"], "dataset: unknown name 'digit'; did you mean digits"),
-        (["--image-size", "0"], "image_size: expected a number in [1, 4096]; got 0"),
+        (["--image-size", "0"], "image_size: expected a number in [2, 4096]; got 0"),
     ):
         assert main(["export", str(run.run), *arguments]) == 2
         assert message in capsys.readouterr().err

@@ -162,7 +162,6 @@ def test_a_plugin_is_imported_from_the_working_directory(write: Write, monkeypat
     [
         ("no.such", "ModuleNotFoundError: No module named 'no'"),
         ("failing", "RuntimeError: one line and another"),
-        ("", "ValueError: Empty module name"),
         (".relative", "TypeError: .*"),
     ],
 )

@@ -131,7 +131,8 @@ def as_index(index: Tensor, device: torch.device, rows: int, name: str = "index"
     if index.is_floating_point() or index.is_complex() or index.dtype == torch.bool:
         raise ValueError(f"{name}: expected integers; got {index.dtype}")
     if index.device.type == "cpu" and index.numel():
-        low, high = (int(end) for end in index.aminmax())
+        values = index.detach().numpy()  # NumPy's minimum is not an operation that a GPU would have to wait for
+        low, high = int(values.min()), int(values.max())
         if low < 0 or high >= rows:
             raise ValueError(f"{name}: expected 0 to {rows - 1}; got {low if low < 0 else high}")
     return index.to(device, torch.int64, non_blocking=True)
