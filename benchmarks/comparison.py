@@ -5,7 +5,8 @@
 
 Eight methods of logits and embeddings, two trials of three epochs, 20 classes; the teacher is trained beforehand and
 given to both. Each comparison is the command that a person types, in a folder of its own, from its start to its end:
-plans, imports, evaluations and the filling of the table are part of the time. The data set is a folder or archive of
+plans, imports, evaluations and the filling of the table are part of the time. Memory is the largest of any process so
+far, mapped pages of the table included; the table's megabytes are those on disk. The data set is a folder or archive of
 class folders; without one, noise of the same size.
 """
 
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import resource
 import subprocess
 import sys
 import tempfile
@@ -55,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     plugin = {"plugin": "benchmarks.noise"} if asked.dataset == NOISE else {}
     common = {"dataset": asked.dataset, "limit-classes": asked.classes, "precision": asked.precision, **plugin}
-    taken, top1 = {}, {}
+    taken, top1, memory = {}, {}, {}
     with tempfile.TemporaryDirectory() as folder:
         teacher = f"{folder}/teacher"
         hkd_command("train", {"teacher": asked.teacher, "role": "teacher", "epochs": 1, "run": teacher, **common})
@@ -64,6 +66,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         for cache in ("off", "auto"):
             run = f"{folder}/{cache}"
             taken[cache] = hkd_command("compare", {**options, "teacher-cache": cache, "run": run, **common})
+            memory[cache] = 1024 * resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
             rows = json.loads(Path(run, "comparison.json").read_text())["pairs"][0]["methods"]
             top1[cache] = {row["method"]: row["top1_last"] for row in rows}
         size = sum(file.stat().st_blocks * 512 for file in Path(folder, "auto", "teacher-cache").rglob("*.bin"))
@@ -71,9 +74,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     runs = len(asked.methods) * asked.trials
     print(f"{runs} runs of {asked.epochs} epochs, {asked.teacher} -> {asked.student}, {asked.dataset}, "
           f"{asked.classes} classes, {asked.precision}, {machine(2)}\n")  # fmt: skip
-    print(f"{'--teacher-cache':<18} {'seconds':>9} {'ratio':>7} {'table MB':>9}")
+    print(f"{'--teacher-cache':<18} {'seconds':>9} {'ratio':>7} {'peak memory MB':>16} {'table MB':>9}")
     for cache, seconds in taken.items():
-        print(
-            f"{cache:<18} {seconds:>9.0f} {seconds / taken['off']:>6.2f}x {size / 1e6 if cache == 'auto' else 0:>9.0f}"
-        )
-    write(asked.json, {"settings": vars(asked), "seconds": taken, "bytes": size, "top1": top1})
+        disk = size / 1e6 if cache == "auto" else 0
+        print(f"{cache:<18} {seconds:>9.0f} {seconds / taken['off']:>6.2f}x {memory[cache] / 1e6:>16.0f} {disk:>9.0f}")
+    numbers = {"seconds": taken, "bytes": size, "memory": memory, "top1": top1}
+    write(asked.json, {"settings": vars(asked), **numbers})

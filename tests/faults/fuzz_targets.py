@@ -217,14 +217,12 @@ def read_table(folder: Path) -> None:
     expected = np.arange(12, dtype=np.float16).reshape(3, 4)
     assert (numbers[known] == expected[known]).all(), "a forged row was believed"
     _ = table.header, table.bytes
-    table.close()
 
 
 def good_table(folder: Path) -> list[Files]:
     table = TeacherTable(folder, KEY, np.arange(3, dtype=np.uint32), torch.arange(3))
     table.write(torch.arange(3), torch.zeros(3, dtype=torch.int64), np.arange(12, dtype=np.float16).reshape(3, 4))
     table.note(accuracy={"d": 50.0})
-    table.close()
     return [files_of(folder)]
 
 
