@@ -1,11 +1,12 @@
-"""HolisticLoss beside the per-sample gather formulation, in one run.
+"""HolisticLoss beside two plainer formulations, in one run.
 
     python -m benchmarks loss [--threads 2] [--batch 64] [--negatives 16384] [--samples 50000] [--json FILE]
 
-The formulation that it is measured against is how the loss is written in earlier code: each anchor draws its own K bank
-rows on the host, (B, K, d) of both banks are gathered, and autograd differentiates a softmax over them. Both make the
-same four terms from the same banks, graph and encoders; both are timed forward, backward and draw, in turns, so that a
-busy machine slows both. Memory is the peak of the process during three steps, in a process of its own, beyond what it
+The gather formulation is how the loss is written in earlier code: each anchor draws its own K bank rows on the host,
+(B, K, d) of both banks are gathered, and autograd differentiates a softmax over them. The plain formulation has the
+same shared draw as HolisticLoss, and is how a reader would write it: one product with all K rows, a mask, ``cat``,
+``cross_entropy``. All make the same four terms from the same banks, graph and encoders; all are timed forward, backward
+and draw, in turns, so that a busy machine slows all. The last line is HolisticLoss under bfloat16 autocast. Memory is the peak of the process during three steps, in a process of its own, beyond what it
 held when the banks were there.
 """
 
@@ -26,6 +27,7 @@ from benchmarks.common import machine, seconds, write
 from hkd.holistic import HolisticLoss
 
 CLASSES, FEATURES, DIM = 100, 256, 128
+NAMES = {"gather": "per-sample gather (earlier)", "plain": "plain, shared draw"}
 
 
 class GatherLoss(HolisticLoss):
@@ -57,6 +59,21 @@ class GatherLoss(HolisticLoss):
         return loss
 
 
+class PlainLoss(HolisticLoss):
+    """The shared draw without blocks: (2B, K) similarities in memory, plain autograd."""
+
+    def _branch_terms(self, branch, memory, other_holistic, bank, negatives, products) -> Tensor:
+        smoothed = F.normalize(self.smoothing * memory + (1 - self.smoothing) * other_holistic.detach(), dim=1)
+        rows = bank[negatives.rows]
+        terms = []
+        for anchor, positive in ((branch.individual, memory), (branch.holistic, smoothed)):
+            inside = (anchor * positive).sum(dim=1, keepdim=True)
+            outside = (anchor @ rows.T).masked_fill(negatives.excluded, -torch.inf)
+            logits = torch.cat([inside, outside], dim=1) / self.temperature
+            terms.append(F.cross_entropy(logits, torch.zeros(len(anchor), dtype=torch.long)))
+        return torch.stack(terms)
+
+
 def setting(kind: str, asked: argparse.Namespace) -> Callable[[], None]:
     """A function that makes one step: draw, forward, backward, update."""
     torch.manual_seed(0)
@@ -65,7 +82,9 @@ def setting(kind: str, asked: argparse.Namespace) -> Callable[[], None]:
     if kind == "gather":
         loss: HolisticLoss = GatherLoss.build(asked.samples, labels, asked.negatives)
     else:
-        loss = HolisticLoss(FEATURES, FEATURES, asked.samples, labels, num_negatives=asked.negatives, sampling=kind)
+        made = PlainLoss if kind == "plain" else HolisticLoss
+        sampling = kind if kind in ("all", "per_sample") else "shared"
+        loss = made(FEATURES, FEATURES, asked.samples, labels, num_negatives=asked.negatives, sampling=sampling)
     f_s = torch.randn(asked.batch, FEATURES, requires_grad=True)
     f_t, l_s, l_t = (
         torch.randn(asked.batch, FEATURES),
@@ -75,7 +94,9 @@ def setting(kind: str, asked: argparse.Namespace) -> Callable[[], None]:
 
     def step() -> None:
         index = torch.randint(0, asked.samples, (asked.batch,))
-        loss(f_s, l_s, f_t, l_t, index).backward()
+        with torch.autocast("cpu", torch.bfloat16, enabled=kind == "shared, bf16"):
+            value = loss(f_s, l_s, f_t, l_t, index)
+        value.backward()
         loss.zero_grad()
 
     return step
@@ -101,7 +122,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", help="write the numbers to this file")
     asked = parser.parse_args(argv)
 
-    kinds = ("shared", "all", "per_sample", "gather")
+    kinds = ("shared", "all", "per_sample", "plain", "gather", "shared, bf16")
     memory = {}
     context = multiprocessing.get_context("spawn")
     for kind in kinds:
@@ -117,14 +138,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     times: dict[str, list[float]] = {kind: [] for kind in kinds}
     for _ in range(asked.rounds):
         for kind in kinds:
-            times[kind] += [seconds(steps[kind]) for _ in range(10 if kind in ("shared", "all") else 1)]
+            times[kind] += [seconds(steps[kind]) for _ in range(1 if kind in ("per_sample", "gather") else 10)]
     median = {kind: statistics.median(times[kind]) for kind in kinds}
 
     print(f"B={asked.batch}, K={asked.negatives}, N={asked.samples}, d={DIM}, {machine(asked.threads)}")
     print("forward + backward + draw + update; median; memory beyond the banks\n")
     print(f"{'negatives':<28} {'ms':>9} {'times faster':>13} {'peak MB':>9}")
     for kind in kinds:
-        name = "per-sample gather (earlier)" if kind == "gather" else f"HolisticLoss {kind}"
+        name = NAMES.get(kind, f"HolisticLoss {kind}")
         faster = median["gather"] / median[kind]
         print(f"{name:<28} {1e3 * median[kind]:>9.1f} {faster:>12.1f}x {memory[kind] / 1e6:>9.0f}")
     write(asked.json, {"settings": vars(asked), "seconds": times, "bytes": memory})

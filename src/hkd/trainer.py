@@ -306,7 +306,7 @@ class Trainer:
         teacher = {} if self.teacher_top1 is None else {"teacher_top1": self.teacher_top1}
         return {
             "top1_last": last.top1,
-            "top1_best": state.best_top1,
+            "top1_best": max(state.best_top1, last.top1),
             "best_epoch": state.best_epoch,
             "top5_last": last.top5,
             **teacher,

@@ -152,6 +152,15 @@ def test_tiny_imagenet_from_its_official_layout(tmp_path: Path, form: str) -> No
     assert hkd.load_dataset("tiny-imagenet", "val", root, image_size=32)[0][0].shape == (3, 32, 32)
 
 
+@pytest.mark.parametrize(("split", "name"), [("train", "wnids.txt"), ("val", "val/val_annotations.txt")])
+def test_a_name_that_tiny_imagenet_lists_twice_is_refused(tmp_path: Path, split: str, name: str) -> None:
+    """Some kilobytes of repeated names would stand for any number of images."""
+    files = tiny_files()
+    root = write_files(tmp_path / "tiny", files | {name: files[name] * 2})
+    with pytest.raises(hkd.RequestError, match=f"is listed twice in {Path(name).name} of "):
+        hkd.load_dataset("tiny-imagenet", split, root)
+
+
 def test_the_official_tiny_imagenet_sample() -> None:
     sample = Path(__file__).parents[2] / "data" / "tiny-imagenet-200-sample.zip"
     if not sample.is_file():

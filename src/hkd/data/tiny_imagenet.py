@@ -24,7 +24,7 @@ def tiny_imagenet(split: str, root: Path, image_size: int | None) -> FileDataset
     """
     split = check_split("tiny-imagenet", split, ("train", "val"))
     files = _find(root)
-    wnids = _text(files, "wnids.txt").split()
+    wnids = _once(_text(files, "wnids.txt").split(), "wnids.txt", files)
     label_of = {wnid: label for label, wnid in enumerate(wnids)}
     words = dict(line.split("\t", 1) for line in _text(files, "words.txt").splitlines() if "\t" in line)
 
@@ -39,7 +39,7 @@ def tiny_imagenet(split: str, root: Path, image_size: int | None) -> FileDataset
                 f"dataset: expected lines of an image and its class in val_annotations.txt of {files.path}; "
                 f"got {shown(' '.join(wrong))}"
             )
-        names = [f"val/images/{row[0]}" for row in rows]
+        names = [f"val/images/{name}" for name in _once([row[0] for row in rows], "val_annotations.txt", files)]
         labels = [label_of[row[1]] for row in rows]
     info = DatasetInfo(
         "tiny-imagenet",
@@ -65,6 +65,16 @@ def _find(root: Path) -> Files:
             raise FileNotFoundError("no tiny-imagenet-200 there")
         download_url(URL, str(root), md5=MD5)
     return open_files(root / "tiny-imagenet-200.zip")
+
+
+def _once(names: list[str], file: str, files: Files) -> list[str]:
+    """Raises :class:`RequestError` for a name that is listed twice, by which a short list would make a large data set."""
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            raise RequestError(f"dataset: {shown(name)} is listed twice in {file} of {files.path}")
+        seen.add(name)
+    return names
 
 
 def _text(files: Files, name: str) -> str:
