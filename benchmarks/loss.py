@@ -6,8 +6,10 @@ The gather formulation is how the loss is written in earlier code: each anchor d
 (B, K, d) of both banks are gathered, and autograd differentiates a softmax over them. The plain formulation has the
 same shared draw as HolisticLoss, and is how a reader would write it: one product with all K rows, a mask, ``cat``,
 ``cross_entropy``. All make the same four terms from the same banks, graph and encoders; all are timed forward, backward
-and draw, in turns, so that a busy machine slows all. The last line is HolisticLoss under bfloat16 autocast. Memory is the peak of the process during three steps, in a process of its own, beyond what it
-held when the banks were there.
+and draw, in turns, so that a busy machine slows all. The last line is HolisticLoss under bfloat16 autocast.
+
+Memory is the peak of the process during three steps, in a process of its own, beyond what it held when the banks were
+there.
 """
 
 from __future__ import annotations

@@ -68,7 +68,7 @@ def _find(root: Path) -> Files:
 
 
 def _once(names: list[str], file: str, files: Files) -> list[str]:
-    """Raises :class:`RequestError` for a name that is listed twice, by which a short list would make a large data set."""
+    """The names; raises :class:`RequestError` where one is listed twice: a short list would make a large data set."""
     seen: set[str] = set()
     for name in names:
         if name in seen:
