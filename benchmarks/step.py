@@ -77,8 +77,8 @@ def stepper(
         cache.teacher = None
     optimizer = torch.optim.SGD(distiller.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
     prepared, optimizer = engine.prepare(distiller, optimizer, distiller.trains_all_parameters)
-    if request.options is not None and not (distiller.weights.method or distiller.weights.kd):
-        distiller.set_epoch(-1, 1)
+    initialises = request.options is not None and not (distiller.weights.method or distiller.weights.kd)
+    distiller.set_epoch(-1 if initialises else 0, 240)
     fresh = itertools.chain.from_iterable(map(loader.epoch, itertools.count()))
     sums = Sums()
     prepared.train()
