@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import hkd
-from hkd.methods import Method, Setup, methods
+from hkd.methods import Method, Progress, Setup, methods
 from hkd.models.base import ModelInfo
 from hkd.types import Batch, ModelOutput
 from tests.reference import methods as reference
@@ -194,6 +194,41 @@ def test_dist() -> None:
         return dict(zip(("inter", "intra"), reference.dist(s.logits, t.logits, 4.0), strict=True))
 
     check("dist", restated)
+
+
+@pytest.mark.parametrize(("epoch", "reversal"), [(0, -0.024472), (4, -0.5), (9, -1.0), (200, -1.0), (None, -1.0)])
+def test_ctkd(epoch: int | None, reversal: float) -> None:
+    torch.manual_seed(0)
+    method = methods["ctkd"](setup(), methods["ctkd"].Config())
+    method.progress = None if epoch is None else Progress(epoch, 240)
+    ours, theirs = output(STUDENT, 6, True), output(TEACHER, 7, False)
+    ours64, theirs64 = as_leaves(ours, torch.float64, True), as_leaves(theirs, torch.float64, False)
+    theta = torch.tensor(1.0, dtype=torch.float64, requires_grad=True)
+    (term,) = method(Batch(None, LABELS[INDEX], INDEX), ours, theirs).values()
+    expected = reference.ctkd(ours64.logits, theirs64.logits, theta)
+    torch.testing.assert_close(term.double(), expected, rtol=1e-5, atol=1e-6)
+    term.backward()
+    expected.backward()
+    torch.testing.assert_close(ours.logits.grad.double(), ours64.logits.grad, rtol=1e-4, atol=1e-6)
+    # The gradients of T² and of KL nearly cancel at a high T: float32 is as exact as either of them.
+    part = 2 * expected.item() / 15.6212 * 20 * 0.1966
+    torch.testing.assert_close(method.theta.grad.double(), reversal * theta.grad, rtol=1e-4, atol=1e-4 * part)
+    assert abs(theta.grad) > 1e-3 * part
+    assert method.temperature().item() == pytest.approx(15.6212, abs=1e-4)
+
+
+def test_ctkd_keeps_its_temperature_within_its_bounds() -> None:
+    method = methods["ctkd"](setup(), methods["ctkd"].Config(min_temperature=2.0, temperature_range=3.0))
+    for theta, temperature in ((-200.0, 2.0), (0.0, 3.5), (200.0, 5.0)):
+        with torch.no_grad():
+            method.theta.fill_(theta)
+        ours = ModelOutput(torch.zeros(B, C, requires_grad=True), torch.zeros(B, 6))
+        (term,) = method(
+            Batch(None, LABELS[INDEX], INDEX), ours, ModelOutput(torch.ones(B, C), torch.zeros(B, 7))
+        ).values()
+        term.backward()
+        assert method.temperature().item() == temperature
+        assert term == 0 and method.theta.grad.isfinite() and ours.logits.grad.isfinite().all()
 
 
 def nearest(x: Tensor, height: int, width: int) -> Tensor:

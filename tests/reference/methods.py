@@ -274,3 +274,9 @@ def hcl(pairs: list[tuple[Tensor, Tensor]]) -> Tensor:
             weights += 0.5**n
         total = total + term / weights
     return total
+
+
+def ctkd(s: Tensor, t: Tensor, theta: Tensor) -> Tensor:
+    temperature = 1 + 20 / (1 + (-theta).exp())
+    total = sum(kl(softmax(b / temperature), softmax(a / temperature)) for a, b in zip(s, t, strict=True))
+    return temperature**2 * total / len(s)
