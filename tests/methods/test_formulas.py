@@ -81,7 +81,7 @@ def check(
     sum(expected.values()).backward()
     compared = list(zip(leaves(ours), leaves(ours64), strict=True))
     compared += zip(method.parameters(), exact.parameters(), strict=True)
-    if networks is not None:
+    if hasattr(method, "networks"):
         compared += zip(method.networks[0].parameters(), exact.networks[0].parameters(), strict=True)
     reached = 0
     for value, wanted in compared:
@@ -215,6 +215,72 @@ def test_ctkd(epoch: int | None, reversal: float) -> None:
     torch.testing.assert_close(method.theta.grad.double(), reversal * theta.grad, rtol=1e-4, atol=1e-4 * part)
     assert abs(theta.grad) > 1e-3 * part
     assert method.temperature().item() == pytest.approx(15.6212, abs=1e-4)
+
+
+@pytest.mark.parametrize("temperature", [8.0, 1.0])
+def test_wkd(temperature: float) -> None:
+    torch.manual_seed(2)
+    teacher = Tiny(7)
+
+    def restated(_: Method, batch: Batch, s: ModelOutput, t: ModelOutput) -> Terms:
+        rows = teacher.fc.weight.detach().double()
+        terms = reference.wkd(s.logits, t.logits, batch.label.tolist(), rows, 600.0, temperature)
+        return dict(zip(("target", "transport"), terms, strict=True))
+
+    check("wkd", restated, networks=(Tiny(6), teacher), temperature=temperature)
+
+
+def wkd(**config: object) -> Method:
+    return methods["wkd"](setup(networks=(Tiny(6), Tiny(7))), methods["wkd"].Config(**config))
+
+
+def test_the_transport_of_wkd_fades_in_the_last_part_of_the_training() -> None:
+    def gammas(method: Method, epochs: int) -> list[float]:
+        found = [method.gamma]
+        for epoch in range(epochs):
+            method.progress = Progress(epoch, epochs)
+            found.append(method.gamma)
+        return found
+
+    untold, *told = gammas(wkd(), 240)
+    assert {untold, *told[:150]} == {600.0} and told[150] < 600.0
+    assert told[194] == pytest.approx(300.0) and told[239] == pytest.approx(0.0)
+    assert set(gammas(wkd(decay_from=1.0), 5)) == {600.0}
+    assert gammas(wkd(), 1) == [600.0, 600.0]
+
+
+def test_wkd_is_finite_where_probabilities_saturate_and_leaves_out_images_without_a_label() -> None:
+    method, label = wkd(), torch.tensor([0, 1, 2, 3, -1])
+    for scale in (0.0, 1.0, 1e4):
+        values = scale * torch.randn(B, C)
+        for theirs in (values, -values):
+            ours = ModelOutput(values.clone().requires_grad_(), torch.zeros(B, 6))
+            terms = method(Batch(None, label, INDEX), ours, ModelOutput(theirs, torch.zeros(B, 7)))
+            sum(terms.values()).backward()
+            assert all(term.isfinite() for term in terms.values()) and ours.logits.grad.isfinite().all()
+            assert not ours.logits.grad[4].any()
+
+
+def test_wkd_reads_the_classifier_that_the_teacher_has_when_it_is_called() -> None:
+    student, teacher = hkd.create_model("resnet8", C), hkd.create_model("vgg8", C)
+    asked = {"student": student, "num_samples": N, "labels": LABELS, "image_size": 32}
+    method = hkd.create_method("wkd", teacher=teacher, **asked)
+    with torch.no_grad():
+        teacher.classifier.weight.copy_(torch.eye(C, 512))
+    expected = 1 - torch.exp(torch.eye(C) - 1) + 1e-8
+    torch.testing.assert_close(method.cost(torch.zeros(1)), expected)
+    assert not list(method.parameters()) and not method.state_dict()
+    teacher.classifier = Summed()
+    message = r"^method: wkd relates classes by the rows of the teacher's linear classifier, and vgg8 has none$"
+    with pytest.raises(hkd.RequestError, match=message):
+        hkd.create_method("wkd", teacher=teacher, **asked)
+
+
+class Summed(nn.Module):
+    """A classifier without rows."""
+
+    def forward(self, embedding: Tensor) -> Tensor:
+        return embedding.view(len(embedding), C, -1).sum(dim=2)
 
 
 def test_ctkd_keeps_its_temperature_within_its_bounds() -> None:
