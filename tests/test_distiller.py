@@ -317,7 +317,36 @@ def test_a_warm_up_raises_the_methods_weight() -> None:
     assert plain.weighted({"x": torch.tensor(1.0)})["x"] == 3.0
 
 
-@pytest.mark.parametrize(("method", "stage"), [("ab", "an initialisation of 30"), ("dkd", "a warm-up of 20")])
+def test_a_method_is_told_the_progress() -> None:
+    distiller = build("ab", init_epochs=2)
+    assert distiller.method.progress is None
+    for epoch in range(-2, 3):
+        distiller.set_epoch(epoch, 3)
+        assert distiller.method.progress == (epoch, 3)
+
+
+def test_the_student_lowers_the_loss_of_ctkd_and_its_temperature_raises_it() -> None:
+    distiller = build("ctkd")
+    before = distiller(*batch_of())
+    before.loss.backward()
+    for value, raises in ((distiller.student.fc.bias, False), (distiller.method.theta, True)):
+        assert value.grad.any()
+        kept = value.detach().clone()
+        with torch.no_grad():
+            value.sub_(1e-2 * value.grad)
+            after = distiller(*batch_of())
+            value.copy_(kept)
+        assert (after.loss > before.loss) == raises
+
+
+@pytest.mark.parametrize(
+    ("method", "stage"),
+    [
+        ("ab", "an initialisation of 30 epochs"),
+        ("dkd", "a warm-up of 20 epochs"),
+        ("ctkd", "terms that change with the epoch"),
+    ],
+)
 def test_a_loop_that_forgets_the_epoch_is_warned_once(method: str, stage: str) -> None:
     distiller = build(method)
     with warnings.catch_warnings(record=True) as caught:
@@ -325,7 +354,7 @@ def test_a_loop_that_forgets_the_epoch_is_warned_once(method: str, stage: str) -
         distiller(*batch_of())
         distiller(*batch_of())
     assert [str(w.message) for w in caught] == [
-        f"{method.upper()} has {stage} epochs, and set_epoch was not called: "
+        f"{method.upper()} has {stage}, and set_epoch was not called: "
         "for epoch in range(distiller.first_epoch, epochs): distiller.set_epoch(epoch, epochs)"
     ]
     told = build(method)

@@ -293,6 +293,36 @@ def test_no_initialisation_epochs_is_no_initialisation(tmp_path: Path, finished:
     assert "boundary" in rows_of(always.run)[0]
 
 
+def test_an_interrupted_run_continues_in_its_progress(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finished: hkd.Result
+) -> None:
+    train_step, told = Trainer.train_step, []
+
+    def watch(self: Trainer, step: int, batch: hkd.Batch) -> None:
+        train_step(self, step, batch)
+        told.append((self.distiller.method.progress, self.distiller.method.theta.item()))
+        if kill_at == len(told):
+            raise Killed
+
+    monkeypatch.setattr(Trainer, "train_step", watch)
+    kill_at, settings = 0, {"reversal_epochs": 3}
+    whole = hkd.distill(staged(tmp_path / "whole", "ctkd", finished, settings=settings, epochs=4))
+    expected = list(told)
+    assert {progress for progress, _ in expected} == {(epoch, 4) for epoch in range(4)}
+    assert len({theta for _, theta in expected}) == len(expected), "θ moves in every step"
+    told.clear()
+    steps = len(expected) // 4
+    kill_at = 2 * steps + 1  # in the third epoch
+    asked = staged(tmp_path / "parts", "ctkd", finished, settings=settings, epochs=4)
+    with pytest.raises(Killed):
+        hkd.distill(asked)
+    kill_at = 0
+    parts = hkd.distill(asked)
+    assert told[-2 * steps :] == expected[-2 * steps :]
+    for (name, a), (_, b) in zip(whole.model.state_dict().items(), parts.model.state_dict().items(), strict=True):
+        assert torch.equal(a, b), name
+
+
 def test_the_weight_of_a_method_with_a_warm_up_rises(tmp_path: Path, finished: hkd.Result) -> None:
     result = hkd.distill(staged(tmp_path / "d", "dkd", finished, settings={"warmup_epochs": 3}, epochs=4))
     for row, warmth in zip(rows_of(result.run), (1 / 3, 2 / 3, 1, 1), strict=True):

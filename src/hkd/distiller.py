@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from hkd.errors import RequestError
 from hkd.methods import create_method, methods
-from hkd.methods.base import Initialisation, Method, Weights
+from hkd.methods.base import Initialisation, Method, Progress, Weights
 from hkd.methods.kd import KD, kd_loss
 from hkd.methods.spec import MethodSpec
 from hkd.models import wrap_model
@@ -63,9 +63,9 @@ class Distiller(nn.Module):
     In evaluation mode a call gives the logits and the cross-entropy; nothing is gathered from other processes, no
     memory changes, and the index is ignored.
 
-    Some methods have a stage before the training (:attr:`initialisation`) or a warm-up of their weight. A loop has both
-    with ``for epoch in range(distiller.first_epoch, epochs): distiller.set_epoch(epoch, epochs)``, and neither if it
-    never calls ``set_epoch``.
+    Some methods have a stage before the training (:attr:`initialisation`), a warm-up of their weight, or terms that
+    change with the epoch. A loop has all of that with ``for epoch in range(distiller.first_epoch, epochs):
+    distiller.set_epoch(epoch, epochs)``, and none of it if it never calls ``set_epoch``.
 
     With gradient accumulation each call is a batch: relations, graphs and the updates of memories are those of the
     micro-batch. Where several processes train together, build this module with the same seeds in each and wrap it as a
@@ -145,8 +145,6 @@ class Distiller(nn.Module):
         self.compares_processes = True
         self.epoch, self.epochs = 0, 1
         self.in_initialisation = False
-        self._ramp = 1.0  # the part of the method's weight that a warm-up has reached
-        self._has_epoch = False
         self._steps = 0  # of training, while they are counted
         self._first_parameters: int | None = None  # their checksum in the first step
         self.train()
@@ -184,7 +182,7 @@ class Distiller(nn.Module):
         classes = [
             network.info_at(image_size or network.image_size).num_classes for network in (self.student, *self.teachers)
         ]
-        on_logits = self.weights.kd or (self.method is not None and self.method.needs == {"logits"})
+        on_logits = self.weights.kd or (self.method is not None and self.method.needs <= {"logits", "classifier"})
         if on_logits and len(set(classes)) > 1:
             raise RequestError(f"teacher: has a {classes[1]}-class head, and the student a {classes[0]}-class head")
         return classes[0]
@@ -242,7 +240,7 @@ class Distiller(nn.Module):
         return 0 if self.initialisation is None else -self.initialisation.epochs
 
     def set_epoch(self, epoch: int, epochs: int) -> None:
-        """Sets how far the training is.
+        """Sets how far the training is, for the method too.
 
         Args:
             epoch: counted from 0; those from ``first_epoch`` to -1 train the method's initialisation.
@@ -254,10 +252,9 @@ class Distiller(nn.Module):
         if epoch < self.first_epoch:
             raise RequestError(f"epoch: expected {self.first_epoch} or more; got {epoch}")
         self.epoch, self.epochs = epoch, epochs
-        self._has_epoch = True
         self.in_initialisation = epoch < 0
-        warmup = 0 if self.method is None else self.method.warmup_epochs
-        self._ramp = min(1.0, (epoch + 1) / warmup) if warmup and epoch >= 0 else 1.0
+        if self.method is not None:
+            self.method.progress = Progress(epoch, epochs)
 
     @property
     def trains_all_parameters(self) -> bool:
@@ -358,7 +355,8 @@ class Distiller(nn.Module):
         if self.in_initialisation:
             return dict(terms)
         weights = {"ce": self.weights.ce, "kd": self.weights.kd}
-        return {name: weights.get(name, self._ramp * self.weights.method) * value for name, value in terms.items()}
+        method = self.weights.method * (1.0 if self.method is None else self.method.ramp)
+        return {name: weights.get(name, method) * value for name, value in terms.items()}
 
     def undo_step(self) -> None:
         """Takes back what the last call left in the method's memories, for a step that is skipped."""
@@ -389,13 +387,17 @@ class Distiller(nn.Module):
                 raise RequestError(f"{name}: expected {least} to {above - 1}; got {low if low < least else high}")
 
     def _check_progress(self) -> None:
-        if self.method is None or self._has_epoch:
+        if self.method is None or self.method.progress is not None:
             return
-        stages = {"an initialisation": -self.first_epoch, "a warm-up": self.method.warmup_epochs}
-        for stage, epochs in stages.items():
-            if epochs:
+        stages = {
+            f"an initialisation of {-self.first_epoch} epochs": self.first_epoch,
+            f"a warm-up of {self.method.warmup_epochs} epochs": self.method.warmup_epochs,
+            "terms that change with the epoch": self.method.follows_progress,
+        }
+        for stage, exists in stages.items():
+            if exists:
                 warnings.warn(
-                    f"{type(self.method).__name__} has {stage} of {epochs} epochs, and set_epoch was not called: "
+                    f"{type(self.method).__name__} has {stage}, and set_epoch was not called: "
                     "for epoch in range(distiller.first_epoch, epochs): distiller.set_epoch(epoch, epochs)",
                     stacklevel=2,
                 )

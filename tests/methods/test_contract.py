@@ -218,12 +218,16 @@ def only(output: ModelOutput, needs: frozenset[str]) -> ModelOutput:
     return ModelOutput(value("logits"), value("embedding"), maps("features"), maps("preactivations"))
 
 
+NETWORKS = {"images", "classifier"}
+"""What is read of the networks themselves."""
+
+
 def all_terms(name: str, networks: tuple, seen: Callable[[ModelOutput], ModelOutput], run: bool) -> dict[str, Tensor]:
     """The terms of a method's initialisation and training, with what it is shown of the teacher.
 
     Args:
         seen: what remains of the teacher's output.
-        run: whether the method may run the networks.
+        run: whether the method has the networks.
     """
     torch.manual_seed(3)
     student, teacher = networks
@@ -242,7 +246,7 @@ def test_a_method_reads_what_it_needs_of_the_teacher_and_nothing_else(name: str,
     networks[0].eval()
     needs = methods[name].needs
     expected = all_terms(name, networks, lambda output: output, True)
-    needed = all_terms(name, networks, lambda output: only(output, needs), "images" in needs)
+    needed = all_terms(name, networks, lambda output: only(output, needs), bool(needs & NETWORKS))
     assert expected.keys() == needed.keys()
     for key, value in expected.items():
         assert torch.equal(value, needed[key]), f"{key} depends on what is not among {sorted(needs)}"
@@ -252,7 +256,7 @@ def test_a_method_reads_what_it_needs_of_the_teacher_and_nothing_else(name: str,
             with suppress(IndexError):
                 terms = all_terms(name, networks, lambda output, left=needs - part: only(output, left), True)
                 assert any(not torch.equal(terms[key], expected[key]) for key in terms), f"no {part} is read"
-    if "images" in needs:
+    if needs & NETWORKS:
         with pytest.raises(ValueError, match="networks"):
             all_terms(name, networks, lambda output: output, False)
 

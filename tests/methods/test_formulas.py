@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import hkd
-from hkd.methods import Method, Setup, methods
+from hkd.methods import Method, Progress, Setup, methods
 from hkd.models.base import ModelInfo
 from hkd.types import Batch, ModelOutput
 from tests.reference import methods as reference
@@ -81,7 +81,7 @@ def check(
     sum(expected.values()).backward()
     compared = list(zip(leaves(ours), leaves(ours64), strict=True))
     compared += zip(method.parameters(), exact.parameters(), strict=True)
-    if networks is not None:
+    if hasattr(method, "networks"):
         compared += zip(method.networks[0].parameters(), exact.networks[0].parameters(), strict=True)
     reached = 0
     for value, wanted in compared:
@@ -194,6 +194,107 @@ def test_dist() -> None:
         return dict(zip(("inter", "intra"), reference.dist(s.logits, t.logits, 4.0), strict=True))
 
     check("dist", restated)
+
+
+@pytest.mark.parametrize(("epoch", "reversal"), [(0, -0.024472), (4, -0.5), (9, -1.0), (200, -1.0), (None, -1.0)])
+def test_ctkd(epoch: int | None, reversal: float) -> None:
+    torch.manual_seed(0)
+    method = methods["ctkd"](setup(), methods["ctkd"].Config())
+    method.progress = None if epoch is None else Progress(epoch, 240)
+    ours, theirs = output(STUDENT, 6, True), output(TEACHER, 7, False)
+    ours64, theirs64 = as_leaves(ours, torch.float64, True), as_leaves(theirs, torch.float64, False)
+    theta = torch.tensor(1.0, dtype=torch.float64, requires_grad=True)
+    (term,) = method(Batch(None, LABELS[INDEX], INDEX), ours, theirs).values()
+    expected = reference.ctkd(ours64.logits, theirs64.logits, theta)
+    torch.testing.assert_close(term.double(), expected, rtol=1e-5, atol=1e-6)
+    term.backward()
+    expected.backward()
+    torch.testing.assert_close(ours.logits.grad.double(), ours64.logits.grad, rtol=1e-4, atol=1e-6)
+    # The gradients of T² and of KL nearly cancel at a high T: float32 is as exact as either of them.
+    part = 2 * expected.item() / 15.6212 * 20 * 0.1966
+    torch.testing.assert_close(method.theta.grad.double(), reversal * theta.grad, rtol=1e-4, atol=1e-4 * part)
+    assert abs(theta.grad) > 1e-3 * part
+    assert method.temperature().item() == pytest.approx(15.6212, abs=1e-4)
+
+
+@pytest.mark.parametrize("temperature", [8.0, 1.0])
+def test_wkd(temperature: float) -> None:
+    torch.manual_seed(2)
+    teacher = Tiny(7)
+
+    def restated(_: Method, batch: Batch, s: ModelOutput, t: ModelOutput) -> Terms:
+        rows = teacher.fc.weight.detach().double()
+        terms = reference.wkd(s.logits, t.logits, batch.label.tolist(), rows, 600.0, temperature)
+        return dict(zip(("target", "transport"), terms, strict=True))
+
+    check("wkd", restated, networks=(Tiny(6), teacher), temperature=temperature)
+
+
+def wkd(**config: object) -> Method:
+    return methods["wkd"](setup(networks=(Tiny(6), Tiny(7))), methods["wkd"].Config(**config))
+
+
+def test_the_transport_of_wkd_fades_in_the_last_part_of_the_training() -> None:
+    def gammas(method: Method, epochs: int) -> list[float]:
+        found = [method.gamma]
+        for epoch in range(epochs):
+            method.progress = Progress(epoch, epochs)
+            found.append(method.gamma)
+        return found
+
+    untold, *told = gammas(wkd(), 240)
+    assert {untold, *told[:150]} == {600.0} and told[150] < 600.0
+    assert told[194] == pytest.approx(300.0) and told[239] == pytest.approx(0.0)
+    assert set(gammas(wkd(decay_from=1.0), 5)) == {600.0}
+    assert gammas(wkd(), 1) == [600.0, 600.0]
+
+
+def test_wkd_is_finite_where_probabilities_saturate_and_leaves_out_images_without_a_label() -> None:
+    method, label = wkd(), torch.tensor([0, 1, 2, 3, -1])
+    for scale in (0.0, 1.0, 1e4):
+        values = scale * torch.randn(B, C)
+        for theirs in (values, -values):
+            ours = ModelOutput(values.clone().requires_grad_(), torch.zeros(B, 6))
+            terms = method(Batch(None, label, INDEX), ours, ModelOutput(theirs, torch.zeros(B, 7)))
+            sum(terms.values()).backward()
+            assert all(term.isfinite() for term in terms.values()) and ours.logits.grad.isfinite().all()
+            assert not ours.logits.grad[4].any()
+
+
+def test_wkd_reads_the_classifier_that_the_teacher_has_when_it_is_called() -> None:
+    student, teacher = hkd.create_model("resnet8", C), hkd.create_model("vgg8", C)
+    asked = {"student": student, "num_samples": N, "labels": LABELS, "image_size": 32}
+    method = hkd.create_method("wkd", teacher=teacher, **asked)
+    with torch.no_grad():
+        teacher.classifier.weight.copy_(torch.eye(C, 512))
+    expected = 1 - torch.exp(torch.eye(C) - 1) + 1e-8
+    torch.testing.assert_close(method.cost(torch.zeros(1)), expected)
+    assert not list(method.parameters()) and not method.state_dict()
+    teacher.classifier = Summed()
+    message = r"^method: wkd relates classes by the rows of the teacher's linear classifier, and vgg8 has none$"
+    with pytest.raises(hkd.RequestError, match=message):
+        hkd.create_method("wkd", teacher=teacher, **asked)
+
+
+class Summed(nn.Module):
+    """A classifier without rows."""
+
+    def forward(self, embedding: Tensor) -> Tensor:
+        return embedding.view(len(embedding), C, -1).sum(dim=2)
+
+
+def test_ctkd_keeps_its_temperature_within_its_bounds() -> None:
+    method = methods["ctkd"](setup(), methods["ctkd"].Config(min_temperature=2.0, temperature_range=3.0))
+    for theta, temperature in ((-200.0, 2.0), (0.0, 3.5), (200.0, 5.0)):
+        with torch.no_grad():
+            method.theta.fill_(theta)
+        ours = ModelOutput(torch.zeros(B, C, requires_grad=True), torch.zeros(B, 6))
+        (term,) = method(
+            Batch(None, LABELS[INDEX], INDEX), ours, ModelOutput(torch.ones(B, C), torch.zeros(B, 7))
+        ).values()
+        term.backward()
+        assert method.temperature().item() == temperature
+        assert term == 0 and method.theta.grad.isfinite() and ours.logits.grad.isfinite().all()
 
 
 def nearest(x: Tensor, height: int, width: int) -> Tensor:

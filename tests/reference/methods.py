@@ -274,3 +274,31 @@ def hcl(pairs: list[tuple[Tensor, Tensor]]) -> Tensor:
             weights += 0.5**n
         total = total + term / weights
     return total
+
+
+def ctkd(s: Tensor, t: Tensor, theta: Tensor) -> Tensor:
+    temperature = 1 + 20 / (1 + (-theta).exp())
+    total = sum(kl(softmax(b / temperature), softmax(a / temperature)) for a, b in zip(s, t, strict=True))
+    return temperature**2 * total / len(s)
+
+
+def wkd(
+    s: Tensor, t: Tensor, label: list[int], rows: Tensor, gamma: float, temperature: float
+) -> tuple[Tensor, Tensor]:
+    target = transport = 0
+    for a, b, y in zip(s, t, label, strict=True):
+        target = target - softmax(b)[y] * softmax(a)[y].log()
+        others = [c for c in range(len(a)) if c != y]
+        p, q = softmax(a[others] / temperature), softmax(b[others] / temperature)
+        related = [
+            [dot(rows[i], rows[j]) / (norm(list(rows[i])) * norm(list(rows[j]))) for j in others] for i in others
+        ]
+        cost = [[1 - (-(1 - r)).exp() + 1e-8 for r in row] for row in related]
+        kernel = [[(-m / 0.05).exp() for m in row] for row in cost]
+        n = range(len(others))
+        u = [torch.tensor(1 / len(others), dtype=a.dtype)] * len(others)
+        for _ in range(10):
+            v = [q[j] / (sum(kernel[i][j] * u[i] for i in n) + 1e-8) for j in n]
+            u = [p[i] / (sum(kernel[i][j] * v[j] for j in n) + 1e-8) for i in n]
+        transport = transport + sum(u[i] * kernel[i][j] * v[j] * cost[i][j] for i in n for j in n)
+    return target / len(s), gamma * transport / len(s)

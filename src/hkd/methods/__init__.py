@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from hkd.methods.base import Initialisation as Initialisation
     from hkd.methods.base import Method as Method
     from hkd.methods.base import NoConfig as NoConfig
+    from hkd.methods.base import Progress as Progress
     from hkd.methods.base import Setup as Setup
     from hkd.methods.base import Weights as Weights
     from hkd.methods.base import methods as methods
@@ -17,7 +18,7 @@ else:
     __getattr__, __dir__ = lazy(
         __name__,
         {
-            "hkd.methods.base": ("Initialisation", "Method", "NoConfig", "Setup", "Weights", "methods"),
+            "hkd.methods.base": ("Initialisation", "Method", "NoConfig", "Progress", "Setup", "Weights", "methods"),
             "hkd.methods.create": ("create_method", "list_methods"),
         },
     )

@@ -75,6 +75,15 @@ class Initialisation:
         return float(start * 0.1 ** sum(epoch >= round(m * self.epochs) for m in self.milestones))
 
 
+class Progress(NamedTuple):
+    """How far the training is."""
+
+    epoch: int
+    """Counted from 0; below 0 in the method's initialisation."""
+    epochs: int
+    """Of the whole training, without the initialisation."""
+
+
 @dataclass(frozen=True)
 class NoConfig:
     """For methods without settings."""
@@ -83,8 +92,9 @@ class NoConfig:
 C = TypeVar("C")
 
 
-NEEDS = frozenset({"logits", "embedding", "features", "preactivations", "images"})
-"""What a method may need of the teacher: parts of its output for the batch, or its output for other images."""
+NEEDS = frozenset({"logits", "embedding", "features", "preactivations", "images", "classifier"})
+"""What a method may need of the teacher: parts of its output for the batch, its output for other images, or the weights
+of its classifier."""
 
 
 class Method(nn.Module, ABC, Generic[C]):
@@ -100,15 +110,19 @@ class Method(nn.Module, ABC, Generic[C]):
         weights: the published defaults.
         needs: which of :data:`NEEDS` it reads of the teacher. What is not needed may be missing from the
             :class:`ModelOutput` that it is called with; without "images" the teacher need not be run at all where its
-            outputs are known. "preactivations" beside "features" are read where a network has them.
+            outputs are known. "preactivations" beside "features" are read where a network has them; the "classifier"
+            is that of ``Setup.networks``, whose weights are final when the first step is taken, not before.
         revision: raised by one whenever the method learns something else than before from the same settings. Part of a
             run's key.
         always_trains_all: whether each of its parameters gets a gradient in every step of the training in which its
             weight is not 0. False where parts are trained in its initialisation alone.
+        follows_progress: whether its terms or their gradients change with ``progress``.
 
     Attributes:
         initialisation: the stage before the training, of a method that has one.
         warmup_epochs: over how many epochs its weight rises to β, in equal steps.
+        progress: how far the training is, set before each epoch, also where a run continues; None where a loop does not
+            say it. No part of the state.
         pairs: which stage maps are compared, (student's, teacher's) positions in ``ModelOutput.features``.
     """
 
@@ -118,9 +132,11 @@ class Method(nn.Module, ABC, Generic[C]):
     needs: ClassVar[frozenset[str]] = NEEDS
     revision: ClassVar[int] = 1
     always_trains_all: ClassVar[bool] = True
+    follows_progress: ClassVar[bool] = False
 
     initialisation: Initialisation | None = None
     warmup_epochs: int = 0
+    progress: Progress | None = None
     pairs: tuple[tuple[int, int], ...] = ()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -137,6 +153,13 @@ class Method(nn.Module, ABC, Generic[C]):
     def default_weights(cls, config: C) -> Weights:
         """The published weights, which may depend on the settings."""
         return cls.weights
+
+    @property
+    def ramp(self) -> float:
+        """The part of its weight that the warm-up has reached; 1 in the initialisation and where no progress is set."""
+        if self.progress is None or self.progress.epoch < 0 or not self.warmup_epochs:
+            return 1.0
+        return min(1.0, (self.progress.epoch + 1) / self.warmup_epochs)
 
     def __call__(self, batch: Batch, student: ModelOutput, teacher: ModelOutput) -> dict[str, Tensor]:
         """:meth:`forward`, with no way for a gradient to the teacher, whatever loop calls it."""

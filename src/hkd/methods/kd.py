@@ -20,14 +20,14 @@ class KDConfig:
     temperature: float = option(4.0, "T of the KD term", gt=0)
 
 
-def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
+def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float | Tensor) -> Tensor:
     r"""The classical distillation term, a scalar, in float32 or more.
 
     .. math:: T^2\, \mathrm{KL}(\mathrm{softmax}(l_t / T) \,\|\, \mathrm{softmax}(l_s / T)) / B
 
     Args:
         student_logits, teacher_logits: (B, C).
-        temperature: T.
+        temperature: T; a scalar tensor may be one that is learnt.
 
     Source: Hinton et al., "Distilling the Knowledge in a Neural Network", 2015.
     """

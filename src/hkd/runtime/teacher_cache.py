@@ -61,7 +61,7 @@ def cacheable(distiller: Distiller) -> str:
     method = distiller.method
     if method is None or not distiller.weights.method:
         return ""
-    other = sorted(method.needs - {"logits", "embedding"})
+    other = sorted(method.needs - {"logits", "embedding", "classifier"})
     return f"the method reads the teacher's {' and '.join(other)}" if other else ""
 
 
