@@ -196,6 +196,26 @@ def test_dist() -> None:
     check("dist", restated)
 
 
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_lskd(temperature: float) -> None:
+    def restated(_: Method, __: Batch, s: ModelOutput, t: ModelOutput) -> Terms:
+        return {"standardised": reference.lskd(s.logits, t.logits, temperature)}
+
+    check("lskd", restated, temperature=temperature)
+
+
+@pytest.mark.parametrize("gamma", [0.1, 0.2, 1.0, 1.5])
+def test_ttm_and_wttm(gamma: float) -> None:
+    def restated(_: Method, __: Batch, s: ModelOutput, t: ModelOutput) -> Terms:
+        return {"transformed": reference.ttm(s.logits, t.logits, gamma, weighted=False)}
+
+    def restated_weighted(_: Method, __: Batch, s: ModelOutput, t: ModelOutput) -> Terms:
+        return {"weighted": reference.ttm(s.logits, t.logits, gamma, weighted=True)}
+
+    check("ttm", restated, gamma=gamma)
+    check("wttm", restated_weighted, gamma=gamma)
+
+
 def nearest(x: Tensor, height: int, width: int) -> Tensor:
     rows = [y * x.shape[2] // height for y in range(height)]
     columns = [c * x.shape[3] // width for c in range(width)]

@@ -259,6 +259,26 @@ def dist(s: Tensor, t: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     return temperature**2 * inter, temperature**2 * intra
 
 
+def standardise(row: Tensor) -> Tensor:
+    mean = sum(row) / len(row)
+    deviation = (sum((x - mean) ** 2 for x in row) / (len(row) - 1)).sqrt()
+    return torch.stack([(x - mean) / deviation for x in row])
+
+
+def lskd(s: Tensor, t: Tensor, temperature: float) -> Tensor:
+    rows = [(standardise(a) / temperature, standardise(b) / temperature) for a, b in zip(s, t, strict=True)]
+    return temperature**2 * sum(kl(softmax(b), softmax(a)) for a, b in rows) / len(rows)
+
+
+def ttm(s: Tensor, t: Tensor, gamma: float, weighted: bool) -> Tensor:
+    total = 0
+    for a, b in zip(s, t, strict=True):
+        powers = [p**gamma for p in softmax(b)]
+        divergence = kl([u / sum(powers) for u in powers], softmax(a))
+        total = total + (sum(powers) if weighted else 1) * divergence
+    return total / len(s)
+
+
 def hcl(pairs: list[tuple[Tensor, Tensor]]) -> Tensor:
     def mse(a: Tensor, b: Tensor) -> Tensor:
         squares = [(x - y) ** 2 for x, y in zip(a.flatten(), b.flatten(), strict=True)]
