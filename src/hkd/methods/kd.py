@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -52,9 +51,7 @@ def standardised(logits: Tensor) -> Tensor:
     return rest / variance.where(variance > least.square(), 1.0).sqrt()
 
 
-def kd_loss(
-    student_logits: Tensor, teacher_logits: Tensor, temperature: float, *, standardise: bool = False
-) -> Tensor:
+def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float, *, standardise: bool = False) -> Tensor:
     r"""The classical distillation term, a scalar, in float32 or more.
 
     .. math:: T^2\, \mathrm{KL}(\mathrm{softmax}(l_t / T) \,\|\, \mathrm{softmax}(l_s / T)) / B

@@ -43,9 +43,7 @@ class NormKD(Method[NormConfig]):
         self.temperature = config.temperature
 
     def forward(self, batch: Batch, student: ModelOutput, teacher: ModelOutput) -> dict[str, Tensor]:
-        log_s, log_t = (
-            (standardised(o.logits) / self.temperature).log_softmax(dim=1) for o in (student, teacher)
-        )
+        log_s, log_t = ((standardised(o.logits) / self.temperature).log_softmax(dim=1) for o in (student, teacher))
         divergence = F.kl_div(log_s, log_t, reduction="none", log_target=True).sum(dim=1)
         variance = centred(teacher.logits)[1][:, 0]
         return {"normalised": (self.temperature**2 * variance * divergence).mean()}

@@ -54,7 +54,8 @@ def mahalanobis(difference: Tensor, shrinkage: float) -> Tensor:
 def share_up_to_median(values: Tensor) -> Tensor:
     """The part of values, (n,), that are not above their median; half of them where n is even and none are equal."""
     median = values.sort().values[(len(values) - 1) // 2]
-    return (values <= median).to(values.dtype).mean()
+    share: Tensor = (values <= median).to(values.dtype).mean()
+    return share
 
 
 @methods.register("skd")
