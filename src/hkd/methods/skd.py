@@ -48,14 +48,14 @@ def mahalanobis(difference: Tensor, shrinkage: float) -> Tensor:
     # λ > 0 makes it positive definite; cholesky() would wait for the device to say so.
     factor = torch.linalg.cholesky_ex(metric).L
     whitened = torch.linalg.solve_triangular(factor, difference.T, upper=False)
-    return (whitened.square().sum(dim=0) + TINY).sqrt().mean()
+    length: Tensor = (whitened.square().sum(dim=0) + TINY).sqrt()
+    return length.mean()
 
 
 def share_up_to_median(values: Tensor) -> Tensor:
     """The part of values, (n,), that are not above their median; half of them where n is even and none are equal."""
     median = values.sort().values[(len(values) - 1) // 2]
-    share: Tensor = (values <= median).to(values.dtype).mean()
-    return share
+    return (values <= median).to(values.dtype).mean()
 
 
 @methods.register("skd")
