@@ -108,7 +108,7 @@ def distiller_of(request: MethodRequest, student: Model, teacher: Model, labels:
     return hkd.Distiller(
         student, teacher, method.name, num_samples=len(labels), labels=labels, ce_weight=method.ce_weight,
         kd_weight=method.kd_weight, method_weight=method.weight, kd_temperature=method.kd_temperature,
-        **({} if method.settings is None else vars(method.settings)),
+        kd_standardise=method.kd_standardise, **({} if method.settings is None else vars(method.settings)),
     )  # fmt: skip
 
 

@@ -17,7 +17,7 @@ from hkd.cli.commands import COMMANDS, CONFIGS
 from hkd.cli.parser import HELP_GROUPS
 from hkd.config import MethodRequest
 from hkd.methods import methods
-from hkd.methods.hkd import HolisticConfig
+from hkd.methods.create import method_config
 from hkd.recipes import find_recipe, list_recipes
 from hkd.report.published import RELEASED, ZHOU, published
 from hkd.spec import RunSpec
@@ -152,11 +152,14 @@ def test_methods_are_cited_on_a_terminal(capsys: pytest.CaptureFixture[str], mon
 @pytest.mark.parametrize("recipe", [name for name in list_recipes() if name != "cifar100-table1"])
 def test_recipes_hold_only_what_differs(recipe: str) -> None:
     content = yaml.safe_load(find_recipe(recipe).read_text())
-    holistic = content.pop("holistic", {})
-    asked = hkd.DistillConfig(**content, settings=holistic)
+    prefixes = {methods[name].settings: name for name in methods if methods[name].settings}
+    settings = {prefixes[key]: content.pop(key) for key in set(content) & set(prefixes)}
+    for name, values in settings.items():
+        chosen, usual = method_config(name, values), method_config(name, {})
+        assert all(getattr(chosen, key) != getattr(usual, key) for key in values), name
+    asked = hkd.DistillConfig(**content, settings=settings.get("hkd", {}))
     asked.check()
     default = hkd.DistillConfig()
-    assert all(value != getattr(HolisticConfig(), key) for key, value in holistic.items())
     same = [
         key for key in content if key not in ("dataset", "student", "teacher") and content[key] == getattr(default, key)
     ]

@@ -21,6 +21,7 @@ from hkd.methods import Method, Setup, methods
 from hkd.methods.base import NoConfig
 from hkd.types import Batch, ModelOutput
 from tests.models.test_external import Own
+from tests.reference.methods import lskd
 
 N, C, B = 64, 4, 16
 LABELS = torch.arange(N) % C
@@ -81,7 +82,7 @@ def test_the_loss_is_that_of_the_equation(method: str | None) -> None:
     weights = {"ce_weight": gamma, "kd_weight": alpha, "kd_temperature": temperature}
     distiller = build(method, **weights, **({} if method is None else {"method_weight": beta})).double()
     other = copy.deepcopy(distiller)
-    ramp = 5 / 20 if method in ("dkd", "reviewkd") else 1.0
+    ramp = 5 / 20 if method in ("dkd", "reviewkd", "rld") else 1.0
     distiller.set_epoch(4, 30)
     image, label, index = batch_of()
     image = image.double()
@@ -303,6 +304,16 @@ def test_epochs_below_0_are_the_initialisation(method: str) -> None:
         without.set_epoch(-1, 5)
 
 
+@pytest.mark.parametrize("method", ["kd", "hkd"])
+def test_the_kd_term_of_standardised_logits(method: str) -> None:
+    distiller = build(method, kd_weight=0.7, kd_temperature=2.0, kd_standardise=True)
+    image, label, index = batch_of()
+    teacher = distiller.teachers[0](image)
+    out = distiller(image, label, index)
+    expected = lskd(out.logits.double(), teacher.logits.double(), 2.0)
+    torch.testing.assert_close(out.terms["kd"].double(), expected, rtol=1e-5, atol=1e-6)
+
+
 def test_a_warm_up_raises_the_methods_weight() -> None:
     distiller = build("dkd", warmup_epochs=4, method_weight=2.0, kd_weight=1.0)
     terms = distiller(*batch_of()).terms
@@ -420,6 +431,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"num_samples": None, "labels": LABELS[None]}, r"labels: expected shape (N,); got (1, 64)"),
     ({"num_samples": 0, "labels": None}, "num_samples: expected 1 or more; got 0"),
     ({"num_samples": None, "labels": None}, "holistic.num_samples: expected 2 or more"),
+    ({"kd_standardise": 1}, "kd_standardise: expected bool; got 1"),
     ({"kd_weight": -1.0}, "kd_weight: expected 0 or more; got -1.0"),
     ({"ce_weight": float("nan")}, "ce_weight: expected 0 or more; got nan"),
     ({"method_weight": "much"}, "method_weight: expected float or nothing; got 'much'"),

@@ -136,6 +136,7 @@ class MethodRequest:
     options: dict[str, Any] | None
 
     WEIGHTS = ("ce_weight", "kd_weight", "method_weight", "kd_temperature")
+    OBJECTIVE = (*WEIGHTS, "kd_standardise")
 
     @classmethod
     def parse(cls, text: str) -> MethodRequest:
@@ -154,9 +155,12 @@ class MethodRequest:
         values = {key: parse_value(value) for key, _, value in pairs}
         if len(values) < len(pairs):
             raise RequestError(f"methods: a setting is listed twice in {text!r}")
-        options: dict[str, Any] = {key: values.pop(key) for key in cls.WEIGHTS if key in values}
-        if strange := [k for k, v in options.items() if isinstance(v, bool) or not isinstance(v, int | float)]:
+        options: dict[str, Any] = {key: values.pop(key) for key in cls.OBJECTIVE if key in values}
+        numbers = {key: value for key, value in options.items() if key in cls.WEIGHTS}
+        if strange := [k for k, v in numbers.items() if isinstance(v, bool) or not isinstance(v, int | float)]:
             raise RequestError(f"methods: {strange[0]} is a number; got {text!r}")
+        if not isinstance(options.get("kd_standardise", True), bool):
+            raise RequestError(f"methods: kd_standardise is true or false; got {text!r}")
         return cls(label, {"method": name + (plus or ""), **options, **({"settings": values} if values else {})})
 
 

@@ -81,6 +81,7 @@ class Distiller(nn.Module):
         labels: (N,) class of each training image; N is their number, where ``num_samples`` is not given.
         ce_weight, kd_weight, method_weight: γ, α, β; what is None is the method's published weight.
         kd_temperature: T.
+        kd_standardise: whether the KD term is of standardised logits, :func:`hkd.methods.kd.standardised`.
         image_size: side of the training images in pixels; the networks' usual sizes if not given.
         seed: of the method's draws.
         settings: of the method, by the names of its ``Config``.
@@ -118,13 +119,18 @@ class Distiller(nn.Module):
         kd_weight: float | None = None,
         method_weight: float | None = None,
         kd_temperature: float = 4.0,
+        kd_standardise: bool = False,
         image_size: int | None = None,
         seed: int = 0,
         **settings: Any,
     ) -> None:
         super().__init__()
         given = MethodSpec(
-            weight=method_weight, kd_weight=kd_weight, ce_weight=ce_weight, kd_temperature=kd_temperature
+            weight=method_weight,
+            kd_weight=kd_weight,
+            ce_weight=ce_weight,
+            kd_temperature=kd_temperature,
+            kd_standardise=kd_standardise,
         )
         check_fields(given)
         if teacher is None:
@@ -140,7 +146,7 @@ class Distiller(nn.Module):
         self.teachers: tuple[Model, ...] = () if teacher is None else (_frozen(teacher, student, image_size),)
         self.method = self._built(method, labels, image_size, settings)
         self.weights = _weights(given, method, self.method)
-        self.kd_temperature = kd_temperature
+        self.kd_temperature, self.kd_standardise = kd_temperature, kd_standardise
         self._classes = self._head(image_size)
         self.compares_processes = True
         self.epoch, self.epochs = 0, 1
@@ -303,7 +309,7 @@ class Distiller(nn.Module):
                 raise RequestError(
                     f"teacher: expected logits of shape {tuple(logits.shape)}; got {tuple(teacher.logits.shape)}"
                 )
-            terms["kd"] = kd_loss(logits, teacher.logits, self.kd_temperature)
+            terms["kd"] = kd_loss(logits, teacher.logits, self.kd_temperature, standardise=self.kd_standardise)
         if teacher is not None and self._uses_method:
             terms |= self._method_terms(batch, student, teacher)
         return DistillerOutput(self._total(terms), terms, logits)

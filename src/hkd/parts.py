@@ -97,6 +97,7 @@ def _distiller(spec: RunSpec, data: Data, student: Model, teacher: Model | None)
         kd_weight=method.kd_weight,
         method_weight=method.weight,
         kd_temperature=method.kd_temperature,
+        kd_standardise=method.kd_standardise,
         image_size=data.image_size,
         seed=spec.seed,
         **settings,

@@ -75,6 +75,7 @@ def method_label(spec: RunSpec) -> str:
         ("kd_weight", method.kd_weight, 1.0 if plus else usual.kd),
         ("method_weight", method.weight, usual.method),
         ("kd_temperature", method.kd_temperature, 4.0),
+        ("kd_standardise", method.kd_standardise, False),
     ):
         if value is not None and value != published:
             changed[name] = value

@@ -16,6 +16,7 @@ from hkd.methods import Method, Progress, Setup, methods
 from hkd.models.base import ModelInfo
 from hkd.types import Batch, ModelOutput
 from tests.reference import methods as reference
+from tests.reference.kd import kd
 
 B, C, N = 5, 4, 12
 LABELS = torch.arange(N) % C
@@ -295,6 +296,108 @@ def test_ctkd_keeps_its_temperature_within_its_bounds() -> None:
         term.backward()
         assert method.temperature().item() == temperature
         assert term == 0 and method.theta.grad.isfinite() and ours.logits.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_lskd(temperature: float) -> None:
+    def restated(_: Method, __: Batch, s: ModelOutput, t: ModelOutput) -> Terms:
+        return {"standardised": reference.lskd(s.logits, t.logits, temperature)}
+
+    check("lskd", restated, temperature=temperature)
+
+
+@pytest.mark.parametrize("gamma", [0.1, 0.2, 1.0, 1.5])
+def test_ttm_and_wttm(gamma: float) -> None:
+    def restated(_: Method, __: Batch, s: ModelOutput, t: ModelOutput) -> Terms:
+        return {"transformed": reference.ttm(s.logits, t.logits, gamma, weighted=False)}
+
+    def restated_weighted(_: Method, __: Batch, s: ModelOutput, t: ModelOutput) -> Terms:
+        return {"weighted": reference.ttm(s.logits, t.logits, gamma, weighted=True)}
+
+    check("ttm", restated, gamma=gamma)
+    check("wttm", restated_weighted, gamma=gamma)
+
+
+@pytest.mark.parametrize("tau", [1.0, 4.0])
+def test_rld(tau: float) -> None:
+    def restated(_: Method, batch: Batch, s: ModelOutput, t: ModelOutput) -> Terms:
+        confidence, masked = reference.rld(s.logits, t.logits, batch.label.tolist(), 4.0, tau)
+        return {"confidence": 0.5 * confidence, "masked": 8 * masked}
+
+    check("rld", restated, alpha=0.5, confidence_temperature=tau)
+
+
+@pytest.mark.parametrize(("gamma", "temperature"), [(1.5, 1.0), (3.5, 3.0)])
+def test_nkd(gamma: float, temperature: float) -> None:
+    def restated(_: Method, batch: Batch, s: ModelOutput, t: ModelOutput) -> Terms:
+        target, nontarget = reference.nkd(s.logits, t.logits, batch.label.tolist(), temperature)
+        return {"target": target, "nontarget": gamma * nontarget}
+
+    check("nkd", restated, gamma=gamma, temperature=temperature)
+
+
+@pytest.mark.parametrize("factor", [1.0, 2.0])
+def test_normkd(factor: float) -> None:
+    def restated(_: Method, __: Batch, s: ModelOutput, t: ModelOutput) -> Terms:
+        return {"normalised": reference.normkd(s.logits, t.logits, factor)}
+
+    check("normkd", restated, temperature=factor)
+
+
+@pytest.mark.parametrize("divide", [True, False])
+@pytest.mark.parametrize("mask", [True, False])
+def test_skd(divide: bool, mask: bool) -> None:
+    def restated(_: Method, __: Batch, s: ModelOutput, t: ModelOutput) -> Terms:
+        p = [[float(v) for v in reference.softmax(row)] for row in t.logits]
+        images = reference.share_up_to_median([max(row) for row in p]) if mask else 1
+        classes = reference.share_up_to_median([sum(column) for column in zip(*p, strict=True)]) if mask else 1
+        relation = reference.skd_relation(s.logits, t.logits, 0.1, C if divide else 1)
+        return {"instance": images * kd(s.logits, t.logits, 4.0), "relation": classes * relation}
+
+    check("skd", restated, divide=divide, mask=mask)
+
+
+LOGIT_METHODS = [name for name in hkd.list_methods() if methods[name].needs == {"logits"}]
+EXTREMES = {
+    "equal": (torch.eye(C), torch.eye(C)),
+    "constant": (torch.full((C, C), 3.0), torch.zeros(C, C)),
+    "a constant teacher": (torch.eye(C), torch.ones(C, C)),
+    "saturated": (200 * torch.eye(C), 300 * torch.eye(C).roll(1, 0)),
+    "the label is the least likely": (torch.eye(C), 1 - torch.eye(C)),
+}
+
+
+@pytest.mark.parametrize("case", EXTREMES)
+@pytest.mark.parametrize("name", LOGIT_METHODS)
+def test_extreme_logits_have_finite_losses_and_bounded_gradients(name: str, case: str) -> None:
+    ours, theirs = (logits.clone() for logits in EXTREMES[case])
+    ours.requires_grad_()
+    kind = methods[name]
+    empty = torch.zeros(C, 1)
+    batch = Batch(None, torch.arange(C), torch.arange(C))
+    terms = kind(setup(), kind.Config())(batch, ModelOutput(ours, empty), ModelOutput(theirs, empty))
+    sum(terms.values()).backward()
+    assert all(term.isfinite() and term > -1e-6 for term in terms.values())
+    assert ours.grad.isfinite().all() and ours.grad.abs().max() < 1000
+
+
+@pytest.mark.parametrize("name", ["dkd", "rld", "nkd"])
+def test_images_without_a_label_are_left_out(name: str) -> None:
+    torch.manual_seed(0)
+    kind = methods[name]
+    method, empty = kind(setup(), kind.Config()), torch.zeros(B, 1)
+    ours, theirs = torch.randn(B, C, requires_grad=True), torch.randn(B, C)
+    label = torch.tensor([1, -1, 0, -1, 3])
+    kept = label >= 0
+    terms = method(Batch(None, label, INDEX), ModelOutput(ours, empty), ModelOutput(theirs, empty))
+    parts = ModelOutput(ours[kept], empty[kept]), ModelOutput(theirs[kept], empty[kept])
+    expected = method(Batch(None, label[kept], INDEX[kept]), *parts)
+    for key, value in terms.items():
+        torch.testing.assert_close(value, expected[key])
+    (gradient,) = torch.autograd.grad(sum(terms.values()), ours)
+    assert not gradient[~kept].any() and gradient[kept].any()
+    none = method(Batch(None, torch.full((B,), -1), INDEX), ModelOutput(ours, empty), ModelOutput(theirs, empty))
+    assert all(value == 0 for value in none.values())
 
 
 def nearest(x: Tensor, height: int, width: int) -> Tensor:

@@ -259,6 +259,77 @@ def dist(s: Tensor, t: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     return temperature**2 * inter, temperature**2 * intra
 
 
+def deviation(values: list[Tensor] | Tensor) -> Tensor:
+    mean = sum(values) / len(values)
+    return (sum((x - mean) ** 2 for x in values) / (len(values) - 1)).sqrt()
+
+
+def standardise(row: Tensor) -> Tensor:
+    mean, scale = sum(row) / len(row), deviation(row)
+    return torch.stack([(x - mean) / scale for x in row])
+
+
+def lskd(s: Tensor, t: Tensor, temperature: float) -> Tensor:
+    rows = [(standardise(a) / temperature, standardise(b) / temperature) for a, b in zip(s, t, strict=True)]
+    return temperature**2 * sum(kl(softmax(b), softmax(a)) for a, b in rows) / len(rows)
+
+
+def ttm(s: Tensor, t: Tensor, gamma: float, weighted: bool) -> Tensor:
+    total = 0
+    for a, b in zip(s, t, strict=True):
+        powers = [p**gamma for p in softmax(b)]
+        divergence = kl([u / sum(powers) for u in powers], softmax(a))
+        total = total + (sum(powers) if weighted else 1) * divergence
+    return total / len(s)
+
+
+def rld(s: Tensor, t: Tensor, label: list[int], temperature: float, tau: float) -> tuple[Tensor, Tensor]:
+    confidence = masked = 0
+    for a, b, y in zip(s, t, label, strict=True):
+        p, q = max(softmax(b / tau)), softmax(a / tau)[y]
+        confidence = confidence + kl([p, 1 - p], [q, 1 - q])
+        left = [c for c in range(len(b)) if b[c] < b[y]]
+        masked = masked + kl(softmax(b[left] / temperature), softmax(a[left] / temperature))
+    return tau**2 * confidence / len(s), temperature**2 * masked / len(s)
+
+
+def nkd(s: Tensor, t: Tensor, label: list[int], temperature: float) -> tuple[Tensor, Tensor]:
+    target = nontarget = 0
+    for a, b, y in zip(s, t, label, strict=True):
+        target = target - softmax(b)[y] * softmax(a)[y].log()
+        others = [c for c in range(len(a)) if c != y]
+        p, q = softmax(b[others] / temperature), softmax(a[others] / temperature)
+        nontarget = nontarget - sum(x * z.log() for x, z in zip(p, q, strict=True))
+    return target / len(s), temperature**2 * nontarget / len(s)
+
+
+def normkd(s: Tensor, t: Tensor, factor: float) -> Tensor:
+    total = 0
+    for a, b in zip(s, t, strict=True):
+        own, theirs = factor * deviation(a), factor * deviation(b)
+        total = total + theirs**2 * kl(softmax(b / theirs), softmax(a / own))
+    return total / len(s)
+
+
+def skd_relation(s: Tensor, t: Tensor, shrinkage: float, divisor: float) -> Tensor:
+    n = len(s)
+    a, b = cosines(s, s), cosines(t, t)
+    d = [[(a[i, j] - b[i, j]) / divisor for j in range(n)] for i in range(n)]
+    means = [sum(row[j] for row in d) / n for j in range(n)]
+
+    def covariance(j: int, k: int) -> Tensor:
+        return sum((row[j] - means[j]) * (row[k] - means[k]) for row in d) / (n - 1) + shrinkage * (j == k)
+
+    inverse = torch.stack([torch.stack([covariance(j, k) for k in range(n)]) for j in range(n)]).inverse()
+    squares = [sum(row[j] * inverse[j, k] * row[k] for j in range(n) for k in range(n)) for row in d]
+    return sum(x.sqrt() for x in squares) / n
+
+
+def share_up_to_median(values: list[float]) -> float:
+    low, high = sorted(values)[(len(values) - 1) // 2], sorted(values)[len(values) // 2]
+    return sum(v <= (low + high) / 2 for v in values) / len(values)
+
+
 def hcl(pairs: list[tuple[Tensor, Tensor]]) -> Tensor:
     def mse(a: Tensor, b: Tensor) -> Tensor:
         squares = [(x - y) ** 2 for x, y in zip(a.flatten(), b.flatten(), strict=True)]

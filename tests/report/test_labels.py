@@ -33,6 +33,7 @@ def test_what_is_the_same_is_not_said() -> None:
     specs = [fake_spec(lr=0.2, epochs=7, dataset="cifar100", **method) for method in (
         {}, KD, {"method": "hkd+kd"}, {"method": "hkd", "holistic": {"k": 4}}, {"method": "sp", "method_weight": 1.0},
         {**KD, "kd_weight": 1.0}, {"method": "crd", "kd_weight": 0.5, "kd_temperature": 2.0},
+        {"method": "sp+kd", "kd_standardise": True},
     )]  # fmt: skip
     assert named(*specs) == [
         "resnet8",
@@ -42,6 +43,7 @@ def test_what_is_the_same_is_not_said() -> None:
         "resnet8, sp(method_weight=1)",
         "resnet8, kd(kd_weight=1)",
         "resnet8, crd(kd_weight=0.5,kd_temperature=2)",
+        "resnet8, sp(kd_standardise=true)+kd",
     ]
 
 

@@ -275,6 +275,7 @@ def test_a_run_that_diverges_is_noted_and_the_others_run(tmp_path: Path, finishe
         ({"methods": ("ce(k=4)",)}, "methods: ce takes nothing beside it"),
         ({"methods": ("hkd(k=4,k=5)",)}, "methods: a setting is listed twice"),
         ({"methods": ("hkd(kd_weight=much)",)}, "methods: kd_weight is a number"),
+        ({"methods": ("kd(kd_standardise=2)",)}, "methods: kd_standardise is true or false"),
         ({"methods": ("hkd(kd_weight=-1)",)}, "kd_weight: expected 0 or more; got -1"),
         ({"pairs": ("resnet14->resnet8",)}, "pairs: they name the networks; drop teachers and students"),
         ({"methods": ("hkd(k)",)}, "methods: expected setting=value, got 'k'"),
@@ -307,6 +308,8 @@ def test_requests() -> None:
     assert MethodRequest.parse("ce") == MethodRequest("ce", None)
     assert MethodRequest.parse("at +kd") == MethodRequest("at+kd", {"method": "at+kd"})
     assert MethodRequest.parse("kd(kd_weight=.5)").options == {"method": "kd", "kd_weight": 0.5}
+    standardised = MethodRequest.parse("hkd(kd_standardise=true,k=4)+kd").options
+    assert standardised == {"method": "hkd+kd", "kd_standardise": True, "settings": {"k": 4}}
     request = MethodRequest.parse("hkd(negatives=opposite, k=4, temperature=.1)+kd")
     assert request.options == {
         "method": "hkd+kd", "settings": {"negatives": "opposite", "k": 4, "temperature": 0.1}

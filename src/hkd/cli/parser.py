@@ -32,7 +32,7 @@ HELP_GROUPS = {
     "networks": "model student teacher role teachers students pairs teacher_checkpoint teacher_checkpoints "
     "student_pretrained teacher_pretrained",
     "the teacher's table": "list prune teacher_cache teacher_cache_gb teacher_cache_dtype",
-    "what is learnt": "method methods baseline method_weight kd_weight ce_weight kd_temperature",
+    "what is learnt": "method methods baseline method_weight kd_weight ce_weight kd_temperature kd_standardise",
     "what is shown": "images neighbours edges k",
     "what varies": "field values search tries",
     "how": "probe epochs batch_size scale_with_processes lr lr_of lr_decay milestones momentum weight_decay teacher_lr",

@@ -20,7 +20,40 @@ class KDConfig:
     temperature: float = option(4.0, "T of the KD term", gt=0)
 
 
-def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float | Tensor) -> Tensor:
+FLATTEST = 1e-4
+"""The smallest standard deviation over classes by which logits are divided; that of a trained network is about 1."""
+ROUNDING = 1e-6
+"""The part of its largest value below which a row's deviation is rounding."""
+
+
+def centred(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits without their mean over classes, and their variance (unbiased): (B, C) gives (B, C) and (B, 1)."""
+    rest = at_least_float32(logits)
+    rest = rest - rest.mean(dim=1, keepdim=True)
+    return rest, rest.square().sum(dim=1, keepdim=True) / max(rest.shape[1] - 1, 1)
+
+
+def standardised(logits: Tensor) -> Tensor:
+    r"""Each image's logits with mean 0 and standard deviation 1 over the classes, in float32 or more.
+
+    .. math:: z(l) = (l - \mathrm{mean}_c\, l) / \mathrm{std}_c\, l
+
+    with the unbiased deviation. Where that is nothing but rounding, or below 1e-4, the logits are only centred: the
+    division would multiply the gradient of an image of constant logits without bound.
+
+    Args:
+        logits: (B, C).
+
+    Source: Sun et al., "Logit Standardization in Knowledge Distillation", CVPR 2024.
+    """
+    rest, variance = centred(logits)
+    least = (ROUNDING * logits.detach().abs().amax(dim=1, keepdim=True).to(rest.dtype)).clamp(min=FLATTEST)
+    return rest / variance.where(variance > least.square(), 1.0).sqrt()
+
+
+def kd_loss(
+    student_logits: Tensor, teacher_logits: Tensor, temperature: float | Tensor, *, standardise: bool = False
+) -> Tensor:
     r"""The classical distillation term, a scalar, in float32 or more.
 
     .. math:: T^2\, \mathrm{KL}(\mathrm{softmax}(l_t / T) \,\|\, \mathrm{softmax}(l_s / T)) / B
@@ -28,11 +61,13 @@ def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float |
     Args:
         student_logits, teacher_logits: (B, C).
         temperature: T; a scalar tensor may be one that is learnt.
+        standardise: whether l are first :func:`standardised`.
 
     Source: Hinton et al., "Distilling the Knowledge in a Neural Network", 2015.
     """
-    student = (at_least_float32(student_logits) / temperature).log_softmax(dim=1)
-    teacher = (at_least_float32(teacher_logits) / temperature).log_softmax(dim=1)
+    prepared = standardised if standardise else at_least_float32
+    student = (prepared(student_logits) / temperature).log_softmax(dim=1)
+    teacher = (prepared(teacher_logits) / temperature).log_softmax(dim=1)
     return temperature**2 * F.kl_div(student, teacher, reduction="batchmean", log_target=True)
 
 

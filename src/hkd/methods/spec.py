@@ -20,6 +20,9 @@ class MethodSpec:
     kd_weight: float | None = option(None, "α, of the KD term [1 with +kd, else the method's: 0; kd, sskd .9]", ge=0)
     ce_weight: float | None = option(None, "γ, of the cross-entropy [the method's: 1; kd, sskd .1]", ge=0)
     kd_temperature: float = option(4.0, "T of the KD term", gt=0)
+    kd_standardise: bool = option(
+        False, "compare standardised logits in the KD term (LSKD; there with T 2)", neutral=False
+    )
     settings: Any = None
     revision: int = recorded(1, "method_revision")
     """Of the method's code; 0 for runs of version 0.1."""

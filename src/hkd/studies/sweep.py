@@ -131,7 +131,9 @@ def run_spec(config: SweepConfig, request: MethodRequest, seed: int, values: dic
     """
     flat: dict[str, Any] = {**config.run_options(), "run": "-", "seed": seed, "student": config.student}
     if request.options is None:
-        flat = {name: value for name, value in flat.items() if name not in OF_TEACHER | {"kd_temperature"}}
+        flat = {
+            name: value for name, value in flat.items() if name not in OF_TEACHER | {"kd_temperature", "kd_standardise"}
+        }
     else:
         names = ("teacher", "teacher_checkpoint", "teacher_lr")
         flat |= {name: getattr(config, name) for name in names} | request.options
