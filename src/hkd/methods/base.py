@@ -34,7 +34,8 @@ class Setup:
         num_samples: N, how many training images there are.
         labels: (N,) their classes.
         seed: of the run.
-        networks: the student and the teacher, for a method that shows them other images than the batch.
+        networks: the student and the teacher, for a method that shows them other images than the batch, or classifies
+            other vectors.
     """
 
     student: ModelInfo
@@ -83,8 +84,9 @@ class NoConfig:
 C = TypeVar("C")
 
 
-NEEDS = frozenset({"logits", "embedding", "features", "preactivations", "images"})
-"""What a method may need of the teacher: parts of its output for the batch, or its output for other images."""
+NEEDS = frozenset({"logits", "embedding", "features", "preactivations", "images", "classifier"})
+"""What a method may need of the teacher: parts of its output for the batch, its output for other images, or its
+classifier for other vectors."""
 
 
 class Method(nn.Module, ABC, Generic[C]):
@@ -100,7 +102,8 @@ class Method(nn.Module, ABC, Generic[C]):
         weights: the published defaults.
         needs: which of :data:`NEEDS` it reads of the teacher. What is not needed may be missing from the
             :class:`ModelOutput` that it is called with; without "images" the teacher need not be run at all where its
-            outputs are known. "preactivations" beside "features" are read where a network has them.
+            outputs are known. "preactivations" beside "features" are read where a network has them; "features" include
+            the pooled map. "classifier" is :meth:`hkd.models.Model.classify` of both networks, of equal classes.
         revision: raised by one whenever the method learns something else than before from the same settings. Part of a
             run's key.
         always_trains_all: whether each of its parameters gets a gradient in every step of the training in which its

@@ -134,6 +134,7 @@ class _Probe:
 
         A map of one cell is no map: what made it may stand behind the pooling.
         """
+        path: str
         embedding = self.inputs.get(classifier)
         if not isinstance(embedding, Tensor) or not isinstance(layer, nn.Linear | nn.Conv2d):
             return ""
