@@ -188,7 +188,8 @@ class Distiller(nn.Module):
         classes = [
             network.info_at(image_size or network.image_size).num_classes for network in (self.student, *self.teachers)
         ]
-        on_logits = self.weights.kd or (self.method is not None and self.method.needs <= {"logits", "classifier"})
+        needs = frozenset() if self.method is None else self.method.needs
+        on_logits = self.weights.kd or needs == {"logits"} or "classifier" in needs
         if on_logits and len(set(classes)) > 1:
             raise RequestError(f"teacher: has a {classes[1]}-class head, and the student a {classes[0]}-class head")
         return classes[0]

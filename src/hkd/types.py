@@ -44,12 +44,15 @@ class ModelOutput:
         embedding: (B, D), what enters the classifier.
         features: stage maps (B, c, h, w), the stem's first.
         preactivations: the same maps before their last ReLU. Empty where a network does not tell them.
+        pooled: (B, D, h, w), the map whose average over (h, w) is the embedding; None where there is none. A network
+            that has one classifies other vectors (D) with :meth:`hkd.models.Model.classify`.
     """
 
     logits: Tensor
     embedding: Tensor
     features: tuple[Tensor, ...] = ()
     preactivations: tuple[Tensor, ...] = ()
+    pooled: Tensor | None = None
 
     def detach(self) -> ModelOutput:
         """The same values, through which no gradient flows."""
@@ -58,6 +61,7 @@ class ModelOutput:
             self.embedding.detach(),
             tuple(feature.detach() for feature in self.features),
             tuple(feature.detach() for feature in self.preactivations),
+            None if self.pooled is None else self.pooled.detach(),
         )
 
 

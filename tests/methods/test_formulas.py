@@ -43,6 +43,7 @@ def setup(teacher: tuple[tuple[int, int, int], ...] = TEACHER, **changes: object
 def output(stages: tuple[tuple[int, int, int], ...], width: int, grad: bool) -> ModelOutput:
     maps = tuple(torch.randn(B, *stage) for stage in stages)
     parts = ModelOutput(2 * torch.randn(B, C), torch.randn(B, width), tuple(m.relu() for m in maps), maps)
+    parts = replace(parts, pooled=torch.randn(B, width, 4, 4))
     return as_leaves(parts, torch.float32, grad)
 
 
@@ -51,12 +52,13 @@ def as_leaves(out: ModelOutput, dtype: torch.dtype, grad: bool) -> ModelOutput:
         return x.detach().to(dtype).clone().requires_grad_(grad)
 
     return ModelOutput(
-        leaf(out.logits), leaf(out.embedding), tuple(map(leaf, out.features)), tuple(map(leaf, out.preactivations))
-    )
+        leaf(out.logits), leaf(out.embedding), tuple(map(leaf, out.features)), tuple(map(leaf, out.preactivations)),
+        leaf(out.pooled),
+    )  # fmt: skip
 
 
 def leaves(out: ModelOutput) -> list[Tensor]:
-    return [out.logits, out.embedding, *out.features, *out.preactivations]
+    return [out.logits, out.embedding, *out.features, *out.preactivations, out.pooled]
 
 
 def check(
@@ -437,6 +439,16 @@ class Tiny(nn.Module):
         embedding = self.conv(image.to(self.fc.weight.dtype)).square().mean(dim=(2, 3))
         return ModelOutput(3 * self.fc(embedding), embedding)
 
+    def classify(self, vectors: Tensor) -> Tensor:
+        return self.fc(vectors)
+
+
+class Twice(tuple):
+    """A deep copy of a method copies its networks; their double is what the re-statement runs."""
+
+    def __deepcopy__(self, memo: dict) -> tuple:
+        return tuple(deepcopy(list(self), memo)[i].double() for i in range(2))
+
 
 @pytest.mark.parametrize("keep", [0.0, 0.75, 1.0])
 def test_sskd(keep: float) -> None:
@@ -454,12 +466,6 @@ def test_sskd(keep: float) -> None:
         rotated = reference.selective_kl(r_s.logits, r_t.logits, batch.label.tolist() * 3, 4.0, keep)
         similarity = reference.selective_kl(a_s, a_t, list(range(B)) * 3, 0.5, keep)
         return {"rotated": 2.7 * rotated, "similarity": 10 * similarity}
-
-    class Twice(tuple):
-        """A deep copy of a method copies its networks; their double is what the re-statement runs."""
-
-        def __deepcopy__(self, memo: dict) -> tuple:
-            return tuple(deepcopy(list(self), memo)[i].double() for i in range(2))
 
     check("sskd", restated, networks=Twice(networks), rotated_keep=keep, similarity_keep=keep)
 
@@ -612,3 +618,68 @@ def test_stages_are_paired_from_the_deepest_backwards() -> None:
         (2, 3),
         (3, 4),
     )
+
+
+@pytest.mark.parametrize("scales", [(1, 2, 4), (1, 2), (1,)])
+@pytest.mark.parametrize("loss", ["kd", "dkd"])
+def test_sdd(loss: str, scales: tuple[int, ...]) -> None:
+    def restated(m: Method, batch: Batch, s: ModelOutput, t: ModelOutput) -> Terms:
+        layers = [(network.fc.weight, network.fc.bias) for network in m.networks]
+        found = reference.sdd(s.pooled, t.pooled, layers, batch.label.tolist(), scales, 4.0)
+        return {"scales": found[0]} if loss == "kd" else {"target": found[1], "nontarget": 8 * found[2]}
+
+    torch.manual_seed(1)
+    check("sdd", restated, networks=Twice((Tiny(6), Tiny(7))), loss=loss, scales=scales)
+
+
+def test_sdd_averages_a_map_of_another_size_to_its_grid() -> None:
+    networks = tuple(hkd.create_model("resnet8", C) for _ in range(2))
+    method = hkd.create_method("sdd", student=networks[0], teacher=networks[1], num_samples=N)
+    small = replace(output(STUDENT, 64, False), pooled=torch.randn(B, 64, 2, 2))
+    repeated = replace(small, pooled=small.pooled.repeat_interleave(2, 2).repeat_interleave(2, 3))
+    batch = Batch(torch.randn(B, 3, 4, 4), LABELS[INDEX], INDEX)
+    other = replace(small, pooled=torch.randn(B, 64, 4, 4))
+    torch.testing.assert_close(method(batch, small, other), method(batch, repeated, other))
+
+
+def test_sdd_of_dkd_has_the_weights_of_dkd() -> None:
+    kind = methods["sdd"]
+    assert kind.default_weights(kind.Config()) == (0.1, 0.0, 0.9)
+    assert kind.default_weights(kind.Config(loss="dkd")) == (1.0, 0.0, 1.0)
+
+
+@pytest.mark.parametrize(("resolution", "normalise"), [(1, False), (2, False), (2, True), (4, True)])
+def test_catkd(resolution: int, normalise: bool) -> None:
+    def restated(m: Method, _: Batch, s: ModelOutput, t: ModelOutput) -> Terms:
+        weights = [network.fc.weight for network in m.networks]
+        return {"activation": reference.catkd(s.pooled, t.pooled, weights, resolution, normalise)}
+
+    torch.manual_seed(1)
+    check("catkd", restated, networks=Twice((Tiny(6), Tiny(7))), resolution=resolution, normalise=normalise)
+
+
+@pytest.mark.parametrize(("epsilon", "weight"), [(1.0, 1.0), (1.5, 0.1)])
+def test_ofa(epsilon: float, weight: float) -> None:
+    def restated(m: Method, batch: Batch, s: ModelOutput, t: ModelOutput) -> Terms:
+        label = batch.label.tolist()
+        exits = [head(feature) for head, feature in zip(m.exits, s.features[1:], strict=True)]
+        terms = [reference.ofa(logits, t.logits, label, epsilon) for logits in (s.logits, *exits)]
+        return {"target": terms[0], "exits": weight * sum(terms[1:])}
+
+    check("ofa", restated, epsilon=epsilon, stage_weight=weight)
+
+
+def test_exits_of_ofa_halve_a_map_once_for_each_deeper_stage() -> None:
+    method = methods["ofa"](setup(), methods["ofa"].Config())
+    convolutions = [[p for p in head.modules() if isinstance(p, nn.Conv2d)] for head in method.exits]
+    widths = [[(c.in_channels, c.out_channels) for c in stage if c.kernel_size == (1, 1)] for stage in convolutions]
+    assert widths == [[(3, 3), (3, 6), (6, 6), (6, 7)], [(4, 4), (4, 7)], [(5, 7)]]
+    assert [sum(c.stride == (2, 2) for c in stage) for stage in convolutions] == [2, 1, 0]
+
+
+def test_ofa_refuses_a_student_of_tokens() -> None:
+    student, teacher = hkd.create_model("timm:vit_tiny_patch16_224", C), hkd.create_model("resnet8", C)
+    with pytest.raises(
+        hkd.RequestError, match="method: ofa has an exit .*vit_tiny_patch16_224 has none behind the stem"
+    ):
+        hkd.create_method("ofa", student=student, teacher=teacher, num_samples=N, image_size=224)

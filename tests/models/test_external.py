@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 import hkd
+from hkd.models import Model
+from hkd.types import ModelOutput
 
 
 class Own(nn.Module):
@@ -159,3 +161,54 @@ def test_an_image_that_is_too_small_is_told() -> None:
 def test_pretrained_zoo_networks_do_not_exist() -> None:
     with pytest.raises(hkd.RequestError, match="pretrained"):
         hkd.create_model("resnet8", 10, pretrained=True)
+
+
+class Dropped(Own):
+    """Drops parts of the average before it is classified."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        pooled = self.body(self.stem(x)).mean(dim=(2, 3))
+        return self.head(nn.functional.dropout(pooled, 0.2, self.training))
+
+
+CLASSIFYING = (
+    "resnet8", "wrn_16_1", "MobileNetV2", "ShuffleV1", "ShuffleV2", "vgg8", "ResNet50", "torchvision:resnet18",
+    "timm:resnet10t", "torchvision:swin_t", "own",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CLASSIFYING)
+def test_the_classifier_of_averages_serves_other_vectors(name: str) -> None:
+    model = hkd.wrap_model(Own(), image_size=32) if name == "own" else hkd.create_model(name, 5)
+    model = copy.deepcopy(model).eval().double()
+    with torch.no_grad():
+        out = model(torch.randn(2, 3, max(64, model.image_size), max(64, model.image_size)).double())
+        torch.testing.assert_close(out.pooled.mean(dim=(2, 3)), out.embedding)
+        torch.testing.assert_close(model.classify(out.embedding), out.logits)
+        cells = model.classify(out.pooled.permute(0, 2, 3, 1))
+    assert cells.shape == (2, *out.pooled.shape[2:], 5)
+    torch.testing.assert_close(cells.mean(dim=(1, 2)), out.logits)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["timm:convnext_atto", "timm:vit_tiny_patch16_224", "torchvision:mobilenet_v3_small", "torchvision:mobilenet_v2",
+     "scaled", "dropped"],
+)  # fmt: skip
+def test_a_classifier_with_something_before_it_serves_no_other_vectors(name: str) -> None:
+    own = {"scaled": (Scaled(), "head"), "dropped": (Dropped(), None)}
+    if name in own:
+        model = hkd.wrap_model(own[name][0], classifier=own[name][1], image_size=32)
+    else:
+        model = hkd.create_model(name, 5)
+    with pytest.raises(hkd.RequestError, match="model: expected a linear layer that classifies the average .*; got"):
+        model.classify(torch.zeros(1, model.info.embedding_dim))
+
+
+def test_a_model_without_a_classifier_for_other_vectors_says_so() -> None:
+    class Plain(Model):
+        def forward(self, image: Tensor) -> ModelOutput:
+            raise NotImplementedError
+
+    with pytest.raises(hkd.RequestError, match="got Plain, which has no classify"):
+        Plain().classify(torch.zeros(1, 3))

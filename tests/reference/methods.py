@@ -373,3 +373,52 @@ def wkd(
             u = [p[i] / (sum(kernel[i][j] * v[j] for j in n) + 1e-8) for i in n]
         transport = transport + sum(u[i] * kernel[i][j] * v[j] * cost[i][j] for i in n for j in n)
     return target / len(s), gamma * transport / len(s)
+
+
+def sdd(
+    s: Tensor,
+    t: Tensor,
+    layers: list[tuple[Tensor, Tensor]],
+    label: list[int],
+    scales: tuple[int, ...],
+    temperature: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The terms of kd, and of dkd's target and other classes, for maps (B, D, 4, 4)."""
+
+    def cells(image: Tensor, layer: tuple[Tensor, Tensor]) -> list[Tensor]:
+        maps = [pool(image, scale, scale) for scale in scales]
+        vectors = [m[:, y, x] for m in maps for y in range(m.shape[1]) for x in range(m.shape[2])]
+        return [torch.stack([dot(row, v) + b for row, b in zip(*layer, strict=True)]) for v in vectors]
+
+    totals = [0, 0, 0]
+    for image_s, image_t, y in zip(s, t, label, strict=True):
+        cells_s, cells_t = cells(image_s, layers[0]), [c.detach() for c in cells(image_t, layers[1])]
+        for a, b in zip(cells_s, cells_t, strict=True):
+            weight = 2 if (int(b.argmax()) == y) != (int(cells_t[0].argmax()) == y) else 1
+            whole = temperature**2 * kl(softmax(b / temperature), softmax(a / temperature))
+            terms = [whole, *dkd(a[None], b[None], [y], temperature)]
+            totals = [total + weight * term for total, term in zip(totals, terms, strict=True)]
+    count = len(s) * sum(scale**2 for scale in scales)
+    return tuple(total / count for total in totals)  # type: ignore[return-value]
+
+
+def catkd(s: Tensor, t: Tensor, weights: list[Tensor], resolution: int, normalise: bool) -> Tensor:
+    total, count = 0, 0
+    for image_s, image_t in zip(s, t, strict=True):
+        for row_s, row_t in zip(weights[0], weights[1].detach(), strict=True):
+            maps = []
+            for image, row in ((image_s, row_s), (image_t, row_t)):
+                activation = sum(w * channel for w, channel in zip(row, image, strict=True))
+                flat = list(pool(activation[None], resolution, resolution).flatten())
+                maps.append([v / norm(flat) for v in flat] if normalise else flat)
+            total = total + sum((a - b) ** 2 for a, b in zip(*maps, strict=True))
+            count += resolution**2
+    return total / count
+
+
+def ofa(s: Tensor, t: Tensor, label: list[int], epsilon: float) -> Tensor:
+    total = 0
+    for a, b, y in zip(s, t, label, strict=True):
+        for c, (q, p) in enumerate(zip(softmax(a), softmax(b), strict=True)):
+            total = total - ((p + int(c == y)) ** epsilon - int(c == y)) * q.log()
+    return total / len(label)

@@ -34,7 +34,8 @@ class Setup:
         num_samples: N, how many training images there are.
         labels: (N,) their classes.
         seed: of the run.
-        networks: the student and the teacher, for a method that shows them other images than the batch.
+        networks: the student and the teacher, for a method that shows them other images than the batch, or classifies
+            other vectors.
     """
 
     student: ModelInfo
@@ -93,8 +94,8 @@ C = TypeVar("C")
 
 
 NEEDS = frozenset({"logits", "embedding", "features", "preactivations", "images", "classifier"})
-"""What a method may need of the teacher: parts of its output for the batch, its output for other images, or the weights
-of its classifier."""
+"""What a method may need of the teacher: parts of its output for the batch, its output for other images, or its
+classifier for other vectors."""
 
 
 class Method(nn.Module, ABC, Generic[C]):
@@ -110,8 +111,9 @@ class Method(nn.Module, ABC, Generic[C]):
         weights: the published defaults.
         needs: which of :data:`NEEDS` it reads of the teacher. What is not needed may be missing from the
             :class:`ModelOutput` that it is called with; without "images" the teacher need not be run at all where its
-            outputs are known. "preactivations" beside "features" are read where a network has them; the "classifier"
-            is that of ``Setup.networks``, whose weights are final when the first step is taken, not before.
+            outputs are known. "preactivations" beside "features" are read where a network has them; "features" include
+            the pooled map. "classifier" is that of ``Setup.networks``, of equal classes (:meth:`hkd.models.Model.classify`
+            or its weights, which are final when the first step is taken, not before).
         revision: raised by one whenever the method learns something else than before from the same settings. Part of a
             run's key.
         always_trains_all: whether each of its parameters gets a gradient in every step of the training in which its

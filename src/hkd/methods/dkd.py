@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from hkd.methods.base import Method, Setup, methods
+from hkd.methods.kd import divergence
 from hkd.numerics.precision import at_least_float32
 from hkd.options import option
 from hkd.types import Batch, ModelOutput
@@ -24,6 +24,28 @@ class DecoupledConfig:
         8.0, "weight of the term of the other classes (the authors: 0.5 to 8, by pair)", ge=0
     )
     warmup_epochs: int = option(20, "epochs over which the weight of both terms rises to β", ge=0)
+
+
+def decoupled(student: Tensor, teacher: Tensor, label: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """KL(b^t || b^s) and KL(p̂^t || p̂^s) of :class:`DKD` for each row, without T²: (R,) each, 0 where there is no label.
+
+    Args:
+        student, teacher: (R, C) logits.
+        label: (R,) classes; -1 for none.
+        temperature: T.
+    """
+    known, target = (label >= 0)[:, None], label[:, None].clamp(min=0)
+    is_target = torch.zeros_like(student, dtype=torch.bool).scatter(1, target, True)
+    binary, others = [], []
+    logits_s, logits_t = at_least_float32(student), at_least_float32(teacher)
+    # Where an image has no label, both are the teacher's, which adds 0 to either divergence.
+    for logits in (torch.where(known, logits_s, logits_t.to(logits_s.dtype)), logits_t):
+        log_p = (logits / temperature).log_softmax(dim=1)
+        rest = log_p.masked_fill(is_target, -torch.inf).logsumexp(dim=1, keepdim=True)
+        binary.append(torch.cat([log_p.gather(1, target), rest], dim=1))
+        # What a removed class adds to a divergence is 0; a finite log keeps 0 times it from being NaN.
+        others.append((log_p - rest).masked_fill(is_target, -1000.0))
+    return divergence(*binary), divergence(*others)
 
 
 @methods.register("dkd")
@@ -48,23 +70,9 @@ class DKD(Method[DecoupledConfig]):
         self.warmup_epochs = config.warmup_epochs
 
     def forward(self, batch: Batch, student: ModelOutput, teacher: ModelOutput) -> dict[str, Tensor]:
-        temperature = self.config.temperature
-        known = (batch.label >= 0)[:, None]
-        label = batch.label[:, None].clamp(min=0)
-        is_target = torch.zeros_like(student.logits, dtype=torch.bool).scatter(1, label, True)
-        binary, others = [], []
-        logits_s, logits_t = at_least_float32(student.logits), at_least_float32(teacher.logits)
-        # Where an image has no label, both are the teacher's, which adds 0 to either divergence.
-        for logits in (torch.where(known, logits_s, logits_t.to(logits_s.dtype)), logits_t):
-            log_p = (logits / temperature).log_softmax(dim=1)
-            rest = log_p.masked_fill(is_target, -torch.inf).logsumexp(dim=1, keepdim=True)
-            binary.append(torch.cat([log_p.gather(1, label), rest], dim=1))
-            # What a removed class adds to a divergence is 0; a finite log keeps 0 times it from being NaN.
-            others.append((log_p - rest).masked_fill(is_target, -1000.0))
-        scale, count = temperature**2, known.sum().clamp(min=1)
-        target_term = scale * (F.kl_div(binary[0], binary[1], reduction="sum", log_target=True) / count)
-        nontarget_term = scale * (F.kl_div(others[0], others[1], reduction="sum", log_target=True) / count)
+        target, nontarget = decoupled(student.logits, teacher.logits, batch.label, self.config.temperature)
+        scale, count = self.config.temperature**2, (batch.label >= 0).sum().clamp(min=1)
         return {
-            "target": self.config.target_weight * target_term,
-            "nontarget": self.config.nontarget_weight * nontarget_term,
+            "target": self.config.target_weight * scale * (target.sum() / count),
+            "nontarget": self.config.nontarget_weight * scale * (nontarget.sum() / count),
         }

@@ -20,6 +20,11 @@ class KDConfig:
     temperature: float = option(4.0, "T of the KD term", gt=0)
 
 
+def divergence(log_student: Tensor, log_teacher: Tensor) -> Tensor:
+    """KL(teacher || student) of each row of log-probabilities: (R, C) and (R, C) -> (R,)."""
+    return F.kl_div(log_student, log_teacher, reduction="none", log_target=True).sum(dim=1)
+
+
 FLATTEST = 1e-4
 """The smallest standard deviation over classes by which logits are divided; that of a trained network is about 1."""
 ROUNDING = 1e-6

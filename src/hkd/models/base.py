@@ -55,6 +55,23 @@ class Model(nn.Module, ABC):
     @abstractmethod
     def forward(self, image: Tensor) -> ModelOutput: ...
 
+    def classify(self, vectors: Tensor) -> Tensor:
+        """The classifier applied to other vectors than the embedding, such as the cells of the map that it averages.
+
+        Args:
+            vectors: (..., D).
+
+        Returns:
+            Logits (..., C).
+
+        Raises:
+            RequestError: the network is not an average pooling and a linear layer behind its last map.
+        """
+        raise RequestError(
+            f"model: expected a network that classifies averages of its last map with a linear layer; got "
+            f"{self.name or type(self).__name__}, which has no classify"
+        )
+
     @property
     def info(self) -> ModelInfo:
         """The network in numbers, for images of its usual size."""
@@ -117,8 +134,8 @@ class CifarModel(Model):
         """The stage maps after and before their last ReLU, stem first."""
 
     @abstractmethod
-    def classify(self, embedding: Tensor) -> Tensor:
-        """The logits (B, C) of an embedding (B, D)."""
+    def classify(self, vectors: Tensor) -> Tensor:
+        """The logits (..., C) of vectors (..., D)."""
 
     def pooled(self, feature: Tensor, preactivation: Tensor) -> Tensor:
         """The map that is averaged, from the last stage map after and before its ReLU: in most networks the former."""
@@ -126,8 +143,9 @@ class CifarModel(Model):
 
     def forward(self, image: Tensor) -> ModelOutput:
         features, preactivations = self.maps(image)
-        embedding = F.adaptive_avg_pool2d(self.pooled(features[-1], preactivations[-1]), 1).flatten(1)
-        return ModelOutput(self.classify(embedding), embedding, tuple(features), tuple(preactivations))
+        pooled = self.pooled(features[-1], preactivations[-1])
+        embedding = F.adaptive_avg_pool2d(pooled, 1).flatten(1)
+        return ModelOutput(self.classify(embedding), embedding, tuple(features), tuple(preactivations), pooled)
 
 
 models: Registry[Callable[[int], Model]] = Registry("model", package="hkd.models", entry_points="hkd.models")

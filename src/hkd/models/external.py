@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from hkd.errors import RequestError, unknown
 from hkd.models.base import Model, evaluating
@@ -22,12 +24,13 @@ from hkd.types import IMAGENET_MEAN, IMAGENET_STD, ModelOutput
 class WrappedModel(Model):
     """A module whose classifier and stages are watched while it runs. Made by :func:`wrap_model`.
 
-    The embedding is what enters the classifier. Preactivations are not known of a foreign network.
+    The embedding is what enters the classifier. Preactivations are not known of a foreign network. ``pooled`` names the
+    module that makes the map whose average is the embedding; empty where there is none, and so no :meth:`classify`.
     """
 
     def __init__(
         self, module: nn.Module, classifier: str, stages: Sequence[str], name: str, image_size: int,
-        channels_last: Iterable[str] = (),
+        channels_last: Iterable[str] = (), pooled: str = "",
     ) -> None:  # fmt: skip
         super().__init__()
         self.module = module
@@ -35,11 +38,12 @@ class WrappedModel(Model):
         self.image_size = image_size
         self.classifier = classifier
         self.stages = tuple(stages)
+        self.pooled = pooled
         # What the hooks see; None unless this wrapper is running, so that no activation outlives its step.
         self._seen: dict[str, Tensor] | None = None
         self._channels_last: frozenset[str] = frozenset(channels_last)
         module.get_submodule(classifier).register_forward_pre_hook(self._see_embedding)
-        for stage in self.stages:
+        for stage in {*self.stages, *filter(None, [pooled])}:
             module.get_submodule(stage).register_forward_hook(partial(self._see_stage, stage))
 
     def _see_embedding(self, _: nn.Module, inputs: tuple[Any, ...]) -> None:
@@ -59,7 +63,17 @@ class WrappedModel(Model):
         embedding = seen["embedding"]
         if embedding.ndim == 4:  # the classifier is a 1x1 convolution
             embedding = embedding.mean(dim=(2, 3))
-        return ModelOutput(logits, embedding, tuple(seen[stage] for stage in self.stages))
+        pooled = seen[self.pooled] if self.pooled else None
+        return ModelOutput(logits, embedding, tuple(seen[stage] for stage in self.stages), pooled=pooled)
+
+    def classify(self, vectors: Tensor) -> Tensor:
+        if not self.pooled:
+            raise RequestError(
+                f"model: expected a linear layer that classifies the average of a map which a module returns; got "
+                f"{self.name}, which has a norm, a dropout or another step before its {self.classifier}"
+            )
+        layer: Any = self.module.get_submodule(self.classifier)
+        return F.linear(vectors, layer.weight.flatten(1), layer.bias)  # a 1x1 convolution's weights are a matrix, too
 
 
 def wrap_model(
@@ -101,7 +115,8 @@ def wrap_model(
     elif classifier not in dict(module.named_modules()):
         raise unknown("classifier", classifier, (n for n, _ in module.named_modules() if n))
     stages = probe.stages() if stages is None else stages
-    return WrappedModel(module, classifier, stages, name, probe.image_size, probe.channels_last())
+    pooled = probe.pooled(classifier, module.get_submodule(classifier))
+    return WrappedModel(module, classifier, stages, name, probe.image_size, probe.channels_last(), pooled)
 
 
 @dataclass
@@ -111,6 +126,32 @@ class _Probe:
     image_size: int
     logits: Tensor
     calls: list[tuple[str, nn.Module, Any]]
+    inputs: dict[str, Any]
+    dropped: list[Tensor]
+
+    def pooled(self, classifier: str, layer: nn.Module) -> str:
+        """The part whose map is averaged and then classified by nothing but the linear layer; empty if there is none.
+
+        A map of one cell is no map: what made it may stand behind the pooling.
+        """
+        path: str
+        embedding = self.inputs.get(classifier)
+        if not isinstance(embedding, Tensor) or not isinstance(layer, nn.Linear | nn.Conv2d):
+            return ""
+        embedding = embedding.mean(dim=(2, 3)) if embedding.ndim == 4 else embedding
+        weight = layer.weight.flatten(1)
+        if embedding.ndim != 2 or weight.shape[1] != embedding.shape[1]:
+            return ""
+        dropped = any(_alike(vector.flatten(1), embedding) for vector in self.dropped)
+        if dropped or not _alike(F.linear(embedding, weight, layer.bias), self.logits):
+            return ""
+        runs = Counter(path for path, _, _ in self.calls)
+        for path, _, output in reversed(self.calls):
+            if runs[path] == 1 and isinstance(output, Tensor) and output.ndim == 4 and len(output) == 1:
+                map_ = _channels_first(output)
+                if map_.shape[2:].numel() > 1 and _alike(map_.mean(dim=(2, 3)), embedding):
+                    return path
+        return ""
 
     def classifier(self, name: str) -> str:
         path: str
@@ -146,6 +187,28 @@ class _Probe:
         return [last[area] for area in falling]
 
 
+def _alike(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors are the same up to rounding."""
+    return a.shape == b.shape and bool((a - b).abs().max() <= 1e-4 * b.abs().max())
+
+
+class _Dropouts(TorchFunctionMode):
+    """Keeps what enters each dropout, of modules and functions alike; in evaluation mode it leaves no other trace."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inputs: list[Tensor] = []
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if "dropout" in getattr(function, "__name__", ""):
+            rate = args[1] if len(args) > 1 else kwargs.get("p", 0.5)
+            entering = args[0] if args else kwargs.get("input")
+            if rate and isinstance(entering, Tensor):
+                self.inputs.append(entering)
+        return function(*args, **kwargs)
+
+
 def _channels_first(output: Tensor) -> Tensor:
     """A map as (B, c, h, w). The square probe has square maps: where the last two axes differ, channels are last."""
     _, first, second, third = output.shape
@@ -156,9 +219,14 @@ def _channels_first(output: Tensor) -> Tensor:
 def _probe(module: nn.Module, name: str, sizes: Sequence[int]) -> _Probe:
     like = next(module.parameters(), torch.zeros(()))
     calls: list[tuple[str, nn.Module, Any]] = []
+    inputs: dict[str, Any] = {}
 
     def watch(path: str) -> Callable[[nn.Module, Any, Any], None]:
-        return lambda part, _, output: calls.append((path, part, output))
+        def hook(part: nn.Module, given: Any, output: Any) -> None:
+            calls.append((path, part, output))
+            inputs[path] = given[0] if given else None
+
+        return hook
 
     hooks = [part.register_forward_hook(watch(path)) for path, part in module.named_modules() if path]
     reason: Exception | None = None
@@ -168,7 +236,7 @@ def _probe(module: nn.Module, name: str, sizes: Sequence[int]) -> _Probe:
             # Noise, so that two layers' outputs cannot be mistaken for one another.
             noise = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(0))
             try:
-                with evaluating(module):
+                with evaluating(module), _Dropouts() as dropouts:
                     out = module(noise.to(like.device, like.dtype))
             except Exception as error:  # whatever a foreign module raises is its answer to this size
                 reason = error
@@ -177,7 +245,7 @@ def _probe(module: nn.Module, name: str, sizes: Sequence[int]) -> _Probe:
                 raise RequestError(
                     f"model: {name} returns {_describe(out)}; expected one tensor of logits, (batch, classes)"
                 )
-            return _Probe(size, out, list(calls))
+            return _Probe(size, out, list(calls), inputs, dropouts.inputs)
     finally:
         for hook in hooks:
             hook.remove()
@@ -244,7 +312,7 @@ def _with_new_classifier(model: WrappedModel, num_classes: int) -> Model:
         new = nn.Conv2d(old.in_channels, num_classes, 1, bias=bias)
     model.module.set_submodule(model.classifier, new)
     fresh = WrappedModel(
-        model.module, model.classifier, model.stages, model.name, model.image_size, model._channels_last
+        model.module, model.classifier, model.stages, model.name, model.image_size, model._channels_last, model.pooled
     )
     fresh.normalisation = model.normalisation
     return fresh

@@ -73,8 +73,8 @@ class MobileNetV2(CifarModel):
         last: Tensor = self.conv2(feature)
         return last
 
-    def classify(self, embedding: Tensor) -> Tensor:
-        logits: Tensor = self.classifier(embedding)
+    def classify(self, vectors: Tensor) -> Tensor:
+        logits: Tensor = self.classifier(vectors)
         return logits
 
 

@@ -81,8 +81,8 @@ class CifarResNet(CifarModel):
     def maps(self, image: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         return run_stages(self.bn1(self.conv1(image)), self.layer1, self.layer2, self.layer3)
 
-    def classify(self, embedding: Tensor) -> Tensor:
-        logits: Tensor = self.fc(embedding)
+    def classify(self, vectors: Tensor) -> Tensor:
+        logits: Tensor = self.fc(vectors)
         return logits
 
 
@@ -103,8 +103,8 @@ class ResNet50(CifarModel):
     def maps(self, image: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         return run_stages(self.bn1(self.conv1(image)), self.layer1, self.layer2, self.layer3, self.layer4)
 
-    def classify(self, embedding: Tensor) -> Tensor:
-        logits: Tensor = self.linear(embedding)
+    def classify(self, vectors: Tensor) -> Tensor:
+        logits: Tensor = self.linear(vectors)
         return logits
 
 

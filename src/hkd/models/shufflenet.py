@@ -63,8 +63,8 @@ class ShuffleV1(CifarModel):
     def maps(self, image: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         return run_stages(self.bn1(self.conv1(image)), self.layer1, self.layer2, self.layer3)
 
-    def classify(self, embedding: Tensor) -> Tensor:
-        logits: Tensor = self.linear(embedding)
+    def classify(self, vectors: Tensor) -> Tensor:
+        logits: Tensor = self.linear(vectors)
         return logits
 
 
@@ -148,8 +148,8 @@ class ShuffleV2(CifarModel):
         last: Tensor = self.bn2(self.conv2(feature)).relu()
         return last
 
-    def classify(self, embedding: Tensor) -> Tensor:
-        logits: Tensor = self.linear(embedding)
+    def classify(self, vectors: Tensor) -> Tensor:
+        logits: Tensor = self.linear(vectors)
         return logits
 
 

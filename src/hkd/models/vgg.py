@@ -41,8 +41,8 @@ class VGG(CifarModel):
         p4 = self.block4(F.max_pool2d(f3, 2) if image.shape[2] >= 64 else f3)
         return [f0, f1, f2, f3, p4.relu()], [p0, p1, p2, p3, p4]
 
-    def classify(self, embedding: Tensor) -> Tensor:
-        logits: Tensor = self.classifier(embedding)
+    def classify(self, vectors: Tensor) -> Tensor:
+        logits: Tensor = self.classifier(vectors)
         return logits
 
 

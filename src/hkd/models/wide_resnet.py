@@ -70,8 +70,8 @@ class WideResNet(CifarModel):
     def pooled(self, feature: Tensor, preactivation: Tensor) -> Tensor:
         return preactivation.relu()
 
-    def classify(self, embedding: Tensor) -> Tensor:
-        logits: Tensor = self.fc(embedding)
+    def classify(self, vectors: Tensor) -> Tensor:
+        logits: Tensor = self.fc(vectors)
         return logits
 
 
