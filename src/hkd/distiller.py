@@ -184,7 +184,7 @@ class Distiller(nn.Module):
         classes = [
             network.info_at(image_size or network.image_size).num_classes for network in (self.student, *self.teachers)
         ]
-        on_logits = self.weights.kd or (self.method is not None and self.method.needs == {"logits"})
+        on_logits = self.weights.kd or (self.method is not None and self.method.needs - {"strong"} == {"logits"})
         if on_logits and len(set(classes)) > 1:
             raise RequestError(f"teacher: has a {classes[1]}-class head, and the student a {classes[0]}-class head")
         return classes[0]
@@ -207,6 +207,11 @@ class Distiller(nn.Module):
     def needs_teacher(self) -> bool:
         """Whether the present epoch looks at the teacher."""
         return self.in_initialisation or bool(self.teachers and (self.weights.kd or self._uses_method))
+
+    @property
+    def needs_strong(self) -> bool:
+        """Whether the method reads a strong view of each image, :attr:`Batch.strong`."""
+        return self.method is not None and self._uses_method and "strong" in self.method.needs
 
     @property
     def _uses_method(self) -> bool:
@@ -276,6 +281,7 @@ class Distiller(nn.Module):
         label: Tensor | None = None,
         index: Tensor | None = None,
         teacher: ModelOutput | None = None,
+        strong: Tensor | None = None,
     ) -> DistillerOutput:
         """The loss of a batch.
 
@@ -284,11 +290,12 @@ class Distiller(nn.Module):
             label: (B,) integers, the classes; -1 where there is none.
             index: (B,) integers, positions in the training set, by which memories recognise an image.
             teacher: the teacher's output, where it is known already; if not given, the teacher is run.
+            strong: (B, 3, H, W) float, a second, stronger view of the images, where :attr:`needs_strong`.
 
         Raises:
             RequestError: an argument is missing or has another shape or type.
         """
-        batch = image if isinstance(image, Batch) else self._batch(image, label, index)
+        batch = image if isinstance(image, Batch) else self._batch(image, label, index, strong)
         if not self.training:
             logits = at_least_float32(self.student(batch.image).logits)
             loss = cross_entropy(logits, batch.label)
@@ -311,7 +318,7 @@ class Distiller(nn.Module):
             terms |= self._method_terms(batch, student, teacher)
         return DistillerOutput(self._total(terms), terms, logits)
 
-    def _batch(self, image: Tensor, label: Tensor | None, index: Tensor | None) -> Batch:
+    def _batch(self, image: Tensor, label: Tensor | None, index: Tensor | None, strong: Tensor | None) -> Batch:
         if not image.is_floating_point():
             raise RequestError(f"image: expected floats, normalised; got {image.dtype}")
         if label is None:
@@ -326,7 +333,7 @@ class Distiller(nn.Module):
                     f"{name}: expected {len(image)} integers, one for each image; got {value.dtype} of shape "
                     f"{tuple(value.shape)}"
                 )
-        return Batch(image, label.long(), index)
+        return Batch(image, label.long(), index, strong=strong)
 
     @eager
     def _method_terms(self, batch: Batch, student: ModelOutput, teacher: ModelOutput) -> dict[str, Tensor]:

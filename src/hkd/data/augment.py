@@ -61,7 +61,7 @@ def matrices(operations: Tensor, magnitudes: Tensor, side: int) -> Tensor:
         ("translate-x", c, side),
         ("translate-y", f, side),
     ):
-        column += scale * amount * (operations == OPERATIONS.index(name))
+        column.add_(scale * amount * (operations == OPERATIONS.index(name)))
     angle = torch.deg2rad(60 * part - 30) * (operations == OPERATIONS.index("rotate"))
     cos, sin, middle = angle.cos(), angle.sin(), side / 2
     a += cos - 1
@@ -85,8 +85,9 @@ def blend(other: Tensor, images: Tensor, magnitude: Tensor) -> Tensor:
 
 def grey(images: Tensor) -> Tensor:
     """Luma, (B, 3, S, S) uint8 -> (B, 1, S, S) int32."""
-    red, green, blue = images.int().split(1, dim=1)
-    return (red * GREY[0] + green * GREY[1] + blue * GREY[2] + ONE // 2) >> 16
+    red, green, blue = images.int().chunk(3, dim=1)
+    luma: Tensor = (red * GREY[0] + green * GREY[1] + blue * GREY[2] + ONE // 2) >> 16
+    return luma
 
 
 def brightness(images: Tensor, magnitude: Tensor) -> Tensor:
