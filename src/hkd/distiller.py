@@ -8,12 +8,11 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from hkd.errors import RequestError
 from hkd.methods import create_method, methods
 from hkd.methods.base import Initialisation, Method, Weights
-from hkd.methods.kd import KD, kd_loss
+from hkd.methods.kd import KD, NO_LABEL, cross_entropy, kd_loss
 from hkd.methods.spec import MethodSpec
 from hkd.models import wrap_model
 from hkd.models.base import CifarModel, Model
@@ -22,8 +21,6 @@ from hkd.numerics.precision import at_least_float32
 from hkd.options import check_fields, shown
 from hkd.types import Batch, ModelOutput
 
-NO_LABEL = -1
-"""The label of an image without one; the cross-entropy ignores it."""
 CHECKED_STEPS = 16
 """The parameters of several processes are compared until a step has changed them, in so many steps at most."""
 D = TypeVar("D", bound="Distiller")
@@ -433,17 +430,6 @@ class Distiller(nn.Module):
             self._first_parameters = now
         elif now != self._first_parameters:
             self._steps = CHECKED_STEPS
-
-
-def cross_entropy(logits: Tensor, label: Tensor) -> Tensor:
-    """The mean cross-entropy over the images that have a label, a scalar; 0 where none has.
-
-    Args:
-        logits: (B, C).
-        label: (B,) classes, -1 for none.
-    """
-    total = F.cross_entropy(logits, label, ignore_index=NO_LABEL, reduction="sum")
-    return total / (label != NO_LABEL).sum().clamp(min=1)
 
 
 def _training_set(num_samples: int | None, labels: Any) -> tuple[int | None, Tensor | None]:

@@ -66,7 +66,7 @@ def check(
     kind = methods[name]
     method = kind(setup(teacher, networks=networks), kind.Config(**config)).train()
     exact = deepcopy(method).double()
-    batch = Batch(torch.randn(B, 3, 4, 4), LABELS[INDEX], INDEX)
+    batch = Batch(torch.randn(B, 3, 4, 4), LABELS[INDEX], INDEX, strong=torch.randn(B, 3, 4, 4))
     ours, theirs = output(STUDENT, 6, True), output(teacher, 7, False)
     ours64, theirs64 = as_leaves(ours, torch.float64, True), as_leaves(theirs, torch.float64, False)
 
@@ -224,14 +224,39 @@ def test_reviewkd(teacher: tuple[tuple[int, int, int], ...]) -> None:
 class Tiny(nn.Module):
     """A network small enough for loops."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, scale: float = 3.0) -> None:
         super().__init__()
+        self.scale = scale
         self.conv = nn.Conv2d(3, width, 3)
         self.fc = nn.Linear(width, C)
 
     def forward(self, image: Tensor) -> ModelOutput:
         embedding = self.conv(image.to(self.fc.weight.dtype)).square().mean(dim=(2, 3))
-        return ModelOutput(3 * self.fc(embedding), embedding)
+        return ModelOutput(self.scale * self.fc(embedding), embedding)
+
+
+class Twice(tuple):
+    """A deep copy of a method copies its networks; their double is what the re-statement runs."""
+
+    def __deepcopy__(self, memo: dict) -> tuple:
+        return tuple(deepcopy(list(self), memo)[i].double() for i in range(2))
+
+
+@pytest.mark.parametrize("name", ["mlkd", "crld"])
+@pytest.mark.parametrize("sharp", [1.0, 4.0])
+def test_methods_with_a_strong_view(name: str, sharp: float) -> None:
+    torch.manual_seed(1)
+    thresholds = {"weak_confidence": 0.6, "strong_confidence": 0.5}
+
+    def restated(m: Method, batch: Batch, s: ModelOutput, t: ModelOutput) -> Terms:
+        strong_s, strong_t = (network(batch.strong.double()).logits for network in m.networks)
+        logits = (s.logits, t.logits, strong_s, strong_t.detach())
+        if name == "mlkd":
+            return reference.mlkd(*logits, batch.label.tolist())
+        return reference.crld(*logits, batch.label.tolist(), tuple(thresholds.values()))
+
+    config = thresholds if name == "crld" else {}
+    check(name, restated, networks=Twice((Tiny(6), Tiny(7, sharp))), **config)
 
 
 @pytest.mark.parametrize("keep", [0.0, 0.75, 1.0])
@@ -250,12 +275,6 @@ def test_sskd(keep: float) -> None:
         rotated = reference.selective_kl(r_s.logits, r_t.logits, batch.label.tolist() * 3, 4.0, keep)
         similarity = reference.selective_kl(a_s, a_t, list(range(B)) * 3, 0.5, keep)
         return {"rotated": 2.7 * rotated, "similarity": 10 * similarity}
-
-    class Twice(tuple):
-        """A deep copy of a method copies its networks; their double is what the re-statement runs."""
-
-        def __deepcopy__(self, memo: dict) -> tuple:
-            return tuple(deepcopy(list(self), memo)[i].double() for i in range(2))
 
     check("sskd", restated, networks=Twice(networks), rotated_keep=keep, similarity_keep=keep)
 
