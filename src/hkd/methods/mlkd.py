@@ -45,10 +45,10 @@ class MLKD(Method[MultiLevelConfig]):
     .. math:: .1\,\mathrm{CE}(\tilde s) + .9\,\Big[m \sum_T I_T + \tilde I_{T_1} + \tilde I_3 + \tilde I_5 + I_2 + I_6
         + m \sum_T \mathrm{BC}_T + m' \sum_T \mathrm{CC}_T\Big], \quad T \in (T_1 = 4, 3, 5, 2, 6)
 
-    :math:`I_T = T^2\,\mathrm{KL}(\mathrm{softmax}(t / T) \| \mathrm{softmax}(s / T))` is a mean over the batch, and
     :math:`I_T = T^2\,\mathrm{KL}(\mathrm{softmax}(t / T) \| \mathrm{softmax}(s / T))` is a mean over the batch. With P
     (B, C) the probabilities at T, :math:`\mathrm{BC}_T = \|P_t P_t^\top - P_s P_s^\top\|_F^2 / B` relates images,
     :math:`\mathrm{CC}_T = \|P_t^\top P_t - P_s^\top P_s\|_F^2 / C` classes. A tilde is the strong view, which both
+    networks see; the student's batch norms count it, as the authors' do. γ = .1 is the weight of CE of the first view.
 
     The paper masks images of low confidence and classes of low sums of it, and has all three levels on both views. The
     code reduces the losses before it masks, so that the masks only scale: m is the part of the images whose largest
