@@ -61,7 +61,9 @@ def stepper(
     for network in (student, teacher):
         network.to(engine.device, memory_format=torch.channels_last)
     distiller = distiller_of(request, student, teacher, data.labels.repeat(SAMPLES // len(data)))
-    loader = make_loader(data, asked.batch, engine.device, train=True, share=engine.share)
+    loader = make_loader(
+        data, asked.batch, engine.device, train=True, share=engine.share, strong=distiller.needs_strong
+    )
     if tables is not None and (not distiller.needs_teacher or distiller.initialisation or cacheable(distiller)):
         return None
     cache_request = CacheRequest(tables or Path(), precision=asked.precision)

@@ -39,7 +39,14 @@ def progress_is_not_the_matter() -> Iterator[None]:
 def build(method: str | None, **options: Any) -> Distiller:
     torch.manual_seed(0)
     student, teacher = hkd.create_model("resnet8", C), hkd.create_model("wrn_16_1", C)
-    return hkd.Distiller(student, teacher, method, **{"num_samples": N, "labels": LABELS, "image_size": 16} | options)
+    made = hkd.Distiller(student, teacher, method, **{"num_samples": N, "labels": LABELS, "image_size": 16} | options)
+    if made.needs_strong:  # a batch's second view is its mirror image here
+
+        def with_strong(_: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+            return args, {"strong": args[0].flip(3)} | kwargs
+
+        made.register_forward_pre_hook(with_strong, with_kwargs=True)
+    return made
 
 
 def batch_of(index: Tensor | None = None, size: int = 16) -> tuple[Tensor, Tensor, Tensor]:
@@ -94,7 +101,8 @@ def test_the_loss_is_that_of_the_equation(method: str | None) -> None:
     p_s, p_t = ((logits / temperature).softmax(dim=1) for logits in (student.logits, teacher.logits))
     expected += alpha * temperature**2 * (p_t * (p_t / p_s).log()).sum() / B
     if other.method is not None:
-        expected += ramp * beta * sum(other.method(Batch(image, label, index), student, teacher).values())
+        batch = Batch(image, label, index, strong=image.flip(3))
+        expected += ramp * beta * sum(other.method(batch, student, teacher).values())
     assert out.loss.dtype == torch.float64
     torch.testing.assert_close(out.loss, expected, rtol=1e-9, atol=1e-9)
 

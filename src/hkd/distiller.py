@@ -8,12 +8,11 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from hkd.errors import RequestError
 from hkd.methods import create_method, methods
 from hkd.methods.base import Initialisation, Method, Progress, Weights
-from hkd.methods.kd import KD, kd_loss
+from hkd.methods.kd import KD, NO_LABEL, cross_entropy, kd_loss
 from hkd.methods.spec import MethodSpec
 from hkd.models import wrap_model
 from hkd.models.base import CifarModel, Model
@@ -22,8 +21,6 @@ from hkd.numerics.precision import at_least_float32
 from hkd.options import check_fields, shown
 from hkd.types import Batch, ModelOutput
 
-NO_LABEL = -1
-"""The label of an image without one; the cross-entropy ignores it."""
 CHECKED_STEPS = 16
 """The parameters of several processes are compared until a step has changed them, in so many steps at most."""
 D = TypeVar("D", bound="Distiller")
@@ -189,7 +186,7 @@ class Distiller(nn.Module):
             network.info_at(image_size or network.image_size).num_classes for network in (self.student, *self.teachers)
         ]
         needs = frozenset() if self.method is None else self.method.needs
-        on_logits = self.weights.kd or needs == {"logits"} or "classifier" in needs
+        on_logits = self.weights.kd or needs - {"strong"} == {"logits"} or "classifier" in needs
         if on_logits and len(set(classes)) > 1:
             raise RequestError(f"teacher: has a {classes[1]}-class head, and the student a {classes[0]}-class head")
         return classes[0]
@@ -212,6 +209,11 @@ class Distiller(nn.Module):
     def needs_teacher(self) -> bool:
         """Whether the present epoch looks at the teacher."""
         return self.in_initialisation or bool(self.teachers and (self.weights.kd or self._uses_method))
+
+    @property
+    def needs_strong(self) -> bool:
+        """Whether the method reads a strong view of each image, :attr:`Batch.strong`."""
+        return self.method is not None and self._uses_method and "strong" in self.method.needs
 
     @property
     def _uses_method(self) -> bool:
@@ -280,6 +282,7 @@ class Distiller(nn.Module):
         label: Tensor | None = None,
         index: Tensor | None = None,
         teacher: ModelOutput | None = None,
+        strong: Tensor | None = None,
     ) -> DistillerOutput:
         """The loss of a batch.
 
@@ -288,11 +291,12 @@ class Distiller(nn.Module):
             label: (B,) integers, the classes; -1 where there is none.
             index: (B,) integers, positions in the training set, by which memories recognise an image.
             teacher: the teacher's output, where it is known already; if not given, the teacher is run.
+            strong: (B, 3, H, W) float, a second, stronger view of the images, where :attr:`needs_strong`.
 
         Raises:
             RequestError: an argument is missing or has another shape or type.
         """
-        batch = image if isinstance(image, Batch) else self._batch(image, label, index)
+        batch = image if isinstance(image, Batch) else self._batch(image, label, index, strong)
         if not self.training:
             logits = at_least_float32(self.student(batch.image).logits)
             loss = cross_entropy(logits, batch.label)
@@ -315,7 +319,7 @@ class Distiller(nn.Module):
             terms |= self._method_terms(batch, student, teacher)
         return DistillerOutput(self._total(terms), terms, logits)
 
-    def _batch(self, image: Tensor, label: Tensor | None, index: Tensor | None) -> Batch:
+    def _batch(self, image: Tensor, label: Tensor | None, index: Tensor | None, strong: Tensor | None) -> Batch:
         if not image.is_floating_point():
             raise RequestError(f"image: expected floats, normalised; got {image.dtype}")
         if label is None:
@@ -330,7 +334,7 @@ class Distiller(nn.Module):
                     f"{name}: expected {len(image)} integers, one for each image; got {value.dtype} of shape "
                     f"{tuple(value.shape)}"
                 )
-        return Batch(image, label.long(), index)
+        return Batch(image, label.long(), index, strong=strong)
 
     @eager
     def _method_terms(self, batch: Batch, student: ModelOutput, teacher: ModelOutput) -> dict[str, Tensor]:
@@ -435,17 +439,6 @@ class Distiller(nn.Module):
             self._first_parameters = now
         elif now != self._first_parameters:
             self._steps = CHECKED_STEPS
-
-
-def cross_entropy(logits: Tensor, label: Tensor) -> Tensor:
-    """The mean cross-entropy over the images that have a label, a scalar; 0 where none has.
-
-    Args:
-        logits: (B, C).
-        label: (B,) classes, -1 for none.
-    """
-    total = F.cross_entropy(logits, label, ignore_index=NO_LABEL, reduction="sum")
-    return total / (label != NO_LABEL).sum().clamp(min=1)
 
 
 def _training_set(num_samples: int | None, labels: Any) -> tuple[int | None, Tensor | None]:

@@ -99,6 +99,7 @@ class Trainer:
             views=spec.data.views or self.epochs,
             cache=spec.runtime.image_folder,
             cache_gb=spec.runtime.image_cache_gb,
+            strong=self.distiller.needs_strong,
             **options,
         )
         if train.note and self.engine.is_main:

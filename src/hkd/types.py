@@ -24,7 +24,7 @@ class Batch:
         index: (B,) int64 positions in the data set, by which memory banks know an image again.
         view: (B,) int64 numbers of the augmented views, where they have any: (index, view) decides the pixels.
         place: index and view once more, on the CPU, for tables on disk: reading them must not wait for the device.
-        strong: (B, 3, H, W) float, the same images under a stronger augmentation, for methods that need one.
+        strong: (B, 3, H, W) float, the strong view of the same images, normalised, for methods that need one.
     """
 
     image: Tensor

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 import hkd
-from hkd.data import ArrayDataset, DatasetInfo, make_loader
+from hkd.data import ArrayDataset, DatasetInfo, augment, make_loader
 from hkd.data.loader import Batches
 from hkd.data.memory_loader import MemoryLoader
 from hkd.data.stream_loader import StreamLoader
@@ -219,3 +219,57 @@ def test_the_images_of_a_batch_are_counted(train: bool, processes: int, count: i
             assert batches.size_of(step) == sum(other[step] for other in parts if step < len(other))
     images = shares[0].images
     assert images == count or (train and 0 < images < count and count - images < 2 * processes)
+
+
+def strong_views(loader: hkd.data.Loader, epoch: int, done: int = 0) -> dict[int, Tensor]:
+    """The strong view of each image, by its index."""
+    return {int(i): image for b in loader.epoch(epoch, done) for i, image in zip(b.index, b.strong, strict=True)}
+
+
+def alike(part: dict[int, Tensor], whole: dict[int, Tensor]) -> bool:
+    return all(torch.equal(image, whole[index]) for index, image in part.items())
+
+
+def test_strong_views_depend_on_seed_epoch_and_image_alone() -> None:
+    data = dataset(40)
+    whole = strong_views(MemoryLoader(data, 40, CPU, train=True, seed=3, strong=True), 5)
+    for size in (4, 7):
+        loader = MemoryLoader(data, size, CPU, train=True, seed=3, strong=True)
+        assert alike(strong_views(loader, 5), whole)
+        assert len(strong_views(loader, 5, done=2)) == 40 - 2 * size and alike(strong_views(loader, 5, done=2), whole)
+    shares = [MemoryLoader(data, 8, CPU, train=True, seed=3, strong=True, share=Share(rank, 4)) for rank in range(4)]
+    assert all(alike(strong_views(loader, 5), whole) for loader in shares)
+    for seed, epoch in ((3, 6), (4, 5)):
+        other = strong_views(MemoryLoader(data, 40, CPU, train=True, seed=seed, strong=True), epoch)
+        assert not any(torch.equal(other[i], whole[i]) for i in range(40))
+    plain = MemoryLoader(data, 40, CPU, train=True, seed=3)
+    with_strong = next(MemoryLoader(data, 40, CPU, train=True, seed=3, strong=True).epoch(5))
+    assert torch.equal(next(plain.epoch(5)).image, with_strong.image), "the first view is the same with a second"
+    assert all(b.strong is None for b in plain.epoch(5))
+    assert all(b.strong is None for b in MemoryLoader(data, 4, CPU, train=False, strong=True).epoch(0))
+
+
+@pytest.mark.parametrize("flip", [True, False])
+def test_a_strong_view_is_a_crop_of_its_own_that_is_augmented(flip: bool) -> None:
+    data = dataset(flip=flip)
+    batch = next(MemoryLoader(data, 10, CPU, train=True, seed=1, strong=True).epoch(2))
+    drawn = augment.strong_draws(1, 2, data.positions)
+    for index, made in zip(batch.index, batch.strong, strict=True):
+        number = int(drawn[index, 0]) % 50
+        crop = all_views(data.images[index], padding=2, flip=True)[number if flip else number - number % 2]
+        expected = normalised(augment.strong(crop[None], drawn[index][None])[0], data.info)
+        torch.testing.assert_close(made.double(), expected, rtol=1e-5, atol=1e-5)
+    assert batch.strong.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_streamed_strong_views_do_not_depend_on_workers_and_batches(tmp_path: Path) -> None:
+    data = hkd.load_dataset(f"folder:{write_files(tmp_path, class_folders((120, 100)))}")
+    whole = strong_views(make_loader(data, 12, CPU, train=True, seed=3, strong=True), 2)
+    assert len(whole) == 12
+    loader = make_loader(data, 5, CPU, train=True, seed=3, workers=2, strong=True)
+    assert alike(strong_views(loader, 2), whole)
+    assert not any(torch.equal(image, whole[i]) for i, image in strong_views(loader, 3).items())
+    assert alike(strong_views(loader, 2, done=1), whole)
+    plain = next(make_loader(data, 12, CPU, train=True, seed=3).epoch(2))
+    both = next(make_loader(data, 12, CPU, train=True, seed=3, strong=True).epoch(2))
+    assert plain.strong is None and torch.equal(plain.image, both.image)

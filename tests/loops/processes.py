@@ -48,7 +48,7 @@ def train(called: nn.Module, distiller: Distiller, accumulate: int = 1, size: in
     optimizer = optimizer_of(distiller)
     for call, batch in enumerate(batches(size)):
         try:
-            out = called(*batch)
+            out = called(*batch, strong=batch[0].flip(3))
         except RuntimeError as error:
             return call, str(error)
         out.loss.backward()

@@ -13,8 +13,9 @@ import hkd
 from hkd.distiller import Distiller
 from hkd.errors import IncompatibleError
 from hkd.methods import Method, Setup, methods
-from hkd.methods.base import NEEDS, NoConfig
+from hkd.methods.base import NEEDS, SHOWS, NoConfig
 from hkd.options import check_fields
+from hkd.runtime.teacher_cache import cacheable
 from hkd.types import Batch, ModelOutput
 
 N, C = 40, 4
@@ -36,7 +37,8 @@ def build(name: str, networks: tuple[nn.Module, nn.Module], **config: object) ->
 def batches() -> Iterator[Batch]:
     """Two full batches and an odd last one."""
     for index in (torch.arange(16), torch.arange(16, 32), torch.arange(32, 35)):
-        yield Batch(torch.randn(len(index), 3, 16, 16), index % C, index)
+        image = torch.randn(len(index), 3, 16, 16)
+        yield Batch(image, index % C, index, strong=image.roll(3, dims=3) / 2)
 
 
 @pytest.mark.parametrize("name", hkd.list_methods())
@@ -88,7 +90,8 @@ def wired() -> dict[str, tuple[nn.Module, nn.Module, Batch, ModelOutput]]:
     found = {}
     for title, (student, teacher, size) in PAIRS.items():
         s, t = hkd.create_model(student, C), hkd.create_model(teacher, C).eval()
-        batch = Batch(torch.randn(4, 3, size, size), torch.arange(4) % C, torch.arange(4))
+        image, index = torch.randn(4, 3, size, size), torch.arange(4)
+        batch = Batch(image, index % C, index, strong=image.roll(3, dims=3) / 2)
         with torch.no_grad():
             found[title] = (s, t, batch, t(batch.image))
     return found
@@ -223,7 +226,7 @@ def only(output: ModelOutput, needs: frozenset[str]) -> ModelOutput:
     return ModelOutput(value("logits"), value("embedding"), maps("features"), maps("preactivations"), pooled)
 
 
-NETWORKS = {"images", "classifier"}
+NETWORKS = SHOWS | {"classifier"}
 """What is read of the networks themselves."""
 
 
@@ -289,7 +292,7 @@ def test_a_step_taken_back_leaves_no_trace_but_in_batch_norms(name: str, network
 
 
 def test_a_method_that_needs_what_there_is_not_is_refused() -> None:
-    with pytest.raises(TypeError, match="Wrong.needs: expected some of embedding, .*; got 'logit'"):
+    with pytest.raises(TypeError, match="Wrong.needs: expected some of classifier, .*; got 'logit'"):
 
         class Wrong(Method[NoConfig]):
             needs = frozenset({"logit"})
@@ -331,5 +334,27 @@ def test_an_image_without_a_label_is_no_error(name: str) -> None:
     student, teacher = hkd.create_model("resnet8", 10), hkd.create_model("resnet14", 10)
     distiller = hkd.Distiller(student, teacher, name, labels=torch.arange(40) % 10, image_size=16)
     label = torch.tensor([-1, 1, -1, 3, 4, 5, 6, 7])
-    out = distiller(torch.randn(8, 3, 16, 16), label, torch.arange(8))
-    assert out.loss.isfinite()
+    image = torch.randn(8, 3, 16, 16)
+    assert distiller(image, label, torch.arange(8), strong=image.flip(3)).loss.isfinite()
+
+
+@pytest.mark.parametrize("name", [name for name in hkd.list_methods() if "strong" in methods[name].needs])
+def test_a_method_with_a_strong_view_shows_it_to_both_after_the_first(name: str, networks: tuple) -> None:
+    student, teacher = networks
+    shown: list[tuple[nn.Module, Tensor]] = []
+    distiller = Distiller(student, teacher, name, num_samples=N, labels=torch.arange(N) % C, image_size=16)
+    for network in networks:
+        network.register_forward_pre_hook(lambda module, given: shown.append((module, given[0])))
+    batch = next(batches())
+    assert distiller.needs_strong
+    distiller(batch.image, batch.label, batch.index, strong=batch.strong).loss.backward()
+    for network in networks:
+        first, second = (image for module, image in shown if module is network)
+        assert first is batch.image and second is batch.strong
+    with pytest.raises(
+        hkd.RequestError, match=r"^strong: expected a second view of the images, \(16, 3, 16, 16\); got"
+    ):
+        distiller(batch.image, batch.label, batch.index)
+    off = Distiller(student, teacher, name, num_samples=N, method_weight=0, image_size=16)
+    assert not off.needs_strong
+    assert "strong view" in cacheable(distiller) and not cacheable(off)

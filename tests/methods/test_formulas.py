@@ -43,7 +43,7 @@ def setup(teacher: tuple[tuple[int, int, int], ...] = TEACHER, **changes: object
 def output(stages: tuple[tuple[int, int, int], ...], width: int, grad: bool) -> ModelOutput:
     maps = tuple(torch.randn(B, *stage) for stage in stages)
     parts = ModelOutput(2 * torch.randn(B, C), torch.randn(B, width), tuple(m.relu() for m in maps), maps)
-    parts = replace(parts, pooled=torch.randn(B, width, 4, 4))
+    parts = replace(parts, pooled=torch.randn(B, width, 4, 4, generator=torch.Generator().manual_seed(width)))
     return as_leaves(parts, torch.float32, grad)
 
 
@@ -69,7 +69,8 @@ def check(
     kind = methods[name]
     method = kind(setup(teacher, networks=networks), kind.Config(**config)).train()
     exact = deepcopy(method).double()
-    batch = Batch(torch.randn(B, 3, 4, 4), LABELS[INDEX], INDEX)
+    image = torch.randn(B, 3, 4, 4)
+    batch = Batch(image, LABELS[INDEX], INDEX, strong=image.flip(3) + 0.5)
     ours, theirs = output(STUDENT, 6, True), output(teacher, 7, False)
     ours64, theirs64 = as_leaves(ours, torch.float64, True), as_leaves(theirs, torch.float64, False)
 
@@ -84,7 +85,7 @@ def check(
     sum(expected.values()).backward()
     compared = list(zip(leaves(ours), leaves(ours64), strict=True))
     compared += zip(method.parameters(), exact.parameters(), strict=True)
-    if hasattr(method, "networks"):
+    if method.networks is not None:
         compared += zip(method.networks[0].parameters(), exact.networks[0].parameters(), strict=True)
     reached = 0
     for value, wanted in compared:
@@ -230,7 +231,7 @@ def test_wkd(temperature: float) -> None:
         terms = reference.wkd(s.logits, t.logits, batch.label.tolist(), rows, 600.0, temperature)
         return dict(zip(("target", "transport"), terms, strict=True))
 
-    check("wkd", restated, networks=(Tiny(6), teacher), temperature=temperature)
+    check("wkd", restated, networks=Twice((Tiny(6), teacher)), temperature=temperature)
 
 
 def wkd(**config: object) -> Method:
@@ -359,7 +360,7 @@ def test_skd(divide: bool, mask: bool) -> None:
     check("skd", restated, divide=divide, mask=mask)
 
 
-LOGIT_METHODS = [name for name in hkd.list_methods() if methods[name].needs == {"logits"}]
+LOGIT_METHODS = [name for name in hkd.list_methods() if methods[name].needs == {"logits"} and name != "ofa"]
 EXTREMES = {
     "equal": (torch.eye(C), torch.eye(C)),
     "constant": (torch.full((C, C), 3.0), torch.zeros(C, C)),
@@ -430,14 +431,15 @@ def test_reviewkd(teacher: tuple[tuple[int, int, int], ...]) -> None:
 class Tiny(nn.Module):
     """A network small enough for loops."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, scale: float = 3.0) -> None:
         super().__init__()
+        self.scale = scale
         self.conv = nn.Conv2d(3, width, 3)
         self.fc = nn.Linear(width, C)
 
     def forward(self, image: Tensor) -> ModelOutput:
         embedding = self.conv(image.to(self.fc.weight.dtype)).square().mean(dim=(2, 3))
-        return ModelOutput(3 * self.fc(embedding), embedding)
+        return ModelOutput(self.scale * self.fc(embedding), embedding)
 
     def classify(self, vectors: Tensor) -> Tensor:
         return self.fc(vectors)
@@ -448,6 +450,23 @@ class Twice(tuple):
 
     def __deepcopy__(self, memo: dict) -> tuple:
         return tuple(deepcopy(list(self), memo)[i].double() for i in range(2))
+
+
+@pytest.mark.parametrize("name", ["mlkd", "crld"])
+@pytest.mark.parametrize("sharp", [1.0, 4.0])
+def test_methods_with_a_strong_view(name: str, sharp: float) -> None:
+    torch.manual_seed(1)
+    thresholds = {"weak_confidence": 0.6, "strong_confidence": 0.5}
+
+    def restated(m: Method, batch: Batch, s: ModelOutput, t: ModelOutput) -> Terms:
+        strong_s, strong_t = (network(batch.strong.double()).logits for network in m.networks)
+        logits = (s.logits, t.logits, strong_s, strong_t.detach())
+        if name == "mlkd":
+            return reference.mlkd(*logits, batch.label.tolist())
+        return reference.crld(*logits, batch.label.tolist(), tuple(thresholds.values()))
+
+    config = thresholds if name == "crld" else {}
+    check(name, restated, networks=Twice((Tiny(6), Tiny(7, sharp))), **config)
 
 
 @pytest.mark.parametrize("keep", [0.0, 0.75, 1.0])

@@ -422,3 +422,51 @@ def ofa(s: Tensor, t: Tensor, label: list[int], epsilon: float) -> Tensor:
         for c, (q, p) in enumerate(zip(softmax(a), softmax(b), strict=True)):
             total = total - ((p + int(c == y)) ** epsilon - int(c == y)) * q.log()
     return total / len(label)
+
+
+def _ce(s: Tensor, label: list[int]) -> Tensor:
+    return -sum(softmax(row)[y].log() for row, y in zip(s, label, strict=True)) / len(label)
+
+
+def _kd(s: Tensor, t: Tensor, temperature: float) -> list[Tensor]:
+    return [temperature**2 * kl(softmax(b / temperature), softmax(a / temperature)) for a, b in zip(s, t, strict=True)]
+
+
+def mlkd(s: Tensor, t: Tensor, strong_s: Tensor, strong_t: Tensor, label: list[int]) -> dict[str, Tensor]:
+    count, classes = s.shape
+
+    def at_most_median(values: list[float]) -> float:
+        ordered, n = sorted(values), len(values)
+        median = (ordered[(n - 1) // 2] + ordered[n // 2]) / 2
+        return sum(value <= median for value in values) / n
+
+    def gram(columns: list[list[Tensor]], other: list[list[Tensor]]) -> Tensor:
+        pairs = [(i, j) for i in range(len(columns)) for j in range(len(columns))]
+        return sum((dot(columns[i], columns[j]) - dot(other[i], other[j])) ** 2 for i, j in pairs) / len(columns)
+
+    p = [softmax(row) for row in t]
+    m = at_most_median([max(float(v) for v in row) for row in p])
+    m_class = at_most_median([float(sum(row[c] for row in p)) for c in range(classes)])
+    instance = between = within = 0
+    for temperature in (4.0, 3.0, 5.0, 2.0, 6.0):
+        weak = sum(_kd(s, t, temperature)) / count
+        second = weak if temperature in (2.0, 6.0) else sum(_kd(strong_s, strong_t, temperature)) / count
+        instance = instance + m * weak + second
+        a, b = ([softmax(row / temperature) for row in x] for x in (t, s))
+        between = between + m * gram(a, b)
+        within = within + m_class * gram(*([[row[c] for row in x] for c in range(classes)] for x in (a, b)))
+    terms = {"instance": instance, "batch": between, "class": within}
+    return {"strong_ce": 0.1 * _ce(strong_s, label)} | {name: 0.9 * value for name, value in terms.items()}
+
+
+def crld(
+    s: Tensor, t: Tensor, strong_s: Tensor, strong_t: Tensor, label: list[int], thresholds: tuple[float, float]
+) -> dict[str, Tensor]:
+    within = cross = 0 * s.sum()
+    for i in range(len(s)):
+        a, b, c, d = (x[i : i + 1] for x in (s, t, strong_s, strong_t))
+        if max(float(v) for v in softmax(b[0])) >= thresholds[0]:
+            within = within + _kd(a, b, 4.0)[0] + _kd(c, d, 4.0)[0]
+        if max(float(v) for v in softmax(d[0])) >= thresholds[1]:
+            cross = cross + _kd(c, b, 4.0)[0] + _kd(a, d, 4.0)[0]
+    return {"strong_ce": _ce(strong_s, label), "within": 2 * within / len(s), "cross": 0.5 * cross / len(s)}

@@ -25,7 +25,8 @@ def step(name: str, device: str) -> Callable[[], None]:
     optimizer: torch.optim.Optimizer = torch.optim.SGD(distiller.parameters(), lr=1e-3, momentum=0.9)
     prepared, optimizer = engine.prepare(distiller, optimizer)
     index = torch.randperm(N)[:B].to(engine.device)
-    batch = Batch(torch.randn(B, 3, 16, 16, device=engine.device), labels.to(engine.device)[index], index)
+    image = torch.randn(B, 3, 16, 16, device=engine.device)
+    batch = Batch(image, labels.to(engine.device)[index], index, strong=image / 2)
 
     def run() -> None:
         with engine.autocast():

@@ -73,7 +73,7 @@ def learn(case: Case, engine: Engine) -> dict[str, Tensor]:
     left: dict[str, Tensor] = {}
     for _ in range(STEPS):
         index = engine.share.of(torch.randint(N, (B,), generator=random))  # some images twice
-        engine.backward(prepared(Batch(images[index], labels[index], index)).loss)
+        engine.backward(prepared(Batch(images[index], labels[index], index, strong=images[index].flip(3))).loss)
         left = {f"gradient of {n}": p.grad.clone() for n, p in distiller.named_parameters() if p.grad is not None}
         optimizer.step()
         optimizer.zero_grad()

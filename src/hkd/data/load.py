@@ -91,6 +91,7 @@ def make_loader(
     bad_images: str = "stop",
     cache: Path | None = None,
     cache_gb: float = 20.0,
+    strong: bool = False,
 ) -> Loader:
     """The loader that suits a prepared data set; see :class:`MemoryLoader` and :class:`StreamLoader`.
 
@@ -103,10 +104,10 @@ def make_loader(
     whole_number("batch_size", batch_size, 1)
     whole_number("workers", workers, 0)
     if isinstance(dataset, ArrayDataset):
-        return MemoryLoader(dataset, batch_size, device, train=train, flip=flip, seed=seed, share=share)
+        return MemoryLoader(dataset, batch_size, device, train=train, flip=flip, seed=seed, share=share, strong=strong)
     assert isinstance(dataset, FileDataset)
     size = dataset.info.image_size or STREAM_SIZE
     return StreamLoader(
         dataset, batch_size, device, image_size=size, train=train, flip=flip, seed=seed, views=views, workers=workers,
-        share=share, bad_images=bad_images, cache=cache, cache_gb=cache_gb,
+        share=share, bad_images=bad_images, cache=cache, cache_gb=cache_gb, strong=strong,
     )  # fmt: skip

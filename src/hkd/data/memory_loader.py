@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from hkd.data import augment
 from hkd.data.base import ArrayDataset
 from hkd.data.loader import Batches, Loader
 from hkd.data.randomness import draws, epoch_generator
@@ -33,6 +34,8 @@ class MemoryLoader(Loader):
         flip: whether training may mirror images at all.
         seed: of order and augmentation; epoch e is the same whenever it is loaded.
         share: which part of every batch is this process's.
+        strong: whether training has a second view of each image, which is cropped and mirrored by draws of its own and
+            then changed as :func:`hkd.data.augment.strong` does.
     """
 
     def __init__(
@@ -45,6 +48,7 @@ class MemoryLoader(Loader):
         flip: bool = True,
         seed: int = 0,
         share: Share = Share(),  # noqa: B008  (immutable)
+        strong: bool = False,
     ) -> None:
         self.dataset = dataset
         self.batches = Batches(len(dataset), batch_size, train, share)
@@ -52,6 +56,7 @@ class MemoryLoader(Loader):
         self.train = train
         self.flip = flip and dataset.info.flip
         self.seed = seed
+        self.strong = strong and train
         self.size = dataset.images.shape[2]
         self.padding = self.size // 8 if train else 0
         self.view_count = 2 * (2 * self.padding + 1) ** 2
@@ -73,13 +78,15 @@ class MemoryLoader(Loader):
             order = torch.randperm(len(self.dataset), generator=epoch_generator(self.seed, number))
             views_here = self.views(number)
             views = views_here.to(self.device)
+        drawn = augment.strong_draws(self.seed, number, self.dataset.positions) if self.strong else None
         on_device = self.batches.split(order.to(self.device))
         for index, here in islice(zip(on_device, self.batches.split(order), strict=True), done, None):
             if views is None or views_here is None:
                 yield Batch(self.images(index, None), self.labels[index], index)
             else:
                 view, place = views[index], (here, views_here[here])
-                yield Batch(self.images(index, view), self.labels[index], index, view, place=place)
+                strong = None if drawn is None else self._strong(index, drawn[here])
+                yield Batch(self.images(index, view), self.labels[index], index, view, strong, place)
 
     def used_views(self) -> Tensor:
         """The views that training can show, (V',) int64."""
@@ -94,14 +101,22 @@ class MemoryLoader(Loader):
 
     def images(self, index: Tensor, view: Tensor | None) -> Tensor:
         """Images in views, (B,) each: (B, 3, H, W) in channels-last order, cropped, mirrored and normalised."""
-        count = len(index)
-        if view is None:
-            pixels = self._windows[index, 0, 0]
-        else:
-            offset, offsets = view // 2, 2 * self.padding + 1
-            pixels = self._windows[index, offset // offsets, offset % offsets]
-            if self.flip:
-                pixels = torch.where((view % 2 == 1).view(-1, 1, 1, 1), pixels.flip(2), pixels)
-        rows = pixels.view(count, self.size, self.size * 3).float()
+        return self._normalised(self._windows[index, 0, 0] if view is None else self._pixels(index, view))
+
+    def _strong(self, index: Tensor, drawn: Tensor) -> Tensor:
+        """Images in the strong views that were drawn for them, (B, 8) on the CPU; as :meth:`images` gives them."""
+        view = drawn[:, 0] % self.view_count
+        view = (view if self.flip else view - view % 2).to(self.device, non_blocking=True)
+        pixels = augment.strong(self._pixels(index, view).permute(0, 3, 1, 2), drawn)
+        return self._normalised(pixels.permute(0, 2, 3, 1).contiguous())
+
+    def _pixels(self, index: Tensor, view: Tensor) -> Tensor:
+        """Images cropped and mirrored: uint8 (B, side, side, 3)."""
+        offset, offsets = view // 2, 2 * self.padding + 1
+        pixels = self._windows[index, offset // offsets, offset % offsets]
+        return torch.where((view % 2 == 1).view(-1, 1, 1, 1), pixels.flip(2), pixels) if self.flip else pixels
+
+    def _normalised(self, pixels: Tensor) -> Tensor:
+        rows = pixels.view(len(pixels), self.size, self.size * 3).float()
         normalised = torch.addcmul(self._shift, rows, self._scale)
-        return normalised.view(count, self.size, self.size, 3).permute(0, 3, 1, 2)
+        return normalised.view(len(pixels), self.size, self.size, 3).permute(0, 3, 1, 2)

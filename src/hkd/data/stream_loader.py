@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
+from hkd.data import augment
 from hkd.data.base import FileDataset
 from hkd.data.image_copy import ImageCopy, open_copy, shrunken_side
 from hkd.data.images import Pixels, centre, random_resized_crop, to_tensor
@@ -28,6 +29,8 @@ from hkd.errors import RequestError
 from hkd.types import Batch, Share
 
 Shown = TypeVar("Shown")
+Key = tuple[int, int, int | None]
+"""View, index and epoch of an image; without an epoch it has no strong view."""
 
 
 class StreamLoader(Loader):
@@ -55,13 +58,15 @@ class StreamLoader(Loader):
         cache: folder for the copy of the shrunken training images, see :class:`hkd.data.image_copy.ImageCopy`; None
             keeps none.
         cache_gb: the most that the copy may take; 0 keeps none.
+        strong: whether training has a second view of each image, which is cropped and mirrored by draws of its own, of
+            the seed, the epoch and the image, and then changed as :func:`hkd.data.augment.strong` does.
     """
 
     def __init__(
         self, dataset: FileDataset, batch_size: int, device: torch.device, *, image_size: int, train: bool,
         flip: bool = True, seed: int = 0, views: int = 240, workers: int = 0,
         share: Share = Share(), bad_images: str = "stop",  # noqa: B008  (immutable)
-        cache: Path | None = None, cache_gb: float = 20.0,
+        cache: Path | None = None, cache_gb: float = 20.0, strong: bool = False,
     ) -> None:  # fmt: skip
         self.dataset = dataset
         self.batches = Batches(len(dataset), batch_size, train, share)
@@ -72,6 +77,7 @@ class StreamLoader(Loader):
         if train and cache is not None and cache_gb > 0:
             copy, self.note = open_copy(dataset, shrunken_side(image_size), cache, cache_gb)
         self._views = _Views(dataset, image_size, flip and dataset.info.flip, train, bad_images == "skip", copy)
+        self._views.strong_seed = seed if strong and train else None
         self._loader = DataLoader(
             self._views,
             batch_sampler=self._order,
@@ -87,7 +93,9 @@ class StreamLoader(Loader):
         self._order.epoch, self._order.done = number, done
         for image, label, index, view in self._decoded():
             there, shown = index.to(self.device, non_blocking=True), view.to(self.device, non_blocking=True)
-            batch = Batch(self._normalised(image), label.to(self.device, non_blocking=True), there)
+            strong = self._normalised(image[:, 1]) if image.shape[1] == 2 else None
+            first = self._normalised(image[:, 0])
+            batch = Batch(first, label.to(self.device, non_blocking=True), there, strong=strong)
             yield replace(batch, view=shown, place=(index, view)) if self._order.seed is not None else batch
 
     def used_views(self) -> Tensor:
@@ -95,7 +103,7 @@ class StreamLoader(Loader):
 
     def images(self, index: Tensor, view: Tensor) -> Tensor:
         keys = zip(view.tolist(), index.tolist(), strict=True)
-        return self._normalised(torch.stack([self._views[key][0] for key in keys]))
+        return self._normalised(torch.stack([self._views[view, index, None][0][0] for view, index in keys]))
 
     def _normalised(self, image: Tensor) -> Tensor:
         pixels = image.to(self.device, non_blocking=True).contiguous(memory_format=torch.channels_last)
@@ -122,7 +130,7 @@ def _new_session(worker: int) -> None:
 
 
 class _EpochOrder:
-    """(view, index) of the images of each batch: workers outlive an epoch and have to know which one it is."""
+    """(view, index, epoch) of the images of each batch: workers outlive an epoch and have to know which one it is."""
 
     def __init__(self, batches: Batches, dataset: FileDataset, seed: int | None, views: int) -> None:
         self.batches = batches
@@ -138,17 +146,19 @@ class _EpochOrder:
     def __len__(self) -> int:
         return len(self.batches)
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+    def __iter__(self) -> Iterator[list[Key]]:
         order = torch.arange(self.batches.count)
         if self.seed is not None:
             order = torch.randperm(self.batches.count, generator=epoch_generator(self.seed, self.epoch))
         for batch in islice(self.batches.split(order), self.done, None):
             views = (self.epoch + self.starts[batch]) % self.views
-            yield list(zip(views.tolist(), batch.tolist(), strict=True))
+            yield [(view, row, self.epoch) for view, row in zip(views.tolist(), batch.tolist(), strict=True)]
 
 
 class _Views(TorchDataset[tuple[Tensor, int, int, int]]):
-    """What the network is shown of each image, uint8 (3, size, size)."""
+    """What the network is shown of each image, uint8 (1, 3, size, size), or (2, ...) with its strong view."""
+
+    strong_seed: int | None = None
 
     def __init__(
         self, dataset: FileDataset, size: int, flip: bool, train: bool, skip_bad: bool = False,
@@ -163,18 +173,30 @@ class _Views(TorchDataset[tuple[Tensor, int, int, int]]):
         self.skip_bad = skip_bad
         self._warned: set[int] = set()
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int, int, int]:
-        number, index = key
+    def __getitem__(self, key: Key) -> tuple[Tensor, int, int, int]:
+        number, index, epoch = key
         if self.train:
             pixels, index = self._readable(self._shrunken, index)
-            generator = random.Random(f"view {int(self.positions[index])} {number}")
-            view = random_resized_crop(pixels, self.size, generator)
-            if self.flip and generator.random() < 0.5:
-                view = view.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+            views = [self._cropped(pixels, f"view {int(self.positions[index])} {number}")]
+            if self.strong_seed is not None and epoch is not None:
+                views.append(self._strong(pixels, index, self.strong_seed, epoch))
         else:
             image, index = self._readable(self.dataset.decode, index)
-            view = centre(image, self.size)
-        return to_tensor(view), int(self.dataset.labels[index]), index, number
+            views = [to_tensor(centre(image, self.size))]
+        return torch.stack(views), int(self.dataset.labels[index]), index, number
+
+    def _cropped(self, pixels: Pixels, name: str) -> Tensor:
+        """A crop, mirrored or not, of the shrunken image; the name decides which."""
+        generator = random.Random(name)
+        view = random_resized_crop(pixels, self.size, generator)
+        if self.flip and generator.random() < 0.5:
+            view = view.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        return to_tensor(view)
+
+    def _strong(self, pixels: Pixels, index: int, seed: int, epoch: int) -> Tensor:
+        position = self.positions[index : index + 1]
+        cropped = self._cropped(pixels, f"strong {seed} {epoch} {int(position)}")
+        return augment.strong(cropped[None], augment.strong_draws(seed, epoch, position))[0]
 
     def _shrunken(self, index: int) -> Pixels:
         """The shrunken image, uint8 (H, W, 3), from the copy, or decoded and put there."""

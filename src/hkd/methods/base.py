@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
+import torch
 from torch import Tensor, nn
 
+from hkd.errors import RequestError
 from hkd.models.base import Model, ModelInfo
 from hkd.registry import Registry
 from hkd.types import Batch, ModelOutput
@@ -93,9 +96,11 @@ class NoConfig:
 C = TypeVar("C")
 
 
-NEEDS = frozenset({"logits", "embedding", "features", "preactivations", "images", "classifier"})
-"""What a method may need of the teacher: parts of its output for the batch, its output for other images, or its
-classifier for other vectors."""
+NEEDS = frozenset({"logits", "embedding", "features", "preactivations", "images", "strong", "classifier"})
+"""What a method may need of the teacher: parts of its output for the batch; its output for other images, which the
+method makes ("images") or which are the strong view (:attr:`hkd.Batch.strong`); its classifier for other vectors."""
+SHOWS = frozenset({"images", "strong"})
+"""The needs for which a method shows the networks other images than the batch's."""
 
 
 class Method(nn.Module, ABC, Generic[C]):
@@ -110,10 +115,11 @@ class Method(nn.Module, ABC, Generic[C]):
         settings: the prefix of its settings on the command line.
         weights: the published defaults.
         needs: which of :data:`NEEDS` it reads of the teacher. What is not needed may be missing from the
-            :class:`ModelOutput` that it is called with; without "images" the teacher need not be run at all where its
-            outputs are known. "preactivations" beside "features" are read where a network has them; "features" include
-            the pooled map. "classifier" is that of ``Setup.networks``, of equal classes (:meth:`hkd.models.Model.classify`
-            or its weights, which are final when the first step is taken, not before).
+            :class:`ModelOutput` that it is called with; without :data:`SHOWS` the teacher need not be run at all where
+            its outputs are known. The strong view is made for methods that name "strong" alone. "preactivations" beside
+            "features" are read where a network has them; "features" include the pooled map. "classifier" is that of
+            ``Setup.networks``, of equal classes (:meth:`hkd.models.Model.classify`, or its weights, which are final
+            when the first step is taken, not before).
         revision: raised by one whenever the method learns something else than before from the same settings. Part of a
             run's key.
         always_trains_all: whether each of its parameters gets a gradient in every step of the training in which its
@@ -131,7 +137,7 @@ class Method(nn.Module, ABC, Generic[C]):
     Config: ClassVar[type[Any]] = NoConfig
     settings: ClassVar[str] = ""
     weights: ClassVar[Weights] = Weights()
-    needs: ClassVar[frozenset[str]] = NEEDS
+    needs: ClassVar[frozenset[str]] = NEEDS - {"strong"}
     revision: ClassVar[int] = 1
     always_trains_all: ClassVar[bool] = True
     follows_progress: ClassVar[bool] = False
@@ -150,6 +156,8 @@ class Method(nn.Module, ABC, Generic[C]):
     def __init__(self, setup: Setup, config: C) -> None:
         super().__init__()
         self.config = config
+        # In a tuple, since they are no parts of the method; not kept in vain, so that a teacher can be let go of.
+        self.networks = setup.networks if self.needs & (SHOWS | {"classifier"}) else None
 
     @classmethod
     def default_weights(cls, config: C) -> Weights:
@@ -172,12 +180,57 @@ class Method(nn.Module, ABC, Generic[C]):
     def forward(self, batch: Batch, student: ModelOutput, teacher: ModelOutput) -> dict[str, Tensor]:
         """The method's terms: named, unweighted, scalar. Their sum is what its weight multiplies."""
 
+    def student_sees(self, image: Tensor, *, keep_statistics: bool = False) -> ModelOutput:
+        """The student's output for other images than the batch's, (n, 3, H, W), by a forward pass after the batch's.
+
+        With ``keep_statistics`` its batch norms normalise by these images, but do not count them for the evaluation.
+        """
+        student = None if self.networks is None else self.networks[0]
+        with nullcontext() if student is None or not keep_statistics else frozen_running_statistics(student):
+            return self._shown(0, image)
+
+    def teacher_sees(self, image: Tensor) -> ModelOutput:
+        """The teacher's output for other images than the batch's, (n, 3, H, W), without a way for a gradient."""
+        with torch.no_grad():
+            return self._shown(1, image).detach()
+
+    def _shown(self, role: int, image: Tensor) -> ModelOutput:
+        if self.networks is None:
+            raise ValueError("networks: expected the student and the teacher, which see other images; got none")
+        output: ModelOutput = self.networks[role](image)
+        return output
+
+    @staticmethod
+    def strong_of(batch: Batch) -> Tensor:
+        """The batch's strong view, (B, 3, H, W).
+
+        Raises:
+            RequestError: it has none.
+        """
+        if batch.strong is None or batch.strong.shape != batch.image.shape:
+            got = "none" if batch.strong is None else str(tuple(batch.strong.shape))
+            raise RequestError(f"strong: expected a second view of the images, {tuple(batch.image.shape)}; got {got}")
+        return batch.strong
+
     def undo_step(self) -> None:
         """Takes back what the last call in training mode changed beside gradients, for a step that is skipped.
 
         A method with a memory overrides it, so that a skipped step leaves no trace in it; without waiting for the
         device. A second call does nothing.
         """
+
+
+@contextmanager
+def frozen_running_statistics(network: nn.Module) -> Iterator[None]:
+    """Batch normalisation by the batch, as in training, that leaves the running statistics alone."""
+    tracking = [part for part in network.modules() if getattr(part, "track_running_stats", False)]
+    for part in tracking:
+        part.track_running_stats = False  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        for part in tracking:
+            part.track_running_stats = True  # type: ignore[assignment]
 
 
 methods: Registry[type[Method[Any]]] = Registry("method", package="hkd.methods", entry_points="hkd.methods")

@@ -44,10 +44,10 @@ class CATKD(Method[ActivationConfig]):
     def __init__(self, setup: Setup, config: ActivationConfig) -> None:
         super().__init__(setup, config)
         self.config = config
-        self.networks = classifying(setup, "catkd")  # in a tuple: they are no parts of the method
+        self.both = classifying(setup, "catkd")  # in a tuple: they are no parts of the method
 
     def forward(self, batch: Batch, student: ModelOutput, teacher: ModelOutput) -> dict[str, Tensor]:
-        s, t = (self._maps(network, out) for network, out in zip(self.networks, (student, teacher), strict=True))
+        s, t = (self._maps(network, out) for network, out in zip(self.both, (student, teacher), strict=True))
         return {"activation": F.mse_loss(s, t.detach())}  # a teacher's classifier that is not frozen would learn
 
     def _maps(self, network: Model, output: ModelOutput) -> Tensor:

@@ -12,6 +12,9 @@ from hkd.numerics.precision import at_least_float32
 from hkd.options import option
 from hkd.types import Batch, ModelOutput
 
+NO_LABEL = -1
+"""The label of an image without one; the cross-entropy ignores it."""
+
 
 @dataclass(frozen=True)
 class KDConfig:
@@ -74,6 +77,17 @@ def kd_loss(
     student = (prepared(student_logits) / temperature).log_softmax(dim=1)
     teacher = (prepared(teacher_logits) / temperature).log_softmax(dim=1)
     return temperature**2 * F.kl_div(student, teacher, reduction="batchmean", log_target=True)
+
+
+def cross_entropy(logits: Tensor, label: Tensor) -> Tensor:
+    """The mean cross-entropy over the images that have a label, a scalar; 0 where none has.
+
+    Args:
+        logits: (B, C).
+        label: (B,) classes, -1 for none.
+    """
+    total = F.cross_entropy(logits, label, ignore_index=NO_LABEL, reduction="sum")
+    return total / (label != NO_LABEL).sum().clamp(min=1)
 
 
 @methods.register("kd")

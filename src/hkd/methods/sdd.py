@@ -75,7 +75,7 @@ class SDD(Method[ScaleConfig]):
                 f"nontarget_weight: expected {NONTARGET:g} beside loss kd; got {config.nontarget_weight:g}"
             )
         self.config = config
-        self.networks = classifying(setup, "sdd")  # in a tuple: they are no parts of the method
+        self.both = classifying(setup, "sdd")  # in a tuple: they are no parts of the method
         self.warmup_epochs = 20 if config.loss == "dkd" else 0
 
     @classmethod
@@ -84,7 +84,7 @@ class SDD(Method[ScaleConfig]):
 
     def forward(self, batch: Batch, student: ModelOutput, teacher: ModelOutput) -> dict[str, Tensor]:
         config = self.config
-        s, t = (self._logits(network, out) for network, out in zip(self.networks, (student, teacher), strict=True))
+        s, t = (self._logits(network, out) for network, out in zip(self.both, (student, teacher), strict=True))
         t = t.detach()  # the classifier of a teacher that is not frozen would learn
         cells, images, classes = t.shape
         right = t.argmax(dim=2) == batch.label

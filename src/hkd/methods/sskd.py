@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -69,19 +67,6 @@ def selective_kl(student: Tensor, teacher: Tensor, target: Tensor, temperature: 
     return temperature**2 * (chosen * divergence).sum() / chosen.sum().clamp(min=1)
 
 
-@contextmanager
-def frozen_running_statistics(network: nn.Module) -> Iterator[None]:
-    """Batch normalisation by the batch, as in training, that leaves the running statistics alone."""
-    tracking = [part for part in network.modules() if getattr(part, "track_running_stats", False)]
-    for part in tracking:
-        part.track_running_stats = False  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        for part in tracking:
-            part.track_running_stats = True  # type: ignore[assignment]
-
-
 class SelfSupervisedHead(nn.Sequential):
     """Two linear layers of the embedding's width on top of a network."""
 
@@ -115,10 +100,6 @@ class SSKD(Method[SelfSupervisedConfig]):
 
     def __init__(self, setup: Setup, config: SelfSupervisedConfig) -> None:
         super().__init__(setup, config)
-        if setup.networks is None:
-            raise ValueError("networks: expected the student and the teacher, which see rotated images; got none")
-        self.config = config
-        self.networks = setup.networks  # in a tuple: they are no parts of the method
         self.head_student = SelfSupervisedHead(setup.student.embedding_dim)
         self.head_teacher = SelfSupervisedHead(setup.teacher.embedding_dim)
         self.initialisation = Initialisation(
@@ -127,18 +108,15 @@ class SSKD(Method[SelfSupervisedConfig]):
 
     def rank_upright(self, batch: Batch, teacher: ModelOutput) -> dict[str, Tensor]:
         """The term of the initialisation: the cross-entropy of which upright image a rotated one is."""
-        with torch.no_grad():
-            turned = self.networks[1](rotations(batch.image))
+        turned = self.teacher_sees(rotations(batch.image))
         return {
             "upright": F.cross_entropy(self._cosines(self.head_teacher, teacher, turned), self._upright_columns(batch))
         }
 
     def forward(self, batch: Batch, student: ModelOutput, teacher: ModelOutput) -> dict[str, Tensor]:
         image, config = rotations(batch.image), self.config
-        with frozen_running_statistics(self.networks[0]):
-            turned_s = self.networks[0](image)
+        turned_s, turned_t = self.student_sees(image, keep_statistics=True), self.teacher_sees(image)
         with torch.no_grad():
-            turned_t = self.networks[1](image)
             cosines_t = self._cosines(self.head_teacher, teacher, turned_t)
         cosines_s = self._cosines(self.head_student, student, turned_s)
         logits_s, logits_t = (at_least_float32(turned.logits) for turned in (turned_s, turned_t))

@@ -61,6 +61,8 @@ def cacheable(distiller: Distiller) -> str:
     method = distiller.method
     if method is None or not distiller.weights.method:
         return ""
+    if "strong" in method.needs:
+        return "the method shows the teacher a strong view of each image, which is another one in every epoch"
     other = sorted(method.needs - {"logits", "embedding", "classifier"})
     return f"the method reads the teacher's {' and '.join(other)}" if other else ""
 
