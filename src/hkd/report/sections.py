@@ -16,6 +16,7 @@ from hkd.report.layout import Cell, Part, Section, Table, best_first, mean, mean
 from hkd.report.results import Comparison
 from hkd.report.samples import picture_in
 from hkd.report.sweeps import ranked_tries, short
+from hkd.report.tables import ends
 from hkd.report.topology import MEASURES
 
 Labels = Mapping[str, str]
@@ -60,7 +61,8 @@ def comparison(comparisons: list[tuple[str, Comparison]]) -> Section | None:
     """Differences to the best baseline with their intervals, for each pair of networks under each setting by itself."""
     text = (
         "Differences in points with 95 % intervals, a paired bootstrap over trials and test images: an interval that "
-        "contains 0 does not decide, and a single trial says nothing about other seeds. Runs are compared only if they "
+        "contains 0 does not decide, and a single trial says nothing about other seeds. Seeds alone: the interval of a "
+        "paired t over the trials, with the test images as given. Runs are compared only if they "
         "differ in nothing but the method and the seed."
     )
     parts = [Part(text=text), *(_comparison(heading, one) for heading, one in comparisons)]
@@ -76,14 +78,16 @@ def _comparison(heading: str, one: Comparison) -> Part:
         gain = row["difference"]
         text = "baseline" if row["method"] == pair["baseline"] else ""
         if gain is not None:
-            text = f"{gain['mean']:+.2f} [{gain['low']:+.2f}, {gain['high']:+.2f}]"
+            text = f"{gain['mean']:+.2f} {ends(gain)}"
         cells = [Cell(row["method"]), mean_and_spread(row["top1_last"])]
         cells.append(Cell(text, 0.0 if gain is None else gain["mean"]))
+        cells.append(Cell(ends(row["difference_seeds"])))
         cells += [number(row["ari"], "{:.0f} %")] if has_ari else []
         cells.append(mean(row["images_per_second"], "{:,.0f}"))
         cells += [_outputs(row["teacher_read"], row["method"] != "ce")] if has_table else []
         rows.append(cells)
     heads = ["method", "top-1, last epoch", f"minus {pair['baseline']}" if pair["baseline"] else "difference"]
+    heads.append("seeds alone")
     text = (
         f"ARI: by how much more {one.headline} improves on the student alone than the method does, relative to the "
         "method's own improvement."
