@@ -235,6 +235,30 @@ def _options(run: Run) -> Iterator[tuple[str, Any]]:
             yield name, value
 
 
+def provenance(groups: list[Group]) -> Section | None:
+    """What each group's runs were made with, in short; runs of early versions do not say it."""
+    rows = []
+    for group in groups:
+        entries = [entry for run in group.runs for entry in run.summary.get("provenance", [])]
+        if entries:
+            cells = [Cell("; ".join(dict.fromkeys(words))) for words in zip(*map(_made_with, entries), strict=True)]
+            first, last = min(e["started"] for e in entries), max(e["ended"] or "" for e in entries)
+            rows.append([Cell(group.label), number(len(entries), "{:.0f}"), *cells, Cell(first), Cell(last)])
+    heads = ["network", "starts", "commit", "versions", "hardware", "data", "teacher", "first start", "last end"]
+    text = (
+        "Over all runs of a network. The commit is that of the working directory; changed: tracked files were not as "
+        "committed. Commands are in provenance.json of each run."
+    )
+    return Section("provenance", "Provenance", [Part(text=text, table=Table(heads, rows))]) if rows else None
+
+
+def _made_with(entry: Numbers) -> tuple[str, ...]:
+    """Commit, versions, hardware, data and teacher of a start."""
+    commit = "" if entry["commit"] is None else entry["commit"][:12] + ("" if entry["clean"] else " (changed)")
+    versions = ", ".join(f"{name} {version}" for name, version in entry["versions"].items())
+    return commit, versions, entry["hardware"], entry["data"], entry["teacher"] or ""
+
+
 def reproduction(groups: list[Group]) -> Section:
     """The command for each run. What made them is in the text if it is the same for all, else in a column."""
     runs = [(run, group.label) for group in groups for run in group.runs]

@@ -28,8 +28,8 @@ def compare(config: CompareConfig, *, fresh: bool = False) -> Comparison:
 
     In ``config.run``, ``teachers/NAME``, ``alone/STUDENT-SEED`` and ``TEACHER-STUDENT/METHOD-SEED`` are run folders;
     ``comparison.md``, ``.tex``, ``.csv`` and ``.json`` the tables, rewritten after every run. Finished runs are read,
-    unfinished ones continued, wherever in the folder they are. A run that fails has a note in the table and does not stop the
-    others. Several processes may carry out the same comparison.
+    unfinished ones continued, wherever in the folder they are. A run that fails has a note in the table and does not
+    stop the others. Several processes may carry out the same comparison.
 
     Args:
         config: what to compare on what, and how.
