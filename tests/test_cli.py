@@ -19,8 +19,9 @@ from hkd.config import MethodRequest
 from hkd.methods import methods
 from hkd.methods.create import method_config
 from hkd.recipes import find_recipe, list_recipes
-from hkd.report.published import RELEASED, ZHOU, published
-from hkd.spec import RunSpec
+from hkd.report.published import SETTINGS, ZHOU, published
+from hkd.spec import RunSpec, resolve_method
+from hkd.studies.compare import run_spec
 
 HKD = [sys.executable, "-m", "hkd"]
 HEAVY = {"torch", "torchvision", "timm", "numpy", "accelerate", "PIL", "optuna", "matplotlib", "sklearn"}
@@ -182,8 +183,14 @@ def test_the_table_s_recipe_is_the_pairs_of_the_paper_and_every_method(
     assert named == {*hkd.list_methods(), "ce"}
     labels = {entry.label for entry in asked.requests}
     assert {label for found in ZHOU.values() for label in found} <= labels
-    assert {f"hkd{RELEASED}", f"hkd{RELEASED}+kd"} <= labels
-    assert published("cifar100", "ResNet50", "vgg8", f"hkd{RELEASED}+kd") == "74.88 ± 0.30 [1]"
+    assert {f"hkd{SETTINGS['hkd']}", f"hkd{SETTINGS['hkd']}+kd", f"crd{SETTINGS['crd']}+kd"} <= labels
+    beside = {}
+    for request in asked.requests:
+        spec = run_spec(asked, ("ResNet50", "MobileNetV2"), request, 0)
+        spec = dataclasses.replace(spec, method=None if spec.method is None else resolve_method(spec.method))
+        beside[request.label] = published("ResNet50", spec)
+    assert (beside["ce"], beside["hkd+kd"], beside["crd+kd"]) == ("65.33 ± 0.63 [1]", None, None)
+    assert beside[f"hkd{SETTINGS['hkd']}+kd"] == "70.72 ± 0.32 [1]"
 
     def offline(*_: object, **__: object) -> None:
         raise OSError("no network")

@@ -28,6 +28,8 @@ from hkd.models.spec import StudentSpec
 from hkd.outside import check_outputs
 from hkd.parts import Parts, build, report_stage_pairs
 from hkd.runtime.engine import Engine
+from hkd.runtime.provenance import new_entry, now
+from hkd.runtime.records import MOST_STARTS
 from hkd.runtime.run_folder import RunFolder
 from hkd.runtime.teacher_cache import CacheRequest, TeacherCache, fits, table_key
 from hkd.spec import RunSpec
@@ -147,8 +149,29 @@ def _run(
         if engine.is_main:
             report_start(parts, engine)
         trainer = Trainer(parts.spec, parts.distiller, parts.data, engine, folder)
-        summary = trainer.run()
-        return _finish(parts, engine, folder, trainer, summary)
+        with recorded_start(folder, engine, parts.spec.data.digest, trainer.teacher_digest) as starts:
+            summary = trainer.run()
+        return _finish(parts, engine, folder, trainer, summary | {"provenance": starts})
+
+
+@contextmanager
+def recorded_start(folder: RunFolder, engine: Engine, data: str, teacher: str | None) -> Iterator[list[dict[str, Any]]]:
+    """Around the work of one start, whose entry is in the run folder from its beginning; a kill leaves it without end.
+
+    Yields:
+        The entries of all starts; that of this one has its end when the block is left. Empty in processes that only
+        read.
+    """
+    if not folder.writes:
+        yield []
+        return
+    starts = [*folder.starts, new_entry(engine.device, engine.machine, data, teacher)][-MOST_STARTS:]
+    folder.save_starts(starts)
+    try:
+        yield starts
+    finally:
+        starts[-1]["ended"] = now()
+        folder.save_starts(starts)
 
 
 def _finish(parts: Parts, engine: Engine, folder: RunFolder, trainer: Trainer, summary: dict[str, Any]) -> Result:

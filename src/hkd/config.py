@@ -218,6 +218,19 @@ def parsed_methods(lines: tuple[str, ...]) -> tuple[MethodRequest, ...]:
     return requests
 
 
+CONTROL = "kd(ce_weight=1,kd_weight=1)"
+"""What X+kd is without X. ``kd`` has other weights, so that X+kd against it would compare weights, too."""
+
+
+def with_control(requests: tuple[MethodRequest, ...]) -> tuple[MethodRequest, ...]:
+    """Lines of a comparison, with :data:`CONTROL` before the first that adds KD to a method, unless it is there."""
+    control = MethodRequest.parse(CONTROL)
+    adds_kd = [n for n, request in enumerate(requests) if request.label.endswith(PLUS_KD)]
+    if not adds_kd or any(request.options == control.options for request in requests):
+        return requests
+    return (*requests[: adds_kd[0]], control, *requests[adds_kd[0] :])
+
+
 def check_distinct(name: str, values: list[Any]) -> None:
     if not values:
         raise RequestError(f"{name}: name at least one")
@@ -248,8 +261,13 @@ class CompareConfig(_StudyConfig):  # type: ignore[misc, valid-type]
 
     @property
     def requests(self) -> tuple[MethodRequest, ...]:
-        """The methods, parsed."""
-        return parsed_methods(self.methods)
+        """The methods, parsed, with the control of those that end in +kd; see :func:`with_control`."""
+        return with_control(parsed_methods(self.methods))
+
+    @property
+    def written_labels(self) -> tuple[str, ...]:
+        """The labels of the methods without a control that was added."""
+        return tuple(request.label for request in parsed_methods(self.methods))
 
     @property
     def named_pairs(self) -> tuple[tuple[str, str], ...]:

@@ -62,6 +62,7 @@ class Trainer:
         self._counts = (0, 0)  # of the table, at the start of the epoch
         self.teacher_cache: TeacherCache | None = None
         teacher_digest = self._place_networks()
+        self.teacher_digest = teacher_digest or None
         optimizer: torch.optim.Optimizer = torch.optim.SGD(
             distiller.parameters(),
             lr=self.schedule.lr,

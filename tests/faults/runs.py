@@ -32,7 +32,7 @@ def teacher(folder: Path) -> None:
 def outcome(run: Path) -> tuple[str, list[dict[str, Any]], dict[str, Any]]:
     """What a finished run has come to: its weights, its metrics, its result.
 
-    Without the times, and without what was found in a teacher's table, which depends on what ran before.
+    Without the times and the starts, and without what was found in a teacher's table, which depends on what ran before.
     """
     digest = weights_digest(safetensors.torch.load_file(RunFolder(run).weights))
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -52,4 +52,5 @@ def weights_digest(weights: dict[str, Tensor]) -> str:
 
 
 def _timeless(numbers: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in numbers.items() if "second" not in name and name != "teacher_cache"}
+    aside = ("teacher_cache", "provenance")
+    return {name: value for name, value in numbers.items() if "second" not in name and name not in aside}

@@ -21,7 +21,17 @@ from hkd.report.cost import cost_of
 from hkd.report.sections import searches, sweeps, topologies, transfers
 from tests.report.fakes import CLASSES, fake_run
 
-SECTIONS = ["networks", "comparison", "curves", "topology", "classes", "samples", "configuration", "reproduce"]
+SECTIONS = [
+    "networks",
+    "comparison",
+    "curves",
+    "topology",
+    "classes",
+    "samples",
+    "configuration",
+    "provenance",
+    "reproduce",
+]
 METHODS = {"kd": {"method": "kd"}, "hkd+kd": {"method": "hkd+kd"}, "weak kd": {"method": "kd", "kd_weight": 1.0}}
 
 
@@ -136,7 +146,7 @@ def test_a_command_of_the_page_repeats_its_number(page: str, tmp_path: Path) -> 
 def test_a_teacher_alone(runs: Path, tmp_path: Path) -> None:
     """It ended in an IndexError."""
     read = Reader(report(runs / "teacher", output=tmp_path / "r.html"))
-    assert read.sections == ["networks", "curves", "classes", "configuration", "reproduce"]
+    assert read.sections == ["networks", "curves", "classes", "configuration", "provenance", "reproduce"]
     assert [row[0] for row in read.table("networks")] == ["network", "resnet14"]
 
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
+import statistics
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from hkd.analysis.bootstrap import paired_t
 from hkd.report import tables
 from hkd.report.collect import find_finished, grouped
 from hkd.report.pairs import comparisons
@@ -29,10 +32,10 @@ def comparison(tmp_path: Path) -> Comparison:
     return made
 
 
-def test_the_three_files_of_a_comparison(comparison: Comparison, tmp_path: Path) -> None:
+def test_the_files_of_a_comparison(comparison: Comparison, tmp_path: Path) -> None:
     tables.write(comparison.numbers(), tmp_path / "tables")
     assert sorted(file.name for file in (tmp_path / "tables").iterdir()) == [
-        "comparison.csv", "comparison.json", "comparison.md",
+        "comparison.csv", "comparison.json", "comparison.md", "comparison.tex",
     ]  # fmt: skip
     rows = sorted(
         csv.DictReader((tmp_path / "tables" / "comparison.csv").open()), key=lambda row: row["top1_last_mean"]
@@ -46,6 +49,50 @@ def test_the_three_files_of_a_comparison(comparison: Comparison, tmp_path: Path)
     assert max(row["ari"] or 0 for row in exact["pairs"][0]["methods"]) == 100 * (89 - 69) / (69 - 50), "JSON is exact"
     text = (tmp_path / "tables" / "comparison.md").read_text()
     assert "| kd       | 69.00 ± 1.41 (2)" in text and "105 %" in text
+
+
+def test_intervals_from_the_seeds_alone(comparison: Comparison, tmp_path: Path) -> None:
+    numbers = comparison.numbers()
+    (pair,) = numbers["pairs"]
+    found = {row["method"]: row["difference_seeds"] for row in pair["methods"]}
+    assert pair["baseline"] == "kd" and found["kd"] is None
+    expected = paired_t([90.0, 88.0], [70.0, 68.0])
+    assert expected is not None and found["hkd"] == pytest.approx(expected._asdict())
+    t = 12.706204736  # the 97.5 % quantile of t with 1 degree of freedom
+    low, high = (-19 + sign * t * statistics.stdev([-20.0, -18.0]) / math.sqrt(2) for sign in (-1, 1))
+    assert (found["ce"]["low"], found["ce"]["high"]) == pytest.approx((low, high))
+    assert f"[{low:+.2f}, {high:+.2f}]" in tables.markdown(numbers)
+    row = next(row for row in csv.DictReader(io.StringIO(tables.as_csv(numbers))) if row["method"] == "ce")
+    assert float(row["difference_seeds_low"]) == pytest.approx(low, rel=1e-5)
+
+
+def test_one_trial_says_nothing_about_the_seeds(tmp_path: Path) -> None:
+    fake_run(tmp_path / "ce", 0.5)
+    fake_run(tmp_path / "kd", 0.7, method="kd", teacher="resnet14")
+    ((_, made),) = comparisons(grouped(find_finished([str(tmp_path)])[0]))
+    rows = made.numbers()["pairs"][0]["methods"]
+    assert [row["difference_seeds"] for row in rows] == [None, None]
+    assert rows[0]["difference"] is not None
+
+
+def test_latex(comparison: Comparison) -> None:
+    numbers = comparison.numbers() | {"protocol": ["100 % of it,\n\\end"]}
+    (row,) = (row for row in numbers["pairs"][0]["methods"] if row["method"] == "kd")
+    row["method"] = numbers["pairs"][0]["baseline"] = r"kd(a_b=1)&\x{$#~^<|>"
+    text = tables.as_latex(numbers)
+    assert text.startswith("% Needs \\usepackage{booktabs}.\n% 100 % of it, \\end\n")
+    lines = [line.strip() for line in text.splitlines() if not line.startswith("%")]
+    for word in ("begin{table}", "toprule", "midrule", "bottomrule", "end{tabular}", "end{table}"):
+        assert sum(line.startswith(f"\\{word}") for line in lines) == 1
+    assert r"\caption{resnet14 $\rightarrow$ resnet8}" in lines
+    rows = [line for line in lines if line.endswith(r"\\")]
+    assert len(rows) == 4 and len({line.count(" & ") for line in rows}) == 1
+    escaped = r"kd(a\_b=1)\&\textbackslash{}x\{\$\#\textasciitilde{}\textasciicircum{}"
+    assert any(
+        line.startswith(escaped + r"\textless{}\textbar{}\textgreater{} & 69.00 $\pm$ 1.41 (2)") for line in rows
+    )
+    assert any(r"\textbf{+20.00 [" in line for line in rows), "bold as in Markdown"
+    assert not any("**" in line for line in rows)
 
 
 def test_times_with_and_without_a_table_of_the_teacher_are_marked(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,15 @@ import torch
 import yaml
 
 import hkd
-from hkd.config import MethodRequest
-from hkd.report.published import ZHOU
+from hkd.config import CONTROL, MethodRequest
+from hkd.report.published import SETTINGS, ZHOU, published
 from hkd.report.results import Comparison, Pair, Row
 from hkd.report.tables import as_csv, csv_text, markdown, overview
 from hkd.runtime.run_folder import RunFolder, RunState
+from hkd.spec import RunSpec, resolve_method
 from tests.studies.fakes import InstantEngine
 
-METHODS = ("ce", "kd", "at+kd", "hkd(num_negatives=50)+kd")
+METHODS = ("ce", "kd", CONTROL, "at+kd", "hkd(num_negatives=50)+kd")
 
 
 def config(run: Path, **changes: Any) -> hkd.CompareConfig:
@@ -53,7 +55,7 @@ def config_of(run: str | Path) -> dict[str, Any]:
 
 def test_what_a_comparison_leaves(finished: Path) -> None:
     (pair,) = numbers_of(finished)["pairs"]
-    assert (pair["teacher"], pair["student"], len(pair["methods"])) == ("resnet14", "resnet8", 4)
+    assert (pair["teacher"], pair["student"], len(pair["methods"])) == ("resnet14", "resnet8", 5)
     summary = json.loads((finished / "teachers" / "resnet14" / "summary.json").read_text())
     assert pair["teacher_top1"] == pytest.approx(summary["top1_last"])
     for row in pair["methods"]:
@@ -83,12 +85,13 @@ def test_more_trials_and_methods_reuse_what_is_there(tmp_path: Path, finished: P
     hkd.compare(config(tmp_path / "c", methods=(*METHODS, "sp"), trials=3))
     assert engine.started == [
         "resnet14-resnet8/sp-0", "resnet14-resnet8/sp-1", "alone/resnet8-2", "resnet14-resnet8/kd-2",
+        "resnet14-resnet8/kd_ce_weight=1,kd_weight=1-2",
         "resnet14-resnet8/at+kd-2", "resnet14-resnet8/hkd_num_negatives=50_+kd-2", "resnet14-resnet8/sp-2",
     ]  # fmt: skip
 
 
 def test_an_interrupted_comparison_continues(tmp_path: Path, engine: InstantEngine) -> None:
-    request = config(tmp_path / "c", methods=METHODS[:3])
+    request = config(tmp_path / "c", methods=("ce", "kd", "at"))
     engine.stop_at = 3
     with pytest.raises(KeyboardInterrupt):
         hkd.compare(request)
@@ -99,7 +102,7 @@ def test_an_interrupted_comparison_continues(tmp_path: Path, engine: InstantEngi
     engine.stop_at = None
     hkd.compare(request)
     assert engine.started[3:] == [
-        "resnet14-resnet8/at+kd-0", "alone/resnet8-1", "resnet14-resnet8/kd-1", "resnet14-resnet8/at+kd-1",
+        "resnet14-resnet8/at-0", "alone/resnet8-1", "resnet14-resnet8/kd-1", "resnet14-resnet8/at-1",
     ]  # fmt: skip
 
 
@@ -177,12 +180,37 @@ def test_weights_are_settings_of_a_line(tmp_path: Path, finished: Path, engine: 
     teacher = {"resnet14": str(finished / "teachers" / "resnet14")}
     line = "hkd(method_weight=0.5,ce_weight=2,k=4)+kd"
     hkd.compare(config(tmp_path / "c", methods=(line,), trials=1, teacher_checkpoints=teacher))
-    (row,) = numbers_of(tmp_path / "c")["pairs"][0]["methods"]
+    control, row = numbers_of(tmp_path / "c")["pairs"][0]["methods"]
     values = config_of(row["runs"][0])
     weights = values["method_weight"], values["ce_weight"], values["kd_weight"], values["holistic"]["k"]
     assert weights == (0.5, 2, 1, 4)
     assert values["teacher_checkpoint"] == teacher["resnet14"]
-    assert engine.started == ["resnet14-resnet8/hkd_method_weight=0.5,ce_weight=2,k=4_+kd-0"]
+    assert control["method"] == CONTROL
+    assert engine.started[1:] == ["resnet14-resnet8/hkd_method_weight=0.5,ce_weight=2,k=4_+kd-0"]
+
+
+@pytest.mark.parametrize(
+    ("written", "lines"),
+    [
+        (("ce", "kd", "at"), ("ce", "kd", "at")),
+        (("ce", "kd", "at+kd", "hkd+kd"), ("ce", "kd", CONTROL, "at+kd", "hkd+kd")),
+        (("at+kd", "kd( kd_weight=1.0, ce_weight=1 )"), ("at+kd", "kd(kd_weight=1.0,ce_weight=1)")),
+        (("at+kd", "kd(ce_weight=1,kd_weight=2)"), (CONTROL, "at+kd", "kd(ce_weight=1,kd_weight=2)")),
+    ],
+)
+def test_methods_with_kd_have_their_control(
+    tmp_path: Path, engine: InstantEngine, capsys: pytest.CaptureFixture[str], written: tuple, lines: tuple
+) -> None:
+    request = config(tmp_path / "c", methods=written, trials=1, baseline=lines[0])
+    hkd.compare(request)
+    said = [line for line in capsys.readouterr().err.splitlines() if "is added" in line]
+    assert len(said) == (len(lines) > len(written)) and all(CONTROL in line for line in said)
+    rows = numbers_of(tmp_path / "c")["pairs"][0]["methods"]
+    assert tuple(row["method"] for row in rows) == lines
+    assert all(len(row["seeds"]) == 1 for row in rows)
+    if CONTROL in lines:
+        values = config_of(tmp_path / "c" / "resnet14-resnet8" / "kd_ce_weight=1,kd_weight=1-0")
+        assert (values["method"], values["ce_weight"], values["kd_weight"], values["method_weight"]) == ("kd", 1, 1, 0)
 
 
 def test_a_student_of_two_teachers_is_trained_alone_once(tmp_path: Path, engine: InstantEngine) -> None:
@@ -214,7 +242,7 @@ def test_a_corrupt_run_fails_and_its_folder_is_named(
     assert result.failed == (str(run),)
     assert f"last.pt is corrupt; delete {run} to train it again" in capsys.readouterr().err
     rows = numbers_of(tmp_path / "c")["pairs"][0]["methods"]
-    assert [(row["note"], len(row["seeds"])) for row in rows] == [("failed", 1), ("", 2), ("", 2), ("", 2)]
+    assert [(row["note"], len(row["seeds"])) for row in rows] == [("failed", 1), *[("", 2)] * 4]
 
 
 def test_a_run_that_failed_is_tried_again_if_asked_to(tmp_path: Path, engine: InstantEngine) -> None:
@@ -288,7 +316,7 @@ def test_a_run_that_diverges_is_noted_and_the_others_run(tmp_path: Path, finishe
         ({"trials": 0}, r"trials: expected a number in \[1, 100000\]; got 0"),
         ({"pairs": ("resnet14",), "teachers": (), "students": ()}, "pairs: expected TEACHER->STUDENT; got 'resnet14'"),
         ({"students": ("resnet9",)}, "model: unknown name 'resnet9'; did you mean resnet"),
-        ({"baseline": "at"}, "baseline: unknown name 'at'; known: ce, kd, at[+]kd"),
+        ({"baseline": "at"}, "baseline: unknown name 'at'; known: ce, kd, kd.ce_weight=1,kd_weight=1., at[+]kd"),
         ({"lr_of": {"resnet20": 0.1}}, "lr_of: unknown name 'resnet20'; did you mean"),
         ({"lr_of": {"resnet8": 0.0}}, "lr_of.resnet8: expected a number above 0; got 0.0"),
         ({"teacher_checkpoints": {"resnet14": "nowhere.pth"}}, "no file .*nowhere.pth"),
@@ -331,12 +359,23 @@ def fake(folder: Path, top1: float, images: int = 200, **more: Any) -> RunFolder
     return run
 
 
+def spec(pair: tuple[str, str], line: str, **flat: Any) -> RunSpec:
+    """What a line of the paper's tables is a run of; with other options where they are given."""
+    name = line.removesuffix("+kd")
+    options = MethodRequest.parse(line.replace(name, name + SETTINGS.get(name, ""), 1)).options
+    lr = 0.01 if pair[1] in ("MobileNetV2", "ShuffleV2") else 0.05
+    taught = {} if options is None else {"teacher": pair[0], **options}
+    made = RunSpec.from_flat({"dataset": "cifar100", "student": pair[1], "lr": lr, "data_digest": "a", **taught} | flat)
+    return replace(made, method=None if made.method is None else resolve_method(made.method))
+
+
 def published_comparison(folder: Path) -> Comparison:
     """The paper's table as if its runs were ours."""
     pairs = []
-    for (teacher, student), found in ZHOU.items():
+    for pair, found in ZHOU.items():
+        teacher, student = pair
         rows = [
-            Row(label, label, {0: fake(folder / f"{teacher}-{student}" / label, mean)})
+            Row(label, label, {0: fake(folder / f"{teacher}-{student}" / label, mean)}, spec=spec(pair, label))
             for label, (mean, _) in found.items()
         ]
         pairs.append(Pair(teacher, student, tuple(rows)))
@@ -362,8 +401,41 @@ def test_published_numbers_stand_beside_ours(tmp_path: Path) -> None:
     text = markdown(found.numbers())
     assert "| 76.13 ± 0.05 [1]" in text and "[2] Tian et al." in text
     assert "76.13 ± 0.05 [1]" in as_csv(found.numbers())
-    elsewhere = Comparison("digits", found.pairs)
-    assert "[1]" not in markdown(elsewhere.numbers())
+
+
+PAIR = ("resnet32x4", "resnet8x4")
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"dataset": "digits"}, {"epochs": 120}, {"batch_size": 128}, {"lr": 0.1}, {"milestones": [0.5]},
+        {"limit_train": 100}, {"train_fraction": 0.5}, {"holdout": 0.1}, {"image_size": 64}, {"precision": "bf16"},
+        {"mean": [0.5, 0.5, 0.5]}, {"flip": False}, {"weight_decay": 0.0}, {"student_pretrained": True},
+        {"teacher": "resnet110"}, {"student": "resnet8"}, {"method_weight": 1.0}, {"kd_weight": 0.9},
+        {"ce_weight": 0.5}, {"kd_temperature": 2.0}, {"settings": {"sampling": "shared"}},
+        {"settings": {"bank_start": "first"}}, {"settings": {"negatives": "opposite"}}, {"settings": {"k": 4}},
+    ],
+)  # fmt: skip
+def test_published_numbers_stand_beside_no_other_run(other: dict[str, Any]) -> None:
+    assert published(PAIR[0], spec(PAIR, "hkd+kd")) == "76.13 ± 0.05 [1]"
+    made = spec(PAIR, "hkd+kd", run="elsewhere", seed=3, data_root="there", teacher_checkpoint="teacher.pth")
+    assert published(PAIR[0], made) == "76.13 ± 0.05 [1]", "what decides nothing"
+    settings = {"negatives": "same", "bank_start": "random", "sampling": "per_sample"} | other.get("settings", {})
+    assert published(PAIR[0], spec(PAIR, "hkd+kd", **other | {"settings": settings})) is None
+
+
+@pytest.mark.parametrize(
+    ("line", "number"),
+    [
+        ("ce", "72.79 ± 0.26 [1]"), ("kd", "73.55 ± 0.20 [1]"), ("crd", "75.51 [2]"), ("crd+kd", "75.64 ± 0.25 [1]"),
+        ("cc", "72.97 [2]"), ("at", "73.44 [2]"), ("at+kd", None), ("hkd", "75.63 ± 0.22 [1]"), ("dkd", None),
+        ("kd(ce_weight=1,kd_weight=1)", None), ("crd(sampling=shared)+kd", None), ("hkd(k=8)+kd", None),
+    ],
+)  # fmt: skip
+def test_published_numbers_of_lines(line: str, number: str | None) -> None:
+    assert published(PAIR[0], spec(PAIR, line)) == number
+    assert published("vgg13", spec(PAIR, line)) is None, "of another pair"
 
 
 def test_the_best_baseline_is_never_hkd(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from hkd.runtime.run_folder import RunFolder, RunState, find_runs
 
 pytestmark = pytest.mark.slow
 
-RUNS = 9
+RUNS = 11
 LINES = "ce,kd,at+kd,hkd(num_negatives=50)+kd"
 COMPARE = [
     sys.executable, "-m", "hkd", "compare", "--teachers", "resnet14", "--students", "resnet8", "--methods", LINES,

@@ -137,7 +137,7 @@ def compare_command(argv: list[str]) -> int:
         return DONE
     tables = Path(config.run) / "comparison.md"
     print(tables.read_text())
-    print(f"tables: {tables}, .csv, .json")
+    print(f"tables: {tables}, .tex, .csv, .json")
     return FAILED if comparison.failed else DONE
 
 

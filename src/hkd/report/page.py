@@ -39,6 +39,7 @@ def write_report(config: ReportConfig) -> Path:
         sections.classes(groups),
         disagreements(groups, config.data_root),
         sections.configuration(groups),
+        sections.provenance(groups),
         sections.reproduction(groups),
     ]
     page = render(config.title, _subtitle(groups), [section for section in parts if section is not None])

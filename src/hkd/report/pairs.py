@@ -73,4 +73,4 @@ def _rows(alone: Group | None, groups: list[Group]) -> list[Row]:
 def _row(name: str, line: str, group: Group) -> Row:
     method = "ce" if group.spec.method is None else group.spec.method.name
     plus = PLUS_KD if line.endswith(PLUS_KD) else ""
-    return Row(name, method + plus, {run.seed: run.folder for run in group.runs})
+    return Row(name, method + plus, {run.seed: run.folder for run in group.runs}, spec=group.spec)

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hkd.analysis.bootstrap import Interval, paired_bootstrap
+from hkd.analysis.bootstrap import Interval, paired_bootstrap, paired_t
 from hkd.report.outputs import read_share
 from hkd.report.published import published
 from hkd.runtime.run_folder import RunFolder
-from hkd.spec import PLUS_KD
+from hkd.spec import PLUS_KD, RunSpec
 
 MOST_IMAGES = 200_000
 """Test images of an interval: what is drawn takes 16 kB of memory for each."""
@@ -32,12 +32,14 @@ class Row:
         method: the method without settings: "ce", "hkd", "hkd+kd".
         runs: the folders of its trials by seed.
         note: why runs are missing, where some are.
+        spec: of its trials, resolved; None where nothing is known of them.
     """
 
     label: str
     method: str
     runs: dict[int, RunFolder]
     note: str = ""
+    spec: RunSpec | None = None
 
     @property
     def is_ours(self) -> bool:
@@ -63,11 +65,21 @@ class Row:
     def against(self, other: Row) -> Interval | None:
         """How much better it is, over the trials that both have finished; None without any, or of other or too many
         test images."""
-        seeds = sorted(self.summaries.keys() & other.summaries.keys())
-        if not seeds or self.label == other.label:
+        seeds = self._shared_seeds(other)
+        if not seeds:
             return None
         ours, theirs = (tuple(_predictions(row.runs[seed]) for seed in seeds) for row in (self, other))
         return _difference(ours, theirs)
+
+    def against_by_seed(self, other: Row) -> Interval | None:
+        """The same with the test images taken as given, see :func:`hkd.analysis.bootstrap.paired_t`; None for fewer
+        than 2 trials that both have finished."""
+        seeds = self._shared_seeds(other)
+        return paired_t(*([row.summaries[seed]["top1_last"] for seed in seeds] for row in (self, other)))
+
+    def _shared_seeds(self, other: Row) -> list[int]:
+        """The trials that both have finished; none of a line with itself."""
+        return sorted(self.summaries.keys() & other.summaries.keys()) if self.label != other.label else []
 
 
 @dataclass(frozen=True)
@@ -201,6 +213,7 @@ class Comparison:
 
     def _row(self, pair: Pair, row: Row, base: Row | None) -> dict[str, Any]:
         gain = None if base is None else row.against(base)
+        by_seed = None if base is None else row.against_by_seed(base)
         numbers = ("top1_last", "top1_best", "best_epoch", "seconds", "images_per_second")
         return {
             "method": row.label,
@@ -209,7 +222,8 @@ class Comparison:
             "teacher_read": read_share(row.summaries.values()),
             "ari": self._improvement(pair, row.label),
             "difference": None if gain is None else gain._asdict(),
-            "published": published(self.dataset, pair.teacher, pair.student, row.label),
+            "difference_seeds": None if by_seed is None else by_seed._asdict(),
+            "published": None if row.spec is None else published(pair.teacher, row.spec),
             "note": row.note,
             "runs": [str(run.path) for run in row.runs.values()],
         }

@@ -16,6 +16,7 @@ from hkd.report.layout import Cell, Part, Section, Table, best_first, mean, mean
 from hkd.report.results import Comparison
 from hkd.report.samples import picture_in
 from hkd.report.sweeps import ranked_tries, short
+from hkd.report.tables import ends
 from hkd.report.topology import MEASURES
 
 Labels = Mapping[str, str]
@@ -60,7 +61,8 @@ def comparison(comparisons: list[tuple[str, Comparison]]) -> Section | None:
     """Differences to the best baseline with their intervals, for each pair of networks under each setting by itself."""
     text = (
         "Differences in points with 95 % intervals, a paired bootstrap over trials and test images: an interval that "
-        "contains 0 does not decide, and a single trial says nothing about other seeds. Runs are compared only if they "
+        "contains 0 does not decide, and a single trial says nothing about other seeds. Seeds alone: the interval of a "
+        "paired t over the trials, with the test images as given. Runs are compared only if they "
         "differ in nothing but the method and the seed."
     )
     parts = [Part(text=text), *(_comparison(heading, one) for heading, one in comparisons)]
@@ -76,14 +78,16 @@ def _comparison(heading: str, one: Comparison) -> Part:
         gain = row["difference"]
         text = "baseline" if row["method"] == pair["baseline"] else ""
         if gain is not None:
-            text = f"{gain['mean']:+.2f} [{gain['low']:+.2f}, {gain['high']:+.2f}]"
+            text = f"{gain['mean']:+.2f} {ends(gain)}"
         cells = [Cell(row["method"]), mean_and_spread(row["top1_last"])]
         cells.append(Cell(text, 0.0 if gain is None else gain["mean"]))
+        cells.append(Cell(ends(row["difference_seeds"])))
         cells += [number(row["ari"], "{:.0f} %")] if has_ari else []
         cells.append(mean(row["images_per_second"], "{:,.0f}"))
         cells += [_outputs(row["teacher_read"], row["method"] != "ce")] if has_table else []
         rows.append(cells)
     heads = ["method", "top-1, last epoch", f"minus {pair['baseline']}" if pair["baseline"] else "difference"]
+    heads.append("seeds alone")
     text = (
         f"ARI: by how much more {one.headline} improves on the student alone than the method does, relative to the "
         "method's own improvement."
@@ -229,6 +233,30 @@ def _options(run: Run) -> Iterator[tuple[str, Any]]:
             yield from ((f"{name}.{key}", setting) for key, setting in value.items())
         elif name != "run":
             yield name, value
+
+
+def provenance(groups: list[Group]) -> Section | None:
+    """What each group's runs were made with, in short; runs of early versions do not say it."""
+    rows = []
+    for group in groups:
+        entries = [entry for run in group.runs for entry in run.summary.get("provenance", [])]
+        if entries:
+            cells = [Cell("; ".join(dict.fromkeys(words))) for words in zip(*map(_made_with, entries), strict=True)]
+            first, last = min(e["started"] for e in entries), max(e["ended"] or "" for e in entries)
+            rows.append([Cell(group.label), number(len(entries), "{:.0f}"), *cells, Cell(first), Cell(last)])
+    heads = ["network", "starts", "commit", "versions", "hardware", "data", "teacher", "first start", "last end"]
+    text = (
+        "Over all runs of a network. The commit is that of the working directory; changed: tracked files were not as "
+        "committed. Commands are in provenance.json of each run."
+    )
+    return Section("provenance", "Provenance", [Part(text=text, table=Table(heads, rows))]) if rows else None
+
+
+def _made_with(entry: Numbers) -> tuple[str, ...]:
+    """Commit, versions, hardware, data and teacher of a start."""
+    commit = "" if entry["commit"] is None else entry["commit"][:12] + ("" if entry["clean"] else " (changed)")
+    versions = ", ".join(f"{name} {version}" for name, version in entry["versions"].items())
+    return commit, versions, entry["hardware"], entry["data"], entry["teacher"] or ""
 
 
 def reproduction(groups: list[Group]) -> Section:

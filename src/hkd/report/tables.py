@@ -1,4 +1,4 @@
-"""A comparison's numbers as Markdown, CSV and plain text."""
+"""A comparison's numbers as Markdown, LaTeX, CSV and plain text."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tabulate import tabulate
 from hkd.analysis.bootstrap import Interval
 from hkd.analysis.trials import Row, repetition_notes
 from hkd.files import write_text
-from hkd.report import outputs
+from hkd.report import latex, outputs
 from hkd.report.published import CRD, HKD
 
 Numbers = dict[str, Any]
@@ -24,8 +24,9 @@ Numbers = dict[str, Any]
 
 
 def write(numbers: Numbers, folder: Path) -> None:
-    """Rewrites ``comparison.md``, ``.csv`` and ``.json``, each as a whole or not at all."""
+    """Rewrites ``comparison.md``, ``.tex``, ``.csv`` and ``.json``, each as a whole or not at all."""
     write_numbers(folder, "comparison", numbers, _csv_rows(numbers), markdown(numbers))
+    write_whole(folder, {"comparison.tex": as_latex(numbers)})
 
 
 def write_numbers(folder: Path, name: str, numbers: Numbers, rows: list[Numbers], text: str) -> None:
@@ -67,9 +68,15 @@ def write_whole(folder: Path, texts: dict[str, str]) -> None:
 
 def pair_table(pair: Numbers, style: str = "simple") -> str:
     """The methods between one teacher and one student."""
+    headers, lines = _pair_cells(pair)
+    return tabulate(lines, headers, style, disable_numparse=True)
+
+
+def _pair_cells(pair: Numbers) -> tuple[list[str], list[list[str]]]:
+    """The heads of the columns, and the lines."""
     base = pair["baseline"]
     headers = ["method", "top-1, last epoch", "best epoch", "ARI", f"minus {base}" if base else "difference"]
-    headers += ["minutes", "images/s"]
+    headers += ["seeds alone", "minutes", "images/s"]
     has_table = any(row["teacher_read"] is not None for row in pair["methods"])
     headers += [outputs.HEAD] if has_table else []
     has_published = any(row["published"] for row in pair["methods"])
@@ -81,16 +88,22 @@ def pair_table(pair: Numbers, style: str = "simple") -> str:
             spread(row["top1_best"]),
             "" if row["ari"] is None else f"{row['ari']:.0f} %",
             "baseline" if row["method"] == base else _interval(row),
+            ends(row["difference_seeds"]),
             f"{statistics.fmean(row['seconds']) / 60:.1f}" if row["seconds"] else "",
             f"{statistics.fmean(row['images_per_second']):,.0f}" if row["images_per_second"] else "",
             *([outputs.in_words(row["teacher_read"], distils=row["method"] != "ce")] if has_table else []),
         ]
         lines.append([*line, row["published"] or ""] if has_published else line)
-    return tabulate(lines, [*headers, "published"] if has_published else headers, style, disable_numparse=True)
+    return [*headers, "published"] if has_published else headers, lines
 
 
 def overview(numbers: Numbers, style: str = "github") -> str:
     """All pairs beside one another, with ARI over them."""
+    headers, lines = _overview_cells(numbers)
+    return tabulate(lines, headers, style, disable_numparse=True)
+
+
+def _overview_cells(numbers: Numbers) -> tuple[list[str], list[list[str]]]:
     pairs = numbers["pairs"]
     headers = ["method", *(f"{pair['teacher']} → {pair['student']}" for pair in pairs), "ARI"]
     lines = []
@@ -99,7 +112,7 @@ def overview(numbers: Numbers, style: str = "github") -> str:
         ari = numbers["ari"][label]
         cells = [_accuracy(row) for row in rows]
         lines.append([label, *cells, "" if ari is None else f"{ari:.2f} %"])
-    return tabulate(lines, headers, style, disable_numparse=True)
+    return headers, lines
 
 
 def markdown(numbers: Numbers) -> str:
@@ -114,6 +127,14 @@ def markdown(numbers: Numbers) -> str:
     return "\n\n".join([*parts, *_legend(numbers)]) + "\n"
 
 
+def as_latex(numbers: Numbers) -> str:
+    """All tables for a paper, with the protocol and the legend as remarks."""
+    made = [latex.tabular(*_pair_cells(pair), f"{pair['teacher']} → {pair['student']}") for pair in numbers["pairs"]]
+    if len(made) > 1:
+        made.append(latex.tabular(*_overview_cells(numbers), "All pairs"))
+    return latex.document(made, [*numbers["protocol"], *_legend(numbers)])
+
+
 def _legend(numbers: Numbers) -> list[str]:
     lines = [
         "Accuracies are of the test split in percent, mean ± standard deviation (n trials). The last epoch is the "
@@ -122,6 +143,8 @@ def _legend(numbers: Numbers) -> list[str]:
         "test images. **Bold** where the interval excludes 0; elsewhere the data do not decide. Few trials say little "
         "about other seeds, a single one nothing (and nothing is bold then); of many lines, one in twenty would be "
         "bold by chance.",
+        "*seeds alone*: the 95 % interval of the same difference from a paired t over the trials, which takes the test "
+        "images as given; empty for fewer than 2 trials.",
     ]
     if numbers["baseline"] is None:
         lines.append("The baseline is the best line that is not HKD. It was chosen by these numbers, which favours it.")
@@ -151,8 +174,8 @@ def _csv_row(pair: Numbers, line: Numbers) -> Numbers:
         row[f"{name}_mean"] = statistics.fmean(values) if values else None
         row[f"{name}_std"] = statistics.stdev(values) if len(values) > 1 else None
     row |= {"ari": line["ari"], "baseline": pair["baseline"]}
-    gain = line["difference"] or {}
-    row |= {f"difference_{end}": gain.get(end) for end in ("mean", "low", "high")}
+    for name in ("difference", "difference_seeds"):
+        row |= {f"{name}_{end}": (line[name] or {}).get(end) for end in ("mean", "low", "high")}
     return row | {"published": line["published"], "note": line["note"]}
 
 
@@ -175,9 +198,14 @@ def _accuracy(row: Numbers) -> str:
     return ", ".join(part for part in (spread(row["top1_last"]), row["note"]) if part)
 
 
+def ends(interval: Numbers | None) -> str:
+    """The ends of an interval; empty for none."""
+    return "" if interval is None else f"[{interval['low']:+.2f}, {interval['high']:+.2f}]"
+
+
 def _interval(row: Numbers) -> str:
     if row["difference"] is None:
         return ""
     gain = Interval(**row["difference"])
-    text = f"{gain.mean:+.2f} [{gain.low:+.2f}, {gain.high:+.2f}]"
+    text = f"{gain.mean:+.2f} {ends(row['difference'])}"
     return f"**{text}**" if gain.excludes_zero and len(row["seeds"]) > 1 else text

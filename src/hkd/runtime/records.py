@@ -24,6 +24,8 @@ LONGEST = 4200
 """Characters of a text: a path and some words."""
 MOST_IMAGES = 1_000_000
 MOST_CLASSES = 1_000_000
+MOST_STARTS = 1000
+"""Of a run that are remembered, the latest."""
 
 
 class Record(NamedTuple):
@@ -126,13 +128,25 @@ SCALAR = Kind(
 
 CACHED = Record({"hits": whole(), "misses": whole(), "bytes": whole(), "dtype": text()}, ("hits", "misses"))
 """Of a summary: images whose teacher's output was read and computed, and the table."""
+PROVENANCE = Record(
+    {
+        "command": text(), "commit": optional(text(100)),
+        "clean": optional(Kind(lambda value: isinstance(value, bool), "true or false")),
+        "versions": named(text(200), 100), "hardware": text(), "data": text(), "teacher": optional(text()),
+        "started": text(100), "ended": optional(text(100)),
+    },
+    ("command", "commit", "clean", "versions", "hardware", "data", "teacher", "started", "ended"),
+)  # fmt: skip
+"""One start of a run; ``ended`` is null while it works and after it was killed."""
+STARTS = Record({"starts": listed(of_record(PROVENANCE), MOST_STARTS)}, ("starts",))
+"""``provenance.json``."""
 SUMMARY = Record(
     {
         "top1_last": TOP1, "top1_best": TOP1, "best_epoch": whole(), "top5_last": TOP1, "teacher_top1": TOP1,
         "teacher_cache": of_record(CACHED), "epochs": whole(), "seconds": SECONDS, "images_per_second": SECONDS,
         "skipped_steps": whole(), "student": text(), "parameters": whole(), "train_images": whole(),
         "test_images": whole(), "device": text(), "machine": text(), "torch": text(), "python": text(), "hkd": text(),
-        "key": text(),
+        "key": text(), "provenance": listed(of_record(PROVENANCE), MOST_STARTS),
     },
     ("top1_last",),
 )  # fmt: skip

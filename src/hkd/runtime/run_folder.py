@@ -30,8 +30,10 @@ from hkd.runtime.records import (
     METRICS,
     MOST_CLASSES,
     MOST_IMAGES,
+    MOST_STARTS,
     RESULT,
     ROW,
+    STARTS,
     SUMMARY,
     checked,
     corrupt,
@@ -57,6 +59,7 @@ CHANGED = {
 
 WRITTEN = (
     (LOCK,), ("config.yaml",), ("metrics.jsonl",), ("predictions.npz",), ("summary.json",), ("failed.json",),
+    ("provenance.json",),
     ("log.txt",), ("tensorboard",), ("teacher",), *((name,) for name in WEIGHTS),
     *(("checkpoints", name) for name in ("last.pt", "previous.pt", "best.safetensors")),
 )  # fmt: skip
@@ -89,6 +92,7 @@ class RunFolder:
     ``predictions.npz``         ``predicted`` and ``label`` of each test image, of the network of the last epoch
     ``summary.json``            the result; a run that has one is finished
     ``failed.json``             why a study's run ended without one
+    ``provenance.json``         an entry for each start of the run, which ``summary.json`` repeats
     ``log.txt``                 what a study's run printed
     ==========================  =========================================================
 
@@ -435,6 +439,25 @@ class RunFolder:
         for file in () if keep_checkpoints else (self.last, self.previous):
             with contextlib.suppress(OSError):
                 file.unlink(missing_ok=True)
+
+    @property
+    def starts(self) -> list[dict[str, Any]]:
+        """Where the run's numbers come from, an entry for each start.
+
+        Raises:
+            RequestError: the file holds anything else.
+        """
+        try:
+            starts: list[dict[str, Any]] = read_record(self.path / "provenance.json", STARTS)["starts"]
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        return starts
+
+    def save_starts(self, starts: list[dict[str, Any]]) -> None:
+        """Writes the entries, the latest :data:`MOST_STARTS`. Warns where it cannot."""
+        if self.writes:
+            with self._warning("the provenance", "the run continues without it"):
+                write_json(self.path / "provenance.json", {"starts": starts[-MOST_STARTS:]})
 
     def fail(self, state: RunState, message: str, status: int) -> None:
         """Records why a run ended without a result."""

@@ -13,7 +13,7 @@ from hkd.errors import IncompatibleError
 from hkd.report.results import Comparison, Pair, Row
 from hkd.report.tables import pair_table, write
 from hkd.runtime.run_folder import RunState
-from hkd.spec import RunSpec
+from hkd.spec import PLUS_KD, RunSpec
 from hkd.studies.engines import make_engine
 from hkd.studies.execution import Execution
 from hkd.studies.plan import Plan, file_name
@@ -27,9 +27,9 @@ def compare(config: CompareConfig, *, fresh: bool = False) -> Comparison:
     """Trains what is missing of a comparison and writes its tables.
 
     In ``config.run``, ``teachers/NAME``, ``alone/STUDENT-SEED`` and ``TEACHER-STUDENT/METHOD-SEED`` are run folders;
-    ``comparison.md``, ``.csv`` and ``.json`` the tables, rewritten after every run. Finished runs are read, unfinished
-    ones continued, wherever in the folder they are. A run that fails has a note in the table and does not stop the
-    others. Several processes may carry out the same comparison.
+    ``comparison.md``, ``.tex``, ``.csv`` and ``.json`` the tables, rewritten after every run. Finished runs are read,
+    unfinished ones continued, wherever in the folder they are. A run that fails has a note in the table and does not
+    stop the others. Several processes may carry out the same comparison.
 
     Args:
         config: what to compare on what, and how.
@@ -86,7 +86,8 @@ class PlannedComparison:
         if failures:
             note = "diverged" if any("NaN or infinite" in failure for failure in failures) else "failed"
         method = "ce" if request.options is None else str(request.options["method"])
-        return Row(request.label, method, {seed: run.folder for seed, run in runs.items()}, note)
+        spec = next((run.resolved for run in runs.values()), None)
+        return Row(request.label, method, {seed: run.folder for seed, run in runs.items()}, note, spec)
 
     def _protocol(self) -> list[str]:
         """Sentences about how it was trained and where."""
@@ -141,6 +142,8 @@ def plan_comparison(config: CompareConfig, fresh: bool) -> PlannedComparison:
         for pair, request in possible:
             run = _add(plan, config, pair, request, seed)
             planned.runs.setdefault((pair, request.label), {})[seed] = run
+    if added := [request.label for request in config.requests if request.label not in config.written_labels]:
+        print(f"hkd: {added[0]} is added: the control of every line that ends in {PLUS_KD}", file=sys.stderr)
     return planned
 
 
