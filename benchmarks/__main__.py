@@ -10,7 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-NAMES = ("loss", "growth", "step", "phases", "data", "comparison", "rounding", "startup", "scaling", "soak")
+NAMES = ("loss", "growth", "step", "phases", "strength", "data", "comparison", "rounding", "startup", "scaling", "soak")
 PLOTS = ("growth",)
 
 

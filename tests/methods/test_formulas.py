@@ -115,14 +115,14 @@ def test_cc(order: int) -> None:
         e_s, e_t = m.embed_student(s.embedding), m.embed_teacher(t.embedding)
         return {"correlation": reference.cc_rbf(e_s, e_t, 0.4, order)}
 
-    check("cc", restated, order=order, embedding_dim=6)
+    check("cc", restated, kernel="rbf", order=order, embedding_dim=6)
 
 
 def test_cc_of_adjacent_pairs() -> None:
     def restated(m: Method, _: Batch, s: ModelOutput, t: ModelOutput) -> Terms:
         return {"correlation": reference.cc_adjacent(m.embed_student(s.embedding), m.embed_teacher(t.embedding))}
 
-    check("cc", restated, kernel="adjacent", embedding_dim=6)
+    check("cc", restated, embedding_dim=6)
 
 
 def test_rkd() -> None:
@@ -520,6 +520,22 @@ def test_a_rotated_pass_leaves_the_running_statistics_alone() -> None:
     assert torch.equal(student.bn1.running_mean, before)
     student(batch.image)
     assert not torch.equal(student.bn1.running_mean, before)
+
+
+@pytest.mark.parametrize(
+    ("student", "given", "rate"),
+    [
+        ("resnet8x4", None, 0.01),
+        ("wrn_40_2", None, 0.01),
+        ("vgg8", None, 0.05),
+        ("ResNet50", None, 0.05),
+        ("torchvision:resnet18", None, 0.05),
+        ("resnet8x4", 0.2, 0.2),
+    ],
+)
+def test_the_rate_of_fts_initialisation_follows_the_student(student: str, given: float | None, rate: float) -> None:
+    method = methods["ft"](setup(student=info(student, STUDENT, 6)), methods["ft"].Config(init_lr=given))
+    assert method.initialisation.lr_at(0, 0.05) == rate
 
 
 def test_ft_learns_to_reconstruct() -> None:

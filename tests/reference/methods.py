@@ -179,9 +179,8 @@ def ab(connected: list[Tensor], targets: list[Tensor], margin: float) -> Tensor:
 def ft(s: Tensor, t: Tensor) -> Tensor:
     a, b = same_size(s, t)
     values = []
-    for one, other in zip(a.flatten(1), b.flatten(1), strict=True):
-        n_s, n_t = norm(list(one)), norm(list(other))
-        values += [abs(x / n_s - y / n_t) for x, y in zip(one, other, strict=True)]
+    for one, other in zip(a, b, strict=True):
+        values += [abs(x - y) for x, y in zip(attention_map(one), attention_map(other), strict=True)]
     return sum(values) / len(values)
 
 

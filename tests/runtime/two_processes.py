@@ -33,7 +33,7 @@ CASES = [
     *(Case(f"{name}(init_epochs=0)") for name in ("ab", "fsp", "ft")),
     Case("hkd+kd"), Case("hkd(hops=2,layers=2,k=5)"), Case("hkd(negatives=same,bank_start=random)"),
     Case("hkd(sampling=all)"), Case("hkd(sampling=per_sample,num_negatives=20)"), Case("hkd(bank_dtype=bfloat16)"),
-    Case("crd(sampling=per_sample,num_negatives=20)"), Case("cc(kernel=adjacent)"),
+    Case("crd(sampling=per_sample,num_negatives=20)"), Case("cc(kernel=rbf)"),
 ]  # fmt: skip
 LOCAL = [Case("sskd"), Case("sskd", -1), Case("sskd(init_epochs=0)")]
 """Its relations are those of each process's images."""

@@ -44,8 +44,8 @@ class Stream:
             os.dup2(nowhere, self._stream.fileno())  # what is buffered goes there, too
             os.close(nowhere)
             hang_up = getattr(signal, "SIGHUP", None)
-            if self._stops and error.errno == errno.EPIPE and hang_up and callable(signal.getsignal(hang_up)):
-                os.kill(os.getpid(), hang_up)
+            if self._stops and error.errno == errno.EPIPE and hang_up and signal.getsignal(hang_up) != signal.SIG_IGN:
+                os.kill(os.getpid(), hang_up)  # before a run has begun there is nothing to save, and it ends at once
 
 
 @contextlib.contextmanager

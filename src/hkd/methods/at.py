@@ -5,14 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from hkd.methods.base import Method, NoConfig, Setup, Weights, methods
-from hkd.methods.stages import pair_stages, paired_maps, summed, unit
-from hkd.numerics.precision import at_least_float32
+from hkd.methods.stages import attention, pair_stages, paired_maps, summed
 from hkd.types import Batch, ModelOutput
-
-
-def attention(feature: Tensor) -> Tensor:
-    """Where a network looks: the mean square over channels as a unit vector, (B, c, h, w) -> (B, h w)."""
-    return unit(at_least_float32(feature).square().mean(dim=1))
 
 
 @methods.register("at")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 import torch
@@ -9,10 +10,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hkd.methods.base import Initialisation, Method, Setup, Weights, methods
-from hkd.methods.stages import pair_stages, to_same_size, unit
-from hkd.numerics.precision import at_least_float32
+from hkd.methods.stages import attention, pair_stages, to_same_size
 from hkd.options import option
 from hkd.types import Batch, ModelOutput
+
+SMALL_NETWORKS = re.compile(r"resnet\d+(x4)?|wrn_\d+_\d+")
+"""Names of the CIFAR ResNet and WRN families, without ResNet50."""
 
 
 @dataclass(frozen=True)
@@ -21,7 +24,14 @@ class FactorConfig:
 
     ratio: float = option(0.5, "width of a factor, as a part of the teacher's last stage map's", gt=0, le=1)
     init_epochs: int = option(30, "epochs in which the paraphraser learns to reconstruct", ge=0)
-    init_lr: float = option(0.01, "learning rate of that stage", gt=0)
+    init_lr: float | None = option(
+        None, "learning rate of that stage [.01 for CIFAR ResNet and WRN students, else the run's]", gt=0
+    )
+
+
+def usual_lr(student: str) -> float | None:
+    """The benchmark's learning rate of the initialisation, by the student's name; None is the run's."""
+    return 0.01 if SMALL_NETWORKS.fullmatch(student) else None
 
 
 def factor_layers(inwards: int, factor: int, *, normalise: bool) -> nn.Sequential:
@@ -53,19 +63,22 @@ class Paraphraser(nn.Module):
 class FT(Method[FactorConfig]):
     r"""Kim et al., "Paraphrasing Complex Network: Network Compression via Factor Transfer", NeurIPS 2018.
 
-    .. math:: \mathrm{mean}\; | n(Q_s) - n(Q_t) |, \qquad n(x) = x / \|x\|_2
+    .. math:: \mathrm{mean}\; | n(q(F_s)) - n(q(F_t)) |, \qquad q(F) = \mathrm{mean}_c\, F^2,\quad n(x) = x / \|x\|_2
 
-    over the values of both factors, p = 1. Q_t is the code of the teacher's last stage map (B, c, h, w) by
-    the paraphraser, an auto-encoder; Q_s that of the student's by the translator, in the same width and at the smaller
-    of both resolutions. An initialisation of 30 epochs trains the paraphraser to reconstruct the teacher's map;
-    afterwards it is fixed. β = 200 is the RepDistiller benchmark's, which compares channel means of squared factors
-    instead: their unit vectors have fewer values, so that its term is some sqrt(c) times this one.
+    over images and positions, p = 1. The factor F_t (B, k, h, w) is the code of the teacher's last stage map by the
+    paraphraser, an auto-encoder; F_s is that of the student's by the translator, in the same width k; the larger is
+    average-pooled to the resolution of the smaller. The form and β = 200 are the RepDistiller benchmark's. (The paper
+    has the unit vector of the whole factor, whose term at that weight is many times smaller.)
+
+    An initialisation of 30 epochs trains the paraphraser to reconstruct the teacher's map; afterwards it is fixed. Its
+    learning rate is the benchmark's: .01 for students of the CIFAR ResNet and WRN families, else the run's own.
     """
 
     Config = FactorConfig
     settings = "ft"
     weights = Weights(method=200.0)
     needs = frozenset({"features"})
+    revision = 2  # 1 compared unit vectors of whole factors
     always_trains_all = False  # the paraphraser is trained in the initialisation alone
 
     def __init__(self, setup: Setup, config: FactorConfig) -> None:
@@ -76,7 +89,10 @@ class FT(Method[FactorConfig]):
         self.paraphraser = Paraphraser(teacher, width)
         self.translator = factor_layers(student, width, normalise=True)
         self.initialisation = Initialisation(
-            config.init_epochs, self.reconstruction, with_student=False, lr=config.init_lr
+            config.init_epochs,
+            self.reconstruction,
+            with_student=False,
+            lr=config.init_lr or usual_lr(setup.student.name),
         )
 
     def reconstruction(self, batch: Batch, teacher: ModelOutput) -> dict[str, Tensor]:
@@ -88,4 +104,4 @@ class FT(Method[FactorConfig]):
         with torch.no_grad():
             factor_t = self.paraphraser.encoder(teacher.features[-1])
         factor_s, factor_t = to_same_size(self.translator(student.features[-1]), factor_t)
-        return {"factor": F.l1_loss(unit(at_least_float32(factor_s)), unit(at_least_float32(factor_t)))}
+        return {"factor": F.l1_loss(attention(factor_s), attention(factor_t))}

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from hkd.errors import IncompatibleError
 from hkd.methods.base import Setup
+from hkd.numerics.precision import at_least_float32
 from hkd.types import ModelOutput
 
 Pairs = tuple[tuple[int, int], ...]
@@ -60,6 +61,11 @@ def paired_maps(pairs: Pairs, student: ModelOutput, teacher: ModelOutput) -> lis
 def unit(x: Tensor) -> Tensor:
     """n(x) = x / ||x||₂ over all but the batch axis, flattened: (B, ...) -> (B, n)."""
     return F.normalize(x.flatten(1), dim=1)
+
+
+def attention(feature: Tensor) -> Tensor:
+    """Where a network looks: the mean square over channels as a unit vector, (B, c, h, w) -> (B, h w)."""
+    return unit(at_least_float32(feature).square().mean(dim=1))
 
 
 def summed(terms: list[Tensor]) -> Tensor:
