@@ -26,7 +26,9 @@ class CurriculumConfig:
 
 @methods.register("ctkd")
 class CTKD(Method[CurriculumConfig]):
-    r"""Li et al., "Curriculum Temperature for Knowledge Distillation", AAAI 2023; the global temperature.
+    r"""Li et al., "Curriculum Temperature for Knowledge Distillation", AAAI 2023.
+
+    The form with one global temperature.
 
     .. math:: T^2\, \mathrm{KL}(\mathrm{softmax}(l_t / T) \,\|\, \mathrm{softmax}(l_s / T)) / B, \qquad
         T = 1 + 20\, \mathrm{sigmoid}(\theta)

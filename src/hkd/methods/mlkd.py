@@ -40,7 +40,9 @@ def gram_distance(a: Tensor, b: Tensor) -> Tensor:
 
 @methods.register("mlkd")
 class MLKD(Method[MultiLevelConfig]):
-    r"""Jin et al., "Multi-Level Logit Distillation", CVPR 2023, as their code runs it.
+    r"""Jin et al., "Multi-Level Logit Distillation", CVPR 2023.
+
+    As their code runs it.
 
     .. math:: .1\,\mathrm{CE}(\tilde s) + .9\,\Big[m \sum_T I_T + \tilde I_{T_1} + \tilde I_3 + \tilde I_5 + I_2 + I_6
         + m \sum_T \mathrm{BC}_T + m' \sum_T \mathrm{CC}_T\Big], \quad T \in (T_1 = 4, 3, 5, 2, 6)
