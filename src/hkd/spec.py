@@ -93,10 +93,10 @@ class RunSpec:
         for part in self._parts():
             for entry in fields(part):
                 if entry.metadata:
-                    value = getattr(part, entry.name)
-                    flat[entry.metadata.get("flat") or entry.name] = list(value) if isinstance(value, tuple) else value
+                    flat[entry.metadata.get("flat") or entry.name] = _listed(getattr(part, entry.name))
         if self.method is not None and is_dataclass(self.method.settings):
-            flat[_prefix(self.method.name)] = asdict(self.method.settings)  # type: ignore[arg-type]
+            settings = asdict(self.method.settings)  # type: ignore[arg-type]
+            flat[_prefix(self.method.name)] = {name: _listed(value) for name, value in settings.items()}
         return flat
 
     @classmethod
@@ -340,6 +340,11 @@ def _without_other_methods(values: dict[str, Any]) -> dict[str, Any]:
     if chosen in methods:
         others -= {methods[chosen].settings}
     return {name: value for name, value in values.items() if name not in others}
+
+
+def _listed(value: Any) -> Any:
+    """A value as YAML has it."""
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _prefix(method: str) -> str:

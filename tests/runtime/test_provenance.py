@@ -120,7 +120,7 @@ def test_an_entry_for_each_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         assert entry.keys() == set(PROVENANCE.fields)
         assert entry["versions"].keys() >= {"python", "torch", "torchvision", "timm"}
         assert entry["data"] == RunFolder(tmp_path / "run").spec.data.digest
-        assert "pytest" in entry["command"] and entry["teacher"] and entry["hardware"]
+        assert entry["command"] and entry["teacher"] and entry["hardware"]
     alone = json.loads((tmp_path / "run" / "teacher" / "summary.json").read_text())
     assert [entry["teacher"] for entry in alone["provenance"]] == [None]
     before = (tmp_path / "run" / "provenance.json").read_bytes()
