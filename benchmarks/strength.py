@@ -61,8 +61,10 @@ class Scene:
     student: Model
     batch_size: int
 
-    def epoch(self, number: int) -> Iterator[Batch]:
-        loader = make_loader(self.data.train, self.batch_size, torch.device("cpu"), train=True, seed=0)
+    def epoch(self, number: int, distiller: Distiller) -> Iterator[Batch]:
+        """The batches of an epoch, with the strong view where a method asks for it."""
+        strong = distiller.needs_strong
+        loader = make_loader(self.data.train, self.batch_size, torch.device("cpu"), train=True, seed=0, strong=strong)
         return loader.epoch(number)
 
 
@@ -113,12 +115,12 @@ def strength(label: str, scene: Scene) -> Strength:
     measured = "training" if distiller.weights.method or distiller.weights.kd else "initialisation"
     if stage is not None:
         distiller.set_epoch(-1, 1)
-        settle(distiller, scene.epoch(0), stage.lr_at(0, RATE))
+        settle(distiller, scene.epoch(0, distiller), stage.lr_at(0, RATE))
     if measured == "training":
         warmup = 0 if distiller.method is None else distiller.method.warmup_epochs
         distiller.set_epoch(warmup, warmup + 1)
-        settle(distiller, scene.epoch(0), RATE)
-    norms = [gradients(distiller, batch) for batch in islice(scene.epoch(1), BATCHES)]
+        settle(distiller, scene.epoch(0, distiller), RATE)
+    norms = [gradients(distiller, batch) for batch in islice(scene.epoch(1, distiller), BATCHES)]
     ce, method = (statistics.fmean(values) for values in zip(*norms, strict=True))
     return Strength(label, measured, ce, method)
 
