@@ -231,6 +231,9 @@ class _WithoutDraws(TorchFunctionMode):
 @lru_cache(maxsize=64)
 def _blank(name: str, classes: int) -> Model:
     """An untrained network, only ever measured."""
+    if ":" in name:  # wrapping a library's network compares what its layers return, which takes weights
+        with torch.random.fork_rng(devices=[]):
+            return create_model(name, classes)
     with _WithoutDraws():
         return create_model(name, classes)
 

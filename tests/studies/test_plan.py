@@ -13,10 +13,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from filelock import FileLock
 from PIL import Image
 
 import hkd
+from hkd import parts
 from hkd.cli import main
 from hkd.config import DEFAULTS, MethodRequest
 from hkd.methods import methods
@@ -304,3 +306,14 @@ def test_a_dry_run_prints_commands_that_train_what_is_missing(
     (row,) = json.loads((tmp_path / "a study" / "comparison.json").read_text())["pairs"][0]["methods"]
     assert row["seeds"] == [0]
     assert RunFolder(row["runs"][0]).predictions()[0].shape == (355,)
+
+
+def test_a_library_s_network_is_measured_with_weights() -> None:
+    """Whatever is in memory may be NaN, which is like nothing."""
+    parts._blank.cache_clear()
+    before = torch.get_rng_state()
+    for _ in range(2):
+        network = parts._blank("timm:resnet26", 10)
+        assert all(value.isfinite().all() for value in network.state_dict().values())
+        parts._blank.cache_clear()
+    assert torch.equal(torch.get_rng_state(), before)
