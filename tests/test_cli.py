@@ -581,6 +581,7 @@ def test_a_pipe_whose_reader_is_gone_stops_a_run_with_its_checkpoint(tmp_path: P
         ["sh", "-c", line, str(tmp_path / "status"), *run], capture_output=True, text=True, check=False, timeout=300
     )
     assert len(done.stdout.splitlines()) == lines and done.stderr == ""
-    assert (tmp_path / "status").read_text() == "129\n"
-    assert lines == 1 or (tmp_path / "t" / "checkpoints" / "last.pt").is_file()
     assert not (tmp_path / "t" / "summary.json").exists()
+    if lines > 1:  # else the shell itself may end by SIGPIPE, as it says that the run was hung up
+        assert (tmp_path / "status").read_text() == "129\n"
+        assert (tmp_path / "t" / "checkpoints" / "last.pt").is_file()
