@@ -10,6 +10,7 @@ from contextlib import suppress
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from types import TracebackType
 from typing import TypeVar
 
 import numpy as np
@@ -125,8 +126,18 @@ class StreamLoader(Loader):
 
 
 def _new_session(worker: int) -> None:
-    """Keeps a signal to the process group from the workers: the main process saves first, and then ends them."""
+    """Keeps a signal to the process group from the workers: the main process saves first, and then ends them.
+
+    That it ends while a worker hands a batch over is no error of the worker's.
+    """
     os.setsid()
+    sys.excepthook = _hook_without_reader
+
+
+def _hook_without_reader(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """As usual, but for what multiprocessing's thread prints where the process that reads a batch is gone."""
+    if not isinstance(error, ConnectionError | EOFError):
+        sys.__excepthook__(kind, error, trace)
 
 
 class _EpochOrder:
