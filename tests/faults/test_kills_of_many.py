@@ -119,7 +119,8 @@ def test_twenty_kills_of_a_stream_and_its_decoding_workers(tmp_path: Path, capsy
             elif whom == "worker":
                 kill(*one_decoding(command, run, orphans, choice))
             status, text = command.wait(), said.read_text()
-            assert "Traceback" not in text, text
+            # What Python and torch print of a process that vanishes under them has no line of this package.
+            assert "/hkd/" not in text.partition("Traceback")[2], text
             if status != 0:
                 kills[whom] += 1
                 assert status == (-signal.SIGKILL if whom == "run" else 1), text
