@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from torch import Tensor
-from torch.nn import functional as F
 
 from hkd.methods.base import Method, Setup, Weights, methods
+from hkd.methods.kd import divergence
 from hkd.numerics.precision import at_least_float32
 from hkd.options import option
 from hkd.types import Batch, ModelOutput
@@ -37,8 +37,8 @@ def transformed_matching(student: Tensor, teacher: Tensor, gamma: float) -> tupl
     """
     student, teacher = at_least_float32(student), at_least_float32(teacher)
     powered = gamma * teacher
-    divergence = F.kl_div(student.log_softmax(1), powered.log_softmax(1), reduction="none", log_target=True).sum(1)
-    return divergence, (powered.logsumexp(1) - gamma * teacher.logsumexp(1)).exp()
+    matched = divergence(student.log_softmax(1), powered.log_softmax(1))
+    return matched, (powered.logsumexp(1) - gamma * teacher.logsumexp(1)).exp()
 
 
 @methods.register("ttm")
@@ -62,5 +62,5 @@ class TTM(Method[TransformedConfig]):
         self.gamma = config.gamma
 
     def forward(self, batch: Batch, student: ModelOutput, teacher: ModelOutput) -> dict[str, Tensor]:
-        divergence, _ = transformed_matching(student.logits, teacher.logits, self.gamma)
-        return {"transformed": divergence.mean()}
+        matched, _ = transformed_matching(student.logits, teacher.logits, self.gamma)
+        return {"transformed": matched.mean()}
