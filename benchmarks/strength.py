@@ -149,7 +149,8 @@ def gradients(distiller: Distiller, batch: Batch) -> tuple[float, float]:
 
 
 def norm_of(loss: Tensor, student: nn.Module) -> float:
-    found = torch.autograd.grad(loss, list(student.parameters()), allow_unused=True)
+    trained = [p for p in student.parameters() if p.requires_grad]
+    found = torch.autograd.grad(loss, trained, allow_unused=True)
     return float(torch.stack([g.norm() for g in found if g is not None]).norm())
 
 

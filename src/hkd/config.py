@@ -125,7 +125,7 @@ DistillConfig = _flat(
 
 @dataclass(frozen=True)
 class MethodRequest:
-    """A line of a comparison: ``ce``, ``kd``, ``at``, ``at+kd``, ``hkd(method_weight=1,negatives=same)+kd``.
+    """A line of a comparison: ``ce``, ``kd``, ``at+kd``, ``sdd(scales=[1,2])``, ``hkd(method_weight=1,k=4)+kd``.
 
     Attributes:
         label: as it was written, without spaces.
@@ -149,7 +149,8 @@ class MethodRequest:
             raise RequestError(f"methods: {name} takes nothing beside it; got {text!r}")
         if name == "ce":
             return cls(label, None)
-        pairs = [part.partition("=") for part in settings.split(",")] if settings else []
+        parts = re.split(r",(?![^\[\]]*\])", settings) if settings else []  # not at the commas of a list
+        pairs = [part.partition("=") for part in parts]
         if broken := [key for key, equals, value in pairs if not (key and equals and value)]:
             raise RequestError(f"methods: expected setting=value, got {broken[0]!r} in {text!r}")
         values = {key: parse_value(value) for key, _, value in pairs}
@@ -164,8 +165,10 @@ class MethodRequest:
         return cls(label, {"method": name + (plus or ""), **options, **({"settings": values} if values else {})})
 
 
-def parse_value(text: str) -> bool | int | float | str | None:
-    """What a setting's text means."""
+def parse_value(text: str) -> bool | int | float | str | list[Any] | None:
+    """What a setting's text means; ``[1,2]`` is a list."""
+    if text.startswith("[") and text.endswith("]"):
+        return [parse_value(part) for part in text[1:-1].split(",") if part]
     if text in ("true", "false", "null", "none"):
         return {"true": True, "false": False}.get(text)
     for kind in (int, float):

@@ -53,7 +53,7 @@ class Distiller(nn.Module):
         \mathrm{softmax}(l_s / T)) + \beta \sum \text{method's terms}
 
     A term of weight 0 is not computed, except the cross-entropy, which is always worth logging. The parameters are
-    exactly what is trained: the student's and the method's. The teacher follows ``.to()``, stays frozen and in
+    what is trained: the student's and the method's. The teacher follows ``.to()``, stays frozen and in
     evaluation mode, and is in neither ``parameters()`` nor ``state_dict()``. The state is that of the student and the
     method, memory banks included.
 
@@ -84,7 +84,8 @@ class Distiller(nn.Module):
         settings: of the method, by the names of its ``Config``.
 
     Attributes:
-        student, method: what is trained; the method is None where there is none beside KD.
+        student, method: what is trained; the method is None where there is none beside KD. The student is
+            :attr:`hkd.methods.Method.predictor` where the method has one.
         teachers: the frozen networks, none or one.
         weights: γ, α and β.
         in_initialisation: whether the present epoch is one of the method's initialisation.
@@ -142,6 +143,8 @@ class Distiller(nn.Module):
         # In a tuple, so that a teacher is no part of this module's parameters and state.
         self.teachers: tuple[Model, ...] = () if teacher is None else (_frozen(teacher, student, image_size),)
         self.method = self._built(method, labels, image_size, settings)
+        if self.method is not None and self.method.predictor is not None:
+            self.student = self.method.predictor
         self.weights = _weights(given, method, self.method)
         self.kd_temperature, self.kd_standardise = kd_temperature, kd_standardise
         self._classes = self._head(image_size)
@@ -378,13 +381,15 @@ class Distiller(nn.Module):
 
     @eager
     def _before_step(self, batch: Batch) -> None:
-        """Checks that make the host wait for the device, in the first steps only."""
+        """Checks that make the host wait for the device, and the method's beginning, in the first steps only."""
         if self._steps >= CHECKED_STEPS:
             return
         self._steps += 1
         if self._steps == 1:
             self._check_values(batch)
             self._check_progress()
+            if self.method is not None:
+                self.method.begin()
         if self.method is not None and world_size() > 1:
             self._check_processes()
 

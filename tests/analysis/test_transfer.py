@@ -115,6 +115,7 @@ def test_labels(runs: Path) -> None:
     assert find_trained(runs / "kd-0" / "teacher").label == "resnet14"
     for line, label in (
         ({"method": "hkd+kd", "holistic": {"k": 4}}, "hkd(k=4)+kd"),
+        ({"method": "sdd", "sdd": {"scales": [1, 2]}}, "sdd(scales=[1,2])"),
         ({"method": "hkd", "kd_weight": 0.5}, "hkd(kd_weight=0.5)"),
         ({"method": "kd", "kd_weight": 0.9, "ce_weight": 0.1}, "kd"),
         ({"method": "kd", "kd_weight": 1.0}, "kd(kd_weight=1)"),

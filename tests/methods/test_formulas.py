@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 import hkd
 from hkd.methods import Method, Progress, Setup, methods
-from hkd.models.base import ModelInfo
+from hkd.models.base import Model, ModelInfo
 from hkd.types import Batch, ModelOutput
 from tests.reference import methods as reference
 from tests.reference.kd import kd
@@ -691,6 +691,56 @@ def test_catkd(resolution: int, normalise: bool) -> None:
 
     torch.manual_seed(1)
     check("catkd", restated, networks=Twice((Tiny(6), Tiny(7))), resolution=resolution, normalise=normalise)
+
+
+class Averaging(Model):
+    """A network whose map of ``side`` cells is averaged."""
+
+    def __init__(self, width: int, side: int) -> None:
+        super().__init__()
+        self.name, self.side, self.image_size = f"averaging{width}", side, 8
+        self.conv, self.fc = nn.Conv2d(3, width, 3, padding=1), nn.Linear(width, C)
+
+    def forward(self, image: Tensor) -> ModelOutput:
+        pooled = F.adaptive_avg_pool2d(self.conv(image).square(), self.side)
+        embedding = pooled.mean(dim=(2, 3))
+        return ModelOutput(self.classify(embedding), embedding, pooled=pooled)
+
+    def classify(self, vectors: Tensor) -> Tensor:
+        return self.fc(vectors)
+
+
+@pytest.mark.parametrize("sides", [(4, 2), (2, 4), (4, 4)])
+@pytest.mark.parametrize("factor", [1, 2])
+def test_simkd(factor: int, sides: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    student, teacher = Averaging(6, sides[0]), Averaging(8, sides[1])
+    method = hkd.create_method("simkd", student=student, teacher=teacher, num_samples=N, factor=factor)
+    predictor = method.predictor
+    with torch.no_grad():
+        for norm in predictor.projector[1::3]:
+            norm.weight.uniform_(0.5, 1.5)
+            norm.bias.uniform_(-0.5, 0.5)
+    exact, image = deepcopy(predictor).double(), torch.randn(B, 3, 8, 8)
+    batch, goal = Batch(image, LABELS[INDEX], INDEX), teacher(image)
+
+    out = predictor(image)
+    terms = method(batch, out, goal)
+    layers = [
+        (convolution.weight, norm.weight, norm.bias)
+        for convolution, norm in zip(exact.projector[::3], exact.projector[1::3], strict=True)
+    ]
+    expected, vectors = reference.simkd(exact.network(image.double()).pooled, goal.pooled.detach().double(), layers)
+    head = deepcopy(teacher.fc).double()
+    torch.testing.assert_close(terms["reuse"].double(), expected, rtol=1e-5, atol=0)
+    torch.testing.assert_close(out.logits.double(), head(vectors), rtol=1e-5, atol=1e-5)
+    terms["reuse"].backward()
+    expected.backward()
+    for (name, value), wanted in zip(predictor.named_parameters(), exact.parameters(), strict=True):
+        assert (value.grad is None) == (wanted.grad is None) == (name.startswith(("classifier", "network.fc")))
+        if value.grad is not None:
+            scale = float(wanted.grad.abs().max())
+            torch.testing.assert_close(value.grad.double(), wanted.grad, rtol=1e-4, atol=1e-5 * scale + 1e-7)
 
 
 @pytest.mark.parametrize(("epsilon", "weight"), [(1.0, 1.0), (1.5, 0.1)])

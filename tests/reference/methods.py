@@ -415,6 +415,31 @@ def catkd(s: Tensor, t: Tensor, weights: list[Tensor], resolution: int, normalis
     return total / count
 
 
+def simkd(s: Tensor, t: Tensor, layers: list[tuple[Tensor, ...]]) -> tuple[Tensor, Tensor]:
+    """The mean squared error of the projected map, and the vectors that the teacher's classifier is given.
+
+    Args:
+        layers: of the projector, (convolution's weight, batch norm's weight, batch norm's bias) in training mode.
+    """
+    side = min(s.shape[2], t.shape[2])
+    s, t = (torch.stack([pool(image, side, side) for image in maps]) for maps in (s, t))
+    for weight, scale, shift in layers:
+        reach = weight.shape[2] // 2
+        around = torch.zeros(*s.shape[:2], side + 2 * reach, side + 2 * reach, dtype=s.dtype)
+        around[:, :, reach : reach + side, reach : reach + side] = s
+        rows = []
+        for y in range(side):
+            for x in range(side):
+                patch = around[:, :, y : y + weight.shape[2], x : x + weight.shape[3]]
+                rows.append((patch[:, None] * weight[None]).sum(dim=(2, 3, 4)))
+        cells = torch.stack(rows)  # (side side, B, channels)
+        mean = cells.mean(dim=(0, 1))
+        variance = ((cells - mean) ** 2).mean(dim=(0, 1))
+        cells = scale * (cells - mean) / (variance + 1e-5).sqrt() + shift
+        s = (cells * (cells > 0)).permute(1, 2, 0).reshape(s.shape[0], -1, side, side)
+    return ((s - t) ** 2).sum() / s.numel(), s.sum(dim=(2, 3)) / side**2
+
+
 def ofa(s: Tensor, t: Tensor, label: list[int], epsilon: float) -> Tensor:
     total = 0
     for a, b, y in zip(s, t, label, strict=True):

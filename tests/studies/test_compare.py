@@ -338,6 +338,8 @@ def test_requests() -> None:
     assert MethodRequest.parse("kd(kd_weight=.5)").options == {"method": "kd", "kd_weight": 0.5}
     standardised = MethodRequest.parse("hkd(kd_standardise=true,k=4)+kd").options
     assert standardised == {"method": "hkd+kd", "kd_standardise": True, "settings": {"k": 4}}
+    listed = MethodRequest.parse("sdd(scales=[1, 2],loss=dkd)").options
+    assert listed == {"method": "sdd", "settings": {"scales": [1, 2], "loss": "dkd"}}
     request = MethodRequest.parse("hkd(negatives=opposite, k=4, temperature=.1)+kd")
     assert request.options == {
         "method": "hkd+kd", "settings": {"negatives": "opposite", "k": 4, "temperature": 0.1}

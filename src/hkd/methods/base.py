@@ -131,6 +131,9 @@ class Method(nn.Module, ABC, Generic[C]):
         warmup_epochs: over how many epochs its weight rises to β, in equal steps.
         progress: how far the training is, set before each epoch, also where a run continues; None where a loop does not
             say it. No part of the state.
+        predictor: the network that takes the student's place, in the training and for good: it is what sees the
+            images, and what is evaluated, saved, exported and counted. It holds the student, and all that is trained
+            beside it. None where that is the student itself.
         pairs: which stage maps are compared, (student's, teacher's) positions in ``ModelOutput.features``.
     """
 
@@ -158,11 +161,19 @@ class Method(nn.Module, ABC, Generic[C]):
         self.config = config
         # In a tuple, since they are no parts of the method; not kept in vain, so that a teacher can be let go of.
         self.networks = setup.networks if self.needs & (SHOWS | {"classifier"}) else None
+        self._predictors: tuple[Model, ...] = ()
 
     @classmethod
     def default_weights(cls, config: C) -> Weights:
         """The published weights, which may depend on the settings."""
         return cls.weights
+
+    @property
+    def predictor(self) -> Model | None:
+        return self._predictors[0] if self._predictors else None
+
+    def begin(self) -> None:
+        """Is called once before the first step of each start, when both networks have their weights."""
 
     @property
     def ramp(self) -> float:

@@ -6,6 +6,8 @@ from hkd.errors import RequestError, unknown
 from hkd.models.about import MOST_CLASSES
 from hkd.models.base import Model, models
 from hkd.models.external import from_factory, from_timm, from_torchvision
+from hkd.models.names import split_projected
+from hkd.models.projected import ProjectedModel
 from hkd.options import shown
 from hkd.outside import has_controls, whole_number
 
@@ -21,7 +23,8 @@ def create_model(name: str, num_classes: int, *, pretrained: bool = False) -> Mo
 
     Args:
         name: one of :func:`list_models`, ``timm:NAME``, ``torchvision:NAME``, or ``package.module:callable``, a factory
-            that is called with the number of classes.
+            that is called with the number of classes. ``projected-WIDTH-SIDE-FACTOR:NAME`` is a network as SimKD
+            leaves it, :class:`hkd.models.projected.ProjectedModel`.
         num_classes: C, from 2 to 1,000,000.
         pretrained: start from the library's pretrained weights; timm and torchvision only.
 
@@ -31,6 +34,9 @@ def create_model(name: str, num_classes: int, *, pretrained: bool = False) -> Mo
     num_classes = whole_number("num_classes", num_classes, 2, MOST_CLASSES)
     if not isinstance(name, str) or len(name) > LONGEST_TYPED or has_controls(name):
         raise RequestError(f"model: expected a name of at most {LONGEST_TYPED} characters; got {shown(name)}")
+    projection, name = split_projected(name)
+    if projection is not None:
+        return ProjectedModel(create_model(name, num_classes, pretrained=pretrained), projection, num_classes)
     library, _, rest = name.partition(":")
     if library == "timm":
         return from_timm(rest, num_classes, pretrained)

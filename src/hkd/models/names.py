@@ -5,21 +5,46 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from hkd.errors import RequestError
 from hkd.options import shown
 from hkd.outside import printable
 
 _LIBRARY = re.compile(r"(timm|torchvision):[A-Za-z0-9_.-]+")
+_PROJECTED = re.compile(r"projected-(\d{1,4})-(\d{1,4})-(\d{1,3}):(.+)")
+
+
+class Projection(NamedTuple):
+    """How :class:`hkd.models.projected.ProjectedModel` projects a map; as a name, ``projected-256-8-2``."""
+
+    width: int
+    """Channels of the projected map."""
+    side: int
+    """In cells: larger maps are pooled to it."""
+    factor: int
+    """The width over that of the bottleneck."""
+
+    def __str__(self) -> str:
+        return f"projected-{self.width}-{self.side}-{self.factor}"
+
+
+def split_projected(name: str) -> tuple[Projection | None, str]:
+    """``projected-256-8-2:NETWORK`` as the projection and the network's own name; other names as they are."""
+    match = _PROJECTED.fullmatch(name)
+    if match is None:
+        return None, name
+    projection = Projection(*(int(number) for number in match.groups()[:3]))
+    return (projection, match[4]) if min(projection) > 0 else (None, name)
 
 
 def names_code(name: str) -> bool:
     """Whether building a network of this name imports a module or downloads something.
 
     A factory ``package.module:callable``, ``timm:hf-hub:...`` and ``timm:local-dir:...`` do; names of the zoo,
-    ``timm:NAME`` and ``torchvision:NAME`` do not.
+    ``timm:NAME`` and ``torchvision:NAME`` do not, and none of these behind ``projected-...:`` does.
     """
+    _, name = split_projected(name)
     return ":" in name and _LIBRARY.fullmatch(name) is None
 
 
@@ -59,7 +84,8 @@ def model_of_file(about: Mapping[str, Any], path: str | Path, field: str = "mode
             f"{field}: {file} holds the network {shown(name)}, and a name in a file never imports or downloads "
             f"anything; name the network yourself with --{field} (in Python {field}=...)"
         )
-    if ":" not in name and (len(name) > 200 or name not in models):
+    _, own = split_projected(name)
+    if ":" not in own and (len(own) > 200 or own not in models):
         raise RequestError(
             f"{field}: {file} holds a network of its own, {shown(name)}; name its factory with --{field} "
             f"module:callable (in Python {field}=...)"

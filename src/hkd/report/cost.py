@@ -48,5 +48,4 @@ def cost_of(name: str, classes: int, size: int) -> Cost | None:
             started = time.perf_counter()
             model(image)
             seconds.append(time.perf_counter() - started)
-    parameters = sum(p.numel() for p in model.parameters())
-    return Cost(parameters, counter.get_total_flops(), 1e3 * statistics.median(seconds))
+    return Cost(model.info_at(size).parameters, counter.get_total_flops(), 1e3 * statistics.median(seconds))
