@@ -9,6 +9,7 @@ from torch import Tensor
 
 from hkd.methods.base import Method, Setup, methods
 from hkd.methods.kd import divergence
+from hkd.numerics.classes import is_class, log_binary, log_softmax_without
 from hkd.numerics.precision import at_least_float32
 from hkd.options import option
 from hkd.types import Batch, ModelOutput
@@ -34,18 +35,13 @@ def decoupled(student: Tensor, teacher: Tensor, label: Tensor, temperature: floa
         label: (R,) classes; -1 for none.
         temperature: T.
     """
-    known, target = (label >= 0)[:, None], label[:, None].clamp(min=0)
-    is_target = torch.zeros_like(student, dtype=torch.bool).scatter(1, target, True)
-    binary, others = [], []
-    logits_s, logits_t = at_least_float32(student), at_least_float32(teacher)
+    known, label = (label >= 0)[:, None], label.clamp(min=0)
+    s, t = at_least_float32(student), at_least_float32(teacher)
     # Where an image has no label, both are the teacher's, which adds 0 to either divergence.
-    for logits in (torch.where(known, logits_s, logits_t.to(logits_s.dtype)), logits_t):
-        log_p = (logits / temperature).log_softmax(dim=1)
-        rest = log_p.masked_fill(is_target, -torch.inf).logsumexp(dim=1, keepdim=True)
-        binary.append(torch.cat([log_p.gather(1, target), rest], dim=1))
-        # What a removed class adds to a divergence is 0; a finite log keeps 0 times it from being NaN.
-        others.append((log_p - rest).masked_fill(is_target, -1000.0))
-    return divergence(*binary), divergence(*others)
+    s, t = torch.where(known, s, t.to(s.dtype)) / temperature, t / temperature
+    hidden = is_class(s, label)
+    target = divergence(log_binary(s, label), log_binary(t, label))
+    return target, divergence(log_softmax_without(s, hidden), log_softmax_without(t, hidden))
 
 
 @methods.register("dkd")
