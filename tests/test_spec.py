@@ -69,7 +69,7 @@ FREE = {
 DECISIVE: dict[str, Any] = {
     "lr": 0.1, "epochs": 3, "batch_size": 32, "milestones": [0.5], "momentum": 0.8, "weight_decay": 0.0, "flip": False,
     "precision": "bf16", "student": "resnet20", "teacher": "resnet32", "method": "crd", "method_weight": 1.0,
-    "kd_weight": 0.5, "ce_weight": 0.5, "kd_temperature": 2.0, "kd_standardise": True, "holdout": 0.1, "image_size": 16,
+    "kd_weight": 0.5, "ce_weight": 0.5, "kd_temperature": 2.0, "kd_standardise": True, "pseudo_labels": 0.5, "holdout": 0.1, "image_size": 16,
     "views": 8, "holistic": {"k": 4},
     "student_pretrained": True, "teacher_pretrained": True, "teacher_lr": 0.1, "scale_with_processes": True,
     "lr_decay": 0.2, "mean": [0.1, 0.2, 0.3], "std": [0.1, 0.2, 0.3],
@@ -87,8 +87,8 @@ def test_what_decides_what_is_learnt_is_in_the_key(name: str) -> None:
 
 
 def test_every_option_is_one_or_the_other() -> None:
-    by_content = {"limit_classes", "limit_train", "train_fraction", "bad_images", "teacher_checkpoint"}  # in a digest
-    together = {"holdout_seed"}  # without a holdout it says nothing
+    by_content = {"limit_classes", "limit_train", "train_fraction", "bad_images", "teacher_checkpoint", "unlabelled"}
+    together = {"holdout_seed"}  # without a holdout it says nothing; what is by its content is in a digest
     assert set(FREE) | set(DECISIVE) - {"holistic"} | by_content | together == set(FIELDS) - RECORDED
 
 

@@ -21,12 +21,12 @@ from hkd.data import ArrayDataset, Data, make_loader, open_data, prepare
 from hkd.data.open import worker_count
 from hkd.errors import RequestError, TrainingError
 from hkd.files import inside
-from hkd.metrics import Evaluation, evaluate_model
+from hkd.metrics import Evaluation, confident_classes, evaluate_model
 from hkd.models import Model, create_model, load_checkpoint, save_model
 from hkd.models.fold import fold_batch_norms
 from hkd.models.spec import StudentSpec
 from hkd.outside import check_outputs
-from hkd.parts import Parts, build, report_stage_pairs
+from hkd.parts import Parts, build, relabelled, report_stage_pairs
 from hkd.runtime.engine import Engine
 from hkd.runtime.provenance import new_entry, now
 from hkd.runtime.records import MOST_STARTS
@@ -133,7 +133,12 @@ def _run(
     engine = new_engine(spec)
     with engine.first_of_node():  # downloads and decodes for the others
         data = data or open_data(
-            spec.data, train_data, test_data, workers=spec.runtime.workers, cache=spec.runtime.image_folder
+            spec.data,
+            train_data,
+            test_data,
+            unlabelled=spec.unlabelled,
+            workers=spec.runtime.workers,
+            cache=spec.runtime.image_folder,
         )
     check_shares(spec, data, engine)
     parts = build(spec, data, student, teacher)
@@ -146,6 +151,8 @@ def _run(
         if not parts.teacher_is_trained:
             _train_teacher(parts)
             engine = new_engine(spec)
+        if parts.spec.method is not None and parts.spec.method.pseudo_labels is not None:
+            parts = _with_pseudo_labels(parts, engine, parts.spec.method.pseudo_labels)
         if engine.is_main:
             report_start(parts, engine)
         trainer = Trainer(parts.spec, parts.distiller, parts.data, engine, folder)
@@ -226,7 +233,23 @@ def _train_teacher(parts: Parts) -> None:
     """Trains the teacher in a folder of the student's run, and loads it into the network that the method has."""
     first = teacher_spec(parts.spec, inside(parts.spec.run, "teacher"), parts.spec.seed)
     assert parts.distiller.teacher is not None
-    load_checkpoint(parts.distiller.teacher, train(first, data=parts.data).weights)
+    load_checkpoint(parts.distiller.teacher, train(first, data=parts.data.labelled).weights)
+
+
+def _with_pseudo_labels(parts: Parts, engine: Engine, confidence: float) -> Parts:
+    """The parts whose memories know unlabelled images by the teacher's class, where it is sure of one."""
+    teacher, train = parts.distiller.teacher, parts.data.train
+    assert teacher is not None
+    rows = (train.labels < 0).nonzero().flatten()
+    teacher.to(engine.device)
+    options: dict[str, Any] = {"workers": worker_count(parts.spec.runtime.workers), "share": engine.share}
+    options["bad_images"] = parts.spec.data.bad_images
+    loader = make_loader(train.select(rows, train.info), 256, engine.device, train=False, **options)
+    found = confident_classes(teacher, loader, engine, confidence)
+    if engine.is_main:
+        sure = int((found >= 0).sum())
+        print(f"pseudo-labels: {sure:,} of {len(rows):,} images, the teacher is {confidence:.0%} sure", file=sys.stderr)
+    return relabelled(parts, train.labels.index_copy(0, rows, found))
 
 
 @contextmanager

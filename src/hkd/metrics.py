@@ -105,3 +105,17 @@ def evaluate_model(model: Model, loader: Loader, engine: Engine) -> Evaluation:
         predicted=engine.concatenate(torch.cat(predicted)),
         label=engine.concatenate(torch.cat(label)),
     )
+
+
+@torch.no_grad()
+def confident_classes(model: Model, loader: Loader, engine: Engine, confidence: float) -> Tensor:
+    """The class that a network gives each image, (N,) int64 on the CPU; -1 where its probability is below
+    ``confidence``. Leaves the network in evaluation mode."""
+    model.eval()
+    classes = []
+    for batch in loader.epoch(0):
+        with engine.autocast():
+            logits = model(batch.image).logits.float()
+        probability, predicted = logits.softmax(dim=1).max(dim=1)
+        classes.append(predicted.where(probability >= confidence, -1))
+    return engine.concatenate(torch.cat(classes)).cpu()

@@ -10,13 +10,13 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from hkd.data import Data
 from hkd.distiller import Distiller
 from hkd.errors import RequestError
-from hkd.methods import create_method
+from hkd.methods import create_method, methods
 from hkd.models import Model, ModelInfo, create_model, load_checkpoint, wrap_model
 from hkd.models.names import model_of_file
 from hkd.models.spec import STUDENT, TEACHER
@@ -67,7 +67,26 @@ def build(spec: RunSpec, data: Data, student: nn.Module | None = None, teacher: 
         digest = f"weights {weights_digest(taught)}"
         spec = replace(spec, teacher=replace(spec.teacher, name=taught.name, digest=digest))
     spec, data = spec.resolved(data), _normalised(spec, data, network, taught)
-    return Parts(spec, data, _distiller(spec, data, network, taught), trained)
+    _check_pseudo_labels(spec)
+    return Parts(spec, data, _distiller(spec, data, network, taught, data.train.labels), trained)
+
+
+def _check_pseudo_labels(spec: RunSpec) -> None:
+    if spec.method is None or spec.method.pseudo_labels is None:
+        return
+    if spec.method.unlabelled is None:
+        raise RequestError("pseudo_labels: expected with --unlabelled; all training images have labels")
+    if not methods[spec.method.name].remembers_classes:
+        raise RequestError(f"pseudo_labels: {spec.method.name} has no memory in which an image has a class")
+
+
+def relabelled(parts: Parts, labels: Tensor) -> Parts:
+    """The same parts, whose method's memories know the training images by other labels, (N,), -1 for none.
+
+    The method is built anew, so nothing may have been trained yet.
+    """
+    made = _distiller(parts.spec, parts.data, parts.student, parts.distiller.teacher, labels)
+    return replace(parts, distiller=made)
 
 
 def _normalised(spec: RunSpec, data: Data, student: Model, teacher: Model | None) -> Data:
@@ -78,7 +97,9 @@ def _normalised(spec: RunSpec, data: Data, student: Model, teacher: Model | None
     return data if learnt in (None, (data.mean, data.std)) else data.normalised(*learnt)
 
 
-def _distiller(spec: RunSpec, data: Data, student: Model, teacher: Model | None) -> Distiller:
+def _distiller(
+    spec: RunSpec, data: Data, student: Model, teacher: Model | None, labels: Tensor | None = None
+) -> Distiller:
     method = spec.method
     if method is None:
         return Distiller(student)
@@ -92,7 +113,7 @@ def _distiller(spec: RunSpec, data: Data, student: Model, teacher: Model | None)
         teacher,
         method.name,
         num_samples=len(data.train),
-        labels=data.train.labels,
+        labels=labels,
         ce_weight=method.ce_weight,
         kd_weight=method.kd_weight,
         method_weight=method.weight,
@@ -193,6 +214,7 @@ def dry_check(spec: RunSpec, data: Data) -> None:
     if spec.method is None:
         return
     method = resolve_method(spec.method)
+    _check_pseudo_labels(replace(spec, method=method))
     if spec.teacher is not None and spec.teacher.checkpoint is not None and not spec.teacher.digest:
         file, _ = locate(spec.teacher.checkpoint)
         check_classes(file, read_about(file), data)

@@ -55,6 +55,11 @@ class RunSpec:
     def seed(self) -> int:
         return self.runtime.seed
 
+    @property
+    def unlabelled(self) -> str | None:
+        """Images without labels, which only a teacher can say something of."""
+        return None if self.method is None else self.method.unlabelled
+
     def with_options(self, **values: Any) -> RunSpec:
         """The specification with some options, by their flat names, at other values."""
         return _build(self, values)
@@ -168,7 +173,7 @@ class RunSpec:
             return self
         from hkd.data import open_data
 
-        data = data or open_data(self.data, workers=self.runtime.workers)
+        data = data or open_data(self.data, unlabelled=self.unlabelled, workers=self.runtime.workers)
         teacher = None if self.teacher is None else resolve_teacher(self.teacher)
         return replace(
             self,

@@ -300,7 +300,8 @@ class Trainer:
         means = self.sums.means(self.engine)
         if not means:
             raise NotFiniteError("in every step")
-        top1 = {"train_top1": 100 * means["top1"]} if "top1" in means else {}
+        known = int((self.data.train.labels >= 0).sum())  # no prediction hits the label -1
+        top1 = {"train_top1": 100 * means["top1"] * len(self.data.train) / known} if "top1" in means else {}
         return {name: means[name] for name in means if name not in ("top1", "top5")} | top1
 
     def _summary(self, last: Evaluation) -> dict[str, Any]:

@@ -308,8 +308,8 @@ def test_labels_of_the_wrong_shape_are_refused(labels: Tensor) -> None:
 
 
 def test_labels_below_zero_are_refused() -> None:
-    with pytest.raises(ValueError, match="labels: expected classes from 0 up; got -1"):
-        HolisticLoss(D_S, D_T, N, torch.full((N,), -1))
+    with pytest.raises(ValueError, match="labels: expected classes from 0 up, or -1 for none; got -2"):
+        HolisticLoss(D_S, D_T, N, torch.full((N,), -2))
 
 
 def test_the_defaults_are_those_of_the_method_and_the_released_ones_a_name_away() -> None:

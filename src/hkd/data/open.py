@@ -16,6 +16,7 @@ from hkd.data.load import load_dataset, prepare
 from hkd.data.normalisation import measure
 from hkd.data.spec import REVISION, STREAM_REVISION, DataSpec
 from hkd.data.subsets import hold_out, limit
+from hkd.data.unlabelled import labelled, with_unlabelled
 from hkd.errors import RequestError
 from hkd.options import check_fields
 from hkd.types import Channels
@@ -80,6 +81,11 @@ class Data:
             part.info = replace(part.info, mean=mean, std=std)
         return replace(self, train=train, test=test, sources=sources)
 
+    @property
+    def labelled(self) -> Data:
+        """The same data without the training images that have no label."""
+        return replace(self, train=labelled(self.train))
+
     def describe(self) -> str:
         """How many images of which size, and their normalisation, in two lines for the start of a run."""
         side = f"{self.image_size}x{self.image_size}"
@@ -87,18 +93,26 @@ class Data:
             varying = self.train.info.image_size is None
             side = f"images of varying size, shown at {side}" if varying else f"shown at {side}"
         evaluation = "held-out" if self.held_out else "test"
+        unlabelled = int((self.train.labels < 0).sum())
+        training = f"training images, {unlabelled:,} of them without a label," if unlabelled else "training"
         mean, std = (" ".join(f"{value:.3f}" for value in channels) for channels in (self.mean, self.std))
         ours, theirs = self.sources
         of_std = f"std {std}" if ours == theirs else f"{theirs} std {std}"
         return (
-            f"{self.name}: {len(self.train):,} training and {len(self.test):,} {evaluation} images, "
+            f"{self.name}: {len(self.train):,} {training} and {len(self.test):,} {evaluation} images, "
             f"{self.train.info.num_classes} classes, {side}\n"
             f"normalised by {ours} mean {mean} and {of_std}"
         )
 
 
 def open_data(
-    spec: DataSpec, train: Any = None, test: Any = None, *, workers: int | None = None, cache: Path | None = None
+    spec: DataSpec,
+    train: Any = None,
+    test: Any = None,
+    *,
+    unlabelled: str | None = None,
+    workers: int | None = None,
+    cache: Path | None = None,
 ) -> Data:
     """The images that a specification describes, for one run or several.
 
@@ -113,6 +127,7 @@ def open_data(
         spec: see :class:`DataSpec`.
         train, test: data set objects (see :func:`as_dataset`) instead of the data set that the specification names;
             they stay as they are. With a holdout, ``test`` is not looked at and may be None.
+        unlabelled: images that join the training images, see :func:`hkd.data.unlabelled.with_unlabelled`.
         workers: threads that decode; None for one for each CPU, at most 8.
         cache: folder where small data sets are kept decoded; see :func:`hkd.data.decode.in_memory`.
 
@@ -121,6 +136,7 @@ def open_data(
     """
     check_fields(spec)
     name, whole, test = _splits(spec, train, test)
+    first_row = len(whole)
     whole = limit(whole, spec.limit_classes, None)
     if test is None:
         whole, test = hold_out(whole, spec.holdout, spec.holdout_seed)
@@ -131,6 +147,10 @@ def open_data(
         prepare(part, cache, threads, spec.bad_images)
         for part in (limit(whole, None, spec.limit_train, spec.train_fraction), test)
     )
+    if unlabelled is not None:
+        train = with_unlabelled(
+            train, unlabelled, first_row, root=spec.data_root, cache=cache, workers=threads, bad_images=spec.bad_images
+        )
     data = Data(name, train, test, held_out=spec.holdout > 0)
     return _normalised(data, spec, threads)
 
@@ -167,7 +187,7 @@ def _normalised(data: Data, spec: DataSpec, workers: int) -> Data:
     mean, std = spec.mean or info.mean, spec.std or info.std
     of_mean, of_std = (GIVEN if given else PUBLISHED for given in (spec.mean, spec.std))
     if mean is None or std is None:
-        measured_mean, measured_std = measure(data.train, data.image_size, workers, spec.bad_images)
+        measured_mean, measured_std = measure(data.labelled.train, data.image_size, workers, spec.bad_images)
         mean, of_mean = (measured_mean, MEASURED) if mean is None else (mean, of_mean)
         std, of_std = (measured_std, MEASURED) if std is None else (std, of_std)
     return data.normalised(mean, std, (of_mean, of_std))

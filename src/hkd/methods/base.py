@@ -124,6 +124,7 @@ class Method(nn.Module, ABC, Generic[C]):
             run's key.
         always_trains_all: whether each of its parameters gets a gradient in every step of the training in which its
             weight is not 0. False where parts are trained in its initialisation alone.
+        remembers_classes: whether it has a memory of the training images and their classes, ``Setup.labels``.
         follows_progress: whether its terms or their gradients change with ``progress``.
 
     Attributes:
@@ -143,6 +144,7 @@ class Method(nn.Module, ABC, Generic[C]):
     needs: ClassVar[frozenset[str]] = NEEDS - {"strong"}
     revision: ClassVar[int] = 1
     always_trains_all: ClassVar[bool] = True
+    remembers_classes: ClassVar[bool] = False
     follows_progress: ClassVar[bool] = False
 
     initialisation: Initialisation | None = None

@@ -112,6 +112,7 @@ class CRD(Method[ContrastiveConfig]):
     settings = "crd"
     weights = Weights(method=0.8)
     needs = frozenset({"embedding"})
+    remembers_classes = True
 
     def __init__(self, setup: Setup, config: ContrastiveConfig) -> None:
         super().__init__(setup, config)

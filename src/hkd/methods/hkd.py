@@ -56,6 +56,7 @@ class HKD(Method[HolisticConfig]):
     settings = "holistic"
     weights = Weights(method=3.0)
     needs = frozenset({"logits", "embedding"})
+    remembers_classes = True
 
     def __init__(self, setup: Setup, config: HolisticConfig) -> None:
         super().__init__(setup, config)

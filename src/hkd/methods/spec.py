@@ -23,6 +23,15 @@ class MethodSpec:
     kd_standardise: bool = option(
         False, "compare standardised logits in the KD term (LSKD; there with T 2)", neutral=False
     )
+    unlabelled: str | None = option(
+        None,
+        "images without labels to learn from the teacher: a folder, a zip archive, or stl10 for its own",
+        key=False,
+    )
+    pseudo_labels: float | None = option(
+        None, "in memories an unlabelled image has the teacher's class where this sure of it, in [0, 1] "
+        "[a class of its own]", ge=0, le=1, neutral=None,
+    )  # fmt: skip
     settings: Any = None
     revision: int = recorded(1, "method_revision")
     """Of the method's code; 0 for runs of version 0.1."""

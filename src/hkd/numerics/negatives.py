@@ -22,7 +22,8 @@ class NegativeSampler(nn.Module):
     Args:
         num_samples: N, rows of the bank.
         num_negatives: K, how many rows a draw holds; at most what the bank can give.
-        labels: (N,) class of each row, integers from 0 up; or None: then all rows but an anchor's are its negatives.
+        labels: (N,) class of each row, integers from 0 up, and -1 for a row that is a class of its own; or None: then
+            all rows but an anchor's are its negatives.
         seed: of the draws.
 
     Raises:
@@ -122,7 +123,7 @@ class NegativeSampler(nn.Module):
 
 
 def _classes(labels: Tensor, num_samples: int) -> Tensor:
-    """Labels as classes 0, 1, ... without gaps, (N,) int64: their numbers may be anything from 0 up."""
+    """Labels as classes 0, 1, ... without gaps, (N,) int64: their numbers may be anything from 0 up, or -1."""
     try:
         labels = torch.as_tensor(labels)
     except (TypeError, ValueError, RuntimeError) as error:
@@ -134,8 +135,10 @@ def _classes(labels: Tensor, num_samples: int) -> Tensor:
         )
     if labels.is_floating_point() or labels.is_complex():
         raise ValueError(f"labels: expected integers; got {labels.dtype}")
-    if labels.min() < 0:
-        raise ValueError(f"labels: expected classes from 0 up; got {int(labels.min())}")
+    if labels.min() < -1:
+        raise ValueError(f"labels: expected classes from 0 up, or -1 for none; got {int(labels.min())}")
+    own = labels.max() + 1 + torch.arange(num_samples, device=labels.device)
+    labels = torch.where(labels < 0, own, labels)
     classes: Tensor = torch.unique(labels, return_inverse=True)[1]
     return classes
 

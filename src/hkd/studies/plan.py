@@ -59,7 +59,7 @@ class Plan:
         self.fresh = fresh
         self.runs: list[PlannedRun] = []
         self._by_identity: dict[Identity, PlannedRun] = {}
-        self._data: dict[DataSpec, Data] = {}
+        self._data: dict[tuple[DataSpec, str | None], Data] = {}
         self._places: set[Path] = set()
         self._costs: dict[Identity, tuple[float, float]] = {}
         self._check_folder()
@@ -118,11 +118,13 @@ class Plan:
         Args:
             spec: with absolute paths.
         """
-        if spec.data not in self._data:
+        asked = (spec.data, spec.unlabelled)
+        if asked not in self._data:
             assert spec.runtime.image_cache is not None
-            data = open_data(spec.data, workers=spec.runtime.workers, cache=Path(spec.runtime.image_cache))
-            self._data[spec.data] = without_pixels(data)
-        return self._data[spec.data]
+            cache = Path(spec.runtime.image_cache)
+            data = open_data(spec.data, unlabelled=spec.unlabelled, workers=spec.runtime.workers, cache=cache)
+            self._data[asked] = without_pixels(data)
+        return self._data[asked]
 
     def dry_check(self, spec: RunSpec) -> None:
         """Raises what training the specification would raise at its start, as far as names and shapes tell."""
