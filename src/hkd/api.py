@@ -186,7 +186,7 @@ def _finish(parts: Parts, engine: Engine, folder: RunFolder, trainer: Trainer, s
     assert trainer.evaluated is not None
     folder.save_predictions(trainer.evaluated.predicted, trainer.evaluated.label)
     if folder.writes:
-        save_model(parts.student, folder.weights, **trainer.metadata(summary["epochs"], summary["top1_last"]))
+        save_model(trainer.kept, folder.weights, **trainer.metadata(summary["epochs"], summary["top1_last"]))
     summary |= {
         "student": parts.student.name,
         "parameters": parts.student.info_at(parts.data.image_size).parameters,
@@ -201,7 +201,7 @@ def _finish(parts: Parts, engine: Engine, folder: RunFolder, trainer: Trainer, s
     }
     folder.finish(summary, keep_checkpoints=parts.spec.runtime.keep_checkpoints)
     engine.wait()  # the others may read it next
-    return Result(folder.path, parts.student.eval(), summary, folder.weights)
+    return Result(folder.path, trainer.kept.eval(), summary, folder.weights)
 
 
 def check_kind(config: Any, *kinds: type) -> None:

@@ -79,6 +79,7 @@ class Distiller(nn.Module):
         ce_weight, kd_weight, method_weight: γ, α, β; what is None is the method's published weight.
         kd_temperature: T.
         kd_standardise: whether the KD term is of standardised logits, :func:`hkd.methods.kd.standardised`.
+        label_smoothing: of the cross-entropy in training, see :func:`hkd.methods.kd.cross_entropy`; in [0, 1).
         image_size: side of the training images in pixels; the networks' usual sizes if not given.
         seed: of the method's draws.
         settings: of the method, by the names of its ``Config``.
@@ -118,6 +119,7 @@ class Distiller(nn.Module):
         method_weight: float | None = None,
         kd_temperature: float = 4.0,
         kd_standardise: bool = False,
+        label_smoothing: float = 0.0,
         image_size: int | None = None,
         seed: int = 0,
         **settings: Any,
@@ -131,6 +133,8 @@ class Distiller(nn.Module):
             kd_standardise=kd_standardise,
         )
         check_fields(given)
+        if not 0 <= label_smoothing < 1:
+            raise RequestError(f"label_smoothing: expected a number in [0, 1); got {shown(label_smoothing)}")
         if teacher is None:
             if method is not None and (method != "hkd" or num_samples is not None or labels is not None):
                 raise RequestError("teacher: expected the network that the method learns from; got none")
@@ -147,6 +151,7 @@ class Distiller(nn.Module):
             self.student = self.method.predictor
         self.weights = _weights(given, method, self.method)
         self.kd_temperature, self.kd_standardise = kd_temperature, kd_standardise
+        self.label_smoothing = label_smoothing
         self._classes = self._head(image_size)
         self.compares_processes = True
         self.epoch, self.epochs = 0, 1
@@ -311,7 +316,7 @@ class Distiller(nn.Module):
             return self._initialise(batch, teacher)
         student: ModelOutput = self.student(batch.image)
         logits = at_least_float32(student.logits)
-        terms = {"ce": cross_entropy(logits, batch.label)}
+        terms = {"ce": cross_entropy(logits, batch.label, self.label_smoothing)}
         if teacher is not None and self.weights.kd:
             if teacher.logits.shape != logits.shape:
                 raise RequestError(

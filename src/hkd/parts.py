@@ -22,6 +22,7 @@ from hkd.models.names import model_of_file
 from hkd.models.spec import STUDENT, TEACHER
 from hkd.models.weights import read_about, weights_digest
 from hkd.options import shown
+from hkd.runtime.optimizers import check_optimizer
 from hkd.spec import RunSpec, locate, resolve_method
 
 
@@ -67,6 +68,7 @@ def build(spec: RunSpec, data: Data, student: nn.Module | None = None, teacher: 
         digest = f"weights {weights_digest(taught)}"
         spec = replace(spec, teacher=replace(spec.teacher, name=taught.name, digest=digest))
     spec, data = spec.resolved(data), _normalised(spec, data, network, taught)
+    check_optimizer(spec.optimisation)
     _check_pseudo_labels(spec)
     return Parts(spec, data, _distiller(spec, data, network, taught, data.train.labels), trained)
 
@@ -100,9 +102,9 @@ def _normalised(spec: RunSpec, data: Data, student: Model, teacher: Model | None
 def _distiller(
     spec: RunSpec, data: Data, student: Model, teacher: Model | None, labels: Tensor | None = None
 ) -> Distiller:
-    method = spec.method
+    method, smoothing = spec.method, spec.optimisation.label_smoothing
     if method is None:
-        return Distiller(student)
+        return Distiller(student, label_smoothing=smoothing)
     settings = (
         {}
         if method.settings is None
@@ -119,6 +121,7 @@ def _distiller(
         method_weight=method.weight,
         kd_temperature=method.kd_temperature,
         kd_standardise=method.kd_standardise,
+        label_smoothing=smoothing,
         image_size=data.image_size,
         seed=spec.seed,
         **settings,
@@ -203,6 +206,7 @@ def dry_check(spec: RunSpec, data: Data) -> None:
             cannot work between these two networks.
     """
     spec.check()
+    check_optimizer(spec.optimisation)
     classes, size = data.train.info.num_classes, data.image_size
     names = [("student", spec.student.name or STUDENT)]
     if spec.teacher is not None:

@@ -6,7 +6,7 @@ import dataclasses
 import math
 import sys
 import time
-from contextlib import closing
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from hkd.models.weights import weights_digest
 from hkd.runtime.checkpoint import Checkpoint
 from hkd.runtime.engine import Engine
 from hkd.runtime.guard import Guard, NotFiniteError
+from hkd.runtime.optimizers import make_optimizer, moving_average
 from hkd.runtime.progress import Curves, Progress
 from hkd.runtime.run_folder import RunFolder
 from hkd.runtime.stopping import StopAction, Stopping
@@ -63,15 +64,15 @@ class Trainer:
         self.teacher_cache: TeacherCache | None = None
         teacher_digest = self._place_networks()
         self.teacher_digest = teacher_digest or None
-        optimizer: torch.optim.Optimizer = torch.optim.SGD(
-            distiller.parameters(),
-            lr=self.schedule.lr,
-            momentum=self.schedule.momentum,
-            weight_decay=self.schedule.weight_decay,
-        )
+        optimizer = make_optimizer(distiller, self.schedule, self.schedule.lr)
+        decay = self.schedule.ema
+        self.average = None if decay is None else moving_average(distiller.student, decay)
         self.prepared, self.optimizer = engine.prepare(distiller, optimizer, distiller.trains_all_parameters)
         origin = {"teacher_digest": teacher_digest, "images_a_step": str(self.batch_size)}
-        self.checkpoint = Checkpoint(folder, distiller, self.optimizer, engine, origin, self.first_epoch)
+        self.checkpoint = Checkpoint(
+            folder, distiller, self.optimizer, engine, origin, self.first_epoch,
+            average=None if self.average is None else self.average.module,
+        )  # fmt: skip
         self.state = self.checkpoint.resume()
         if spec.runtime.compile:
             for network in (distiller.student, *distiller.teachers):
@@ -81,6 +82,12 @@ class Trainer:
         self.sums = Sums()
         self.evaluated: Evaluation | None = None
         self.progress, self.curves = self._progress()
+
+    @property
+    def kept(self) -> Model:
+        """The network that is evaluated and saved: the student, or its moving average."""
+        network: Model = self.distiller.student if self.average is None else self.average.module
+        return network
 
     def _loaders(self) -> tuple[Loader, Loader]:
         """For training and for evaluation."""
@@ -151,21 +158,33 @@ class Trainer:
                     raise DivergedError(self._diverged(epoch, str(error))) from None
                 self._finish(epoch, row, started)
         if self.evaluated is None:  # the last epoch was finished by an earlier start
-            self.evaluated = evaluate_model(self.distiller.student, self.test_loader, self.engine)
+            self.evaluated = evaluate_model(self.kept, self.test_loader, self.engine)
         return self._summary(self.evaluated)
 
     def train_step(self, step: int, batch: Batch) -> None:
-        """One optimiser step. In one process nothing in it waits for the device."""
+        """One batch, and behind the last of ``accumulate`` batches one step of the optimiser with their mean gradient.
+
+        In one process nothing in it waits for the device. A batch that is skipped adds nothing; where it is the last
+        of several, the others' gradients are dropped.
+        """
+        before = step - 1 - (step - 1) % self.schedule.accumulate
+        count = min(self.schedule.accumulate, len(self.loader) - before)
+        is_last = step == before + count
         self.guard.before_step()
-        with self.engine.autocast():
-            known = self.teacher_cache is not None and not self.distiller.in_initialisation
-            taught = self.teacher_cache(batch) if self.teacher_cache is not None and known else None
-            out = self.prepared(batch, teacher=taught)
-        if self.guard.skips(out):
+        with nullcontext() if is_last else self.engine.alone(self.prepared):
+            with self.engine.autocast():
+                known = self.teacher_cache is not None and not self.distiller.in_initialisation
+                taught = self.teacher_cache(batch) if self.teacher_cache is not None and known else None
+                out = self.prepared(batch, teacher=taught)
+            if skipped := self.guard.skips(out):
+                if is_last:
+                    self.optimizer.zero_grad()
+            else:
+                self.engine.backward(out.loss if count == 1 else out.loss / count)
+        if skipped:
             return
-        self.engine.backward(out.loss)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        if is_last:
+            self._optimise(step)
         self.guard.record(step, out)
 
         count = len(batch.label)
@@ -173,6 +192,17 @@ class Trainer:
             self.sums.add({name: count * value for name, value in {"loss": out.loss, **out.terms}.items()}, count)
             if out.logits is not None:
                 self.sums.add(hits(ranked(out.logits), batch.label))
+
+    def _optimise(self, step: int) -> None:
+        """A step of the optimiser, and of the moving average, which begins with the training itself."""
+        if self.schedule.clip_grad is not None:
+            self.engine.clip(self.prepared, self.schedule.clip_grad)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        if self.average is not None and not self.distiller.in_initialisation:
+            steps = -(-len(self.loader) // self.schedule.accumulate)
+            done = self.state.epoch * steps + -(-step // self.schedule.accumulate)
+            self.average.update(self.distiller.student, done + 1)
 
     def _open_teacher(self, teacher: Model) -> None:
         """Folds the teacher, opens the table of its outputs where one is asked for, and measures its accuracy."""
@@ -229,6 +259,8 @@ class Trainer:
     def _begin(self, epoch: int) -> None:
         if epoch == 0 and self.state.step == 0:  # the training does not inherit the momentum of an initialisation
             self.optimizer.state.clear()
+            if self.average is not None:
+                self.average.set(self.distiller.student)
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr_at(epoch)
         self.prepared.train()
@@ -240,6 +272,8 @@ class Trainer:
     def _save_or_stop(self, step: int, started: float) -> None:
         """After each step, skipped or not: the progress, and what a signal or the clock demands."""
         self.progress.images(self.loader.batches.size_of(step - 1))
+        if step % self.schedule.accumulate and step < len(self.loader):  # gradients of a step are no part of the state
+            return
         action = self.stopping.action(step)
         if action is StopAction.CONTINUE:
             return
@@ -259,11 +293,12 @@ class Trainer:
             started: when it would have started, had it never been stopped.
         """
         state, images = self.state, self.loader.batches.images
-        self.engine.average_buffers(self.distiller.student)
+        for network in dict.fromkeys((self.distiller.student, self.kept)):
+            self.engine.average_buffers(network)
         seconds = time.perf_counter() - started
         row |= {"seconds": seconds, "images_per_second": images / seconds}
         if epoch >= 0 and (epoch + 1 == self.epochs or self.spec.runtime.evaluate == "every"):
-            self.evaluated = evaluate_model(self.distiller.student, self.test_loader, self.engine)
+            self.evaluated = evaluate_model(self.kept, self.test_loader, self.engine)
             row |= self.evaluated.row()
         if broken := [f"{name} {value}" for name, value in row.items() if not math.isfinite(value)]:
             raise DivergedError(self._diverged(epoch, ", ".join(broken)))
@@ -274,7 +309,7 @@ class Trainer:
         state.images += images
         if (top1 := row.get("test_top1", -math.inf)) > state.best_top1:
             state.best_top1, state.best_epoch = top1, epoch + 1
-            self.folder.save_best(self.distiller.student, **self.metadata(epoch + 1, top1))
+            self.folder.save_best(self.kept, **self.metadata(epoch + 1, top1))
         saved = self._save()
         self.curves.write(row)
         left = state.seconds / (state.epoch - self.first_epoch) * (self.epochs - state.epoch)

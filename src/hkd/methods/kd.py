@@ -79,14 +79,15 @@ def kd_loss(
     return temperature**2 * F.kl_div(student, teacher, reduction="batchmean", log_target=True)
 
 
-def cross_entropy(logits: Tensor, label: Tensor) -> Tensor:
+def cross_entropy(logits: Tensor, label: Tensor, smoothing: float = 0.0) -> Tensor:
     """The mean cross-entropy over the images that have a label, a scalar; 0 where none has.
 
     Args:
         logits: (B, C).
         label: (B,) classes, -1 for none.
+        smoothing: ε of Szegedy et al., 2016: the target is 1 - ε at the label and ε / C at every class besides.
     """
-    total = F.cross_entropy(logits, label, ignore_index=NO_LABEL, reduction="sum")
+    total = F.cross_entropy(logits, label, ignore_index=NO_LABEL, reduction="sum", label_smoothing=smoothing)
     return total / (label != NO_LABEL).sum().clamp(min=1)
 
 

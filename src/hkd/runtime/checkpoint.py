@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hkd.distiller import Distiller
 from hkd.errors import RequestError
@@ -16,6 +16,8 @@ from hkd.outside import printable
 from hkd.runtime.engine import Engine
 from hkd.runtime.records import STATE, checked, corrupt
 from hkd.runtime.run_folder import RunFolder, changed
+
+MOMENTA = ("momentum_buffer", "exp_avg", "exp_avg_sq")
 
 
 @dataclass
@@ -54,6 +56,7 @@ class Checkpoint:
         engine: holds the scaler of fp16.
         origin: what a run cannot continue without, a key of CHANGED each.
         first_epoch: where a new run starts, 0 or before it.
+        average: the student's moving average, of a run that keeps one.
     """
 
     run: RunFolder
@@ -62,6 +65,7 @@ class Checkpoint:
     engine: Engine
     origin: dict[str, str]
     first_epoch: int = 0
+    average: nn.Module | None = None
 
     def save(self, state: State) -> bool:
         """Writes everything. Returns whether it could; if not, it has warned."""
@@ -72,6 +76,7 @@ class Checkpoint:
                 "origin": self.origin,
                 "student": self.distiller.student.state_dict(),
                 "method": method.state_dict() if method is not None else {},
+                "average": {} if self.average is None else self.average.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
                 "scaler": scaler.state_dict() if scaler is not None else {},
                 "random": self.engine.random_state(),
@@ -83,9 +88,8 @@ class Checkpoint:
     def resume(self) -> State:
         """Puts everything back to where the run stopped; a new run starts at its first epoch.
 
-                Raises:
-        XX
-                        several processes do not find the same.
+        Raises:
+            RequestError: the checkpoint is corrupt or of another run, or several processes do not find the same.
         """
         state = self._resume()
         place = next(iter(self.distiller.student.state_dict().values()))
@@ -133,11 +137,15 @@ class Checkpoint:
         self.distiller.student.load_state_dict(saved["student"])
         if self.distiller.method is not None:
             self.distiller.method.load_state_dict(saved["method"])
+        if self.average is not None:
+            self.average.load_state_dict(saved["average"])
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": saved["optimizer"]["state"], "param_groups": groups})
         for parameter, values in self.optimizer.state.items():
             for name, value in values.items():
-                if value is not None and value.shape != parameter.shape:
+                # Some keep a count, or sums over rows and columns; momenta have the parameter's shape.
+                odd = isinstance(value, Tensor) and value.numel() > parameter.numel()
+                if odd or (name in MOMENTA and value is not None and value.shape != parameter.shape):
                     raise ValueError(f"optimizer: {name} of another shape than its parameter")
         if self.engine.scaler is not None:
             self.engine.scaler.load_state_dict(saved["scaler"])

@@ -141,6 +141,15 @@ class Engine:
         prepared: tuple[M, torch.optim.Optimizer] = self._accelerator.prepare(module.to(self.device), optimizer)
         return prepared
 
+    def clip(self, module: nn.Module, most: float) -> None:
+        """Shortens the gradient of all parameters together to a norm of at most ``most``, before a scaled step."""
+        self._accelerator.clip_grad_norm_(module.parameters(), most)
+
+    def alone(self, module: nn.Module) -> AbstractContextManager[None]:
+        """The context of a forward and backward pass whose gradients are not yet exchanged between processes."""
+        context: AbstractContextManager[None] = self._accelerator.no_sync(module)
+        return context
+
     def autocast(self) -> AbstractContextManager[None]:
         """The context in which networks compute in the run's precision."""
         context: AbstractContextManager[None] = self._accelerator.autocast()
