@@ -181,8 +181,8 @@ def test_a_killed_run_of_all_of_it_ends_with_the_same_bits(
     recipe = {
         "student": "resnet8", "teacher": "resnet14", "method": "hkd+kd", "epochs": 3, "optimizer": optimizer,
         "lr": 0.01, "schedule": "cosine", "warmup_epochs": 1, "accumulate": 2, "ema": 0.9, "clip_grad": 1.0,
-        "label_smoothing": 0.1, "decay_all": False, "batch_size": 16, "limit_train": 8, "device": "cpu", "tensorboard": False,
-        "save_minutes": 1e-6,
+        "label_smoothing": 0.1, "decay_all": False, "batch_size": 16, "limit_train": 8, "device": "cpu",
+        "tensorboard": False, "save_minutes": 1e-6,
     }  # fmt: skip
     teacher = hkd.train(config(tmp_path / "teacher", student="resnet14", epochs=1))
     recipe["teacher_checkpoint"] = str(teacher.run)
