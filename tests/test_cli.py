@@ -230,6 +230,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
         archive.writestr("train/a/readme.txt", "")
     (folder / "page.pth").write_text("<html>not found</html>")
     (folder / "latin.yaml").write_bytes("run: b\xe4r\n".encode("latin-1"))
+    (folder / "none_teach.yaml").write_text("teacher: []\n")
+    (folder / "two_teach.yaml").write_text("teacher: [vgg8, my.module:net]\n")
     (folder / "typo.yaml").write_text("epoch: 3\n")
     (folder / "broken.yaml").write_text("epochs: [3\n")
     return folder
@@ -273,6 +275,30 @@ WRONG = [
     ("distill --teacher-checkpoint {files}/hundred.safetensors", "has a 100-class head, digits has 10 classes"),
     ("distill --teacher resnet20 --teacher-checkpoint {files}/vgg8.safetensors", "does not fit resnet20"),
     ("distill --teacher resnet20 --teacher-checkpoint {files}/vgg8.pth", "does not fit resnet20"),
+    (
+        "distill --teacher resnet8 --teacher vgg8",
+        "teacher_checkpoint: expected the weights of each of 2 teachers; got 0",
+    ),
+    (
+        "distill --teacher resnet8 --teacher vgg8 --teacher-checkpoint {files}/vgg8.pth",
+        "teacher_checkpoint: expected 2, one for each teacher; got 1",
+    ),
+    (
+        "distill --teacher resnet8 --teacher-checkpoint a --teacher-checkpoint b",
+        "teacher_checkpoint: expected 1, one for each teacher; got 2",
+    ),
+    (
+        "distill --teacher-checkpoint {files}/vgg8.safetensors --teacher-checkpoint {files}/hundred.safetensors",
+        "hundred.safetensors has a 100-class head, digits has 10 classes",
+    ),
+    (
+        "distill --method at --teacher-checkpoint {files}/vgg8.safetensors "
+        "--teacher-checkpoint {files}/vgg8.safetensors",
+        "method: AT needs features; several teachers serve methods of logits and embeddings",
+    ),
+    ("distill --config {files}/none_teach.yaml", "teacher: expected one or more, one for each teacher; got 0"),
+    ("distill --config {files}/two_teach.yaml", "names teacher = my.module:net, which is code"),
+    ("train --role teacher --config {files}/two_teach.yaml --trust-config", "teacher: expected str or nothing; got ["),
     ("distill --holistic.k 0", "holistic.k: expected 1 or more; got 0"),
     ("distill --holistic.num-negatives 0", "holistic.num_negatives: expected 1 or more; got 0"),
     ("distill --holistic.temperature 0", "holistic.temperature: expected a number above 0; got 0.0"),
@@ -381,6 +407,29 @@ def test_a_wrong_request_gets_one_line_and_status_2(
     assert len(err.splitlines()) == 1 and err.startswith("hkd: ")
     assert expected.format(files=files) in err
     assert not list(tmp_path.rglob("config.yaml")), "a refused request leaves no run folder"
+
+
+def test_several_teachers_are_given_one_by_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """So that a path may have a comma."""
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text("teacher: [resnet8, vgg8]\nteacher_checkpoint: [a, b]\n")
+    words = [
+        "distill",
+        "--teacher",
+        "vgg13",
+        "--teacher",
+        "vgg8",
+        "--teacher-checkpoint=a,b",
+        "--teacher-checkpoint",
+        "c",
+    ]
+    shown = printed(capsys, *words)
+    assert (shown["teacher"], shown["teacher_checkpoint"]) == (["vgg13", "vgg8"], ["a,b", "c"])
+    assert printed(capsys, *words, "--config", str(recipe)) == shown
+    read = printed(capsys, "distill", "--config", str(recipe))
+    assert (read["teacher"], read["teacher_checkpoint"]) == (["resnet8", "vgg8"], ["a", "b"])
+    one = printed(capsys, "distill", "--config", str(recipe), "--teacher", "vgg13", "--teacher-checkpoint", "a,b")
+    assert (one["teacher"], one["teacher_checkpoint"]) == ("vgg13", "a,b")
 
 
 @pytest.mark.parametrize("words", ["--edges=" + "x" * 10**5, "--\x1b[2J=1", "--\u2028", "--" + "y" * 10**5])

@@ -19,7 +19,7 @@ import pytest
 import hkd
 from hkd.cli import main
 from hkd.cli.commands import CONFIGS
-from hkd.cli.parser import _items_of, _kinds
+from hkd.cli.parser import _items_of, _kinds, _repeats
 from hkd.methods import methods
 from hkd.options import default_of, hints_of, options
 
@@ -78,7 +78,11 @@ def values_against(hint: Any, bounds: dict[str, float], default: Any) -> Iterato
         yield None
     inner = _items_of(tuple, hint)
     mapped = _items_of(dict, hint)
-    if inner:
+    if _repeats(hint):  # a text, or a list of several
+        yield from (3, True, {}, {"a": 1}, [], [1], [[1]], [None], [{}])
+        texts = list(scalars_against((str,), bounds, default))
+        yield from (*texts, *([text] for text in texts), *(["a", text] for text in texts))
+    elif inner:
         yield from ("one", 3, True, {"a": 1}, [[1]], [None], [{}])
         yield from ([value] for value in scalars_against((inner[0],), bounds, ()))
     elif mapped:
@@ -115,7 +119,7 @@ def words_against(hint: Any, bounds: dict[str, float], default: Any) -> Iterator
         yield from ("yes", "1", "", *ODD_TEXTS)
     elif mapped:
         yield from ("a", "{a", "=", "a=", "{a: [1]}", "{a: {b: 1}}", "[a]", "{3: 4}", "{a: null}", *ODD_TEXTS)
-    elif inner:
+    elif inner and not _repeats(hint):
         yield from ("[a", "a\0b", "\x1b[31m", HUGE)
         if inner[0] is not str:
             yield from ("many", "1,,2", "nan", "inf", "[[1]]", *map(str, outside(inner[0], bounds)))

@@ -109,6 +109,47 @@ def test_the_data_and_the_teacher_are_known_by_their_content() -> None:
     assert elsewhere.key() == taught[0].key()
 
 
+TWO = {"teacher": ["resnet20", "vgg8"], "teacher_digest": ["run a 0", "weights b"]}
+
+
+def test_several_teachers_make_a_round_trip(tmp_path: Path) -> None:
+    spec = resolved(**TWO)
+    assert [(t.name, t.digest) for t in spec.teachers] == [("resnet20", "run a 0"), ("vgg8", "weights b")]
+    assert spec.teacher_names == "resnet20+vgg8"
+    spec.save(tmp_path / "config.yaml")
+    assert RunSpec.load(tmp_path / "config.yaml") == spec == RunSpec.from_flat(spec.to_flat())
+    flat = spec.to_flat()
+    assert {name: flat[name] for name in TWO} == TWO and flat["teacher_checkpoint"] is None
+    open_ = RunSpec.from_flat({"method": "kd", "teacher_checkpoint": ["a", "b"]})
+    assert (open_.to_flat()["teacher"], open_.to_flat()["teacher_checkpoint"]) == (None, ["a", "b"])
+    assert open_.with_options(lr=1.0).teachers == open_.teachers
+    one = RunSpec.from_flat({"method": "kd", "teacher": ["vgg8"], "teacher_checkpoint": ["a"]})
+    assert one == RunSpec.from_flat({"method": "kd", "teacher": "vgg8", "teacher_checkpoint": "a"})
+
+
+def test_a_key_depends_on_all_teachers_in_order() -> None:
+    digests = [
+        ["run a 0", "weights b"],
+        ["weights b", "run a 0"],
+        ["run a 0", "weights c"],
+        ["run a 0"],
+        ["run a 0"] * 2,
+    ]
+    names = ["resnet20", "vgg8"]
+    keys = [resolved(teacher=names[: len(one)], teacher_digest=one).key() for one in digests]
+    assert len(set(keys)) == len(keys)
+    assert resolved(teacher=names[::-1], teacher_digest=digests[0], teacher_lr=0.5).key() == keys[0]
+    assert resolved(teacher="resnet20", teacher_digest="run a 0").key() == keys[3]
+    assert resolved(**TWO).difference(resolved(**TWO | {"teacher_digest": digests[2]})) is not None
+    assert resolved(**TWO).difference(resolved(**TWO)) is None
+
+
+def test_a_file_s_code_is_found_among_several_teachers(tmp_path: Path) -> None:
+    resolved(**TWO | {"teacher": ["vgg8", "my.module:net"]}).save(tmp_path / "config.yaml")
+    with pytest.raises(hkd.RequestError, match=r"names teacher = my\.module:net, which is code"):
+        RunSpec.load(tmp_path / "config.yaml")
+
+
 GOLDEN = {"hkd+kd": "b6a054399d9dbce9", "kd": "95a935c6893f6355", "ce": "dec31a687a089ae5"}
 
 

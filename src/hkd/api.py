@@ -19,6 +19,7 @@ import hkd
 from hkd.config import CacheConfig, EvaluateConfig, FlatConfig
 from hkd.data import ArrayDataset, Data, make_loader, open_data, prepare
 from hkd.data.open import worker_count
+from hkd.distiller import as_teachers
 from hkd.errors import RequestError, TrainingError
 from hkd.files import inside
 from hkd.metrics import Evaluation, confident_classes, evaluate_model
@@ -26,7 +27,7 @@ from hkd.models import Model, create_model, load_checkpoint, save_model
 from hkd.models.fold import fold_batch_norms
 from hkd.models.spec import StudentSpec
 from hkd.outside import check_outputs
-from hkd.parts import Parts, build, relabelled, report_stage_pairs
+from hkd.parts import Parts, Teachers, build, relabelled, report_stage_pairs
 from hkd.runtime.engine import Engine
 from hkd.runtime.provenance import new_entry, now
 from hkd.runtime.records import MOST_STARTS
@@ -84,7 +85,7 @@ def train(
 def distill(
     config: FlatConfig | RunSpec,
     student: nn.Module | None = None,
-    teacher: nn.Module | None = None,
+    teacher: Teachers = None,
     *,
     train_data: Any = None,
     test_data: Any = None,
@@ -99,7 +100,8 @@ def distill(
     Args:
         config: who learns from whom on what, and how.
         student, teacher: modules, instead of the networks that the configuration names. The teacher is taken as
-            trained, or gets the weights of ``teacher_checkpoint``.
+            trained, or gets the weights of ``teacher_checkpoint``. A list is of several teachers
+            (:class:`hkd.Distiller`); in the configuration, ``teacher`` and ``teacher_checkpoint`` may be lists, too.
         train_data, test_data: data set objects, instead of the one that the configuration names; see
             :func:`hkd.as_dataset`.
         data: what :func:`hkd.data.open_data` returned for this configuration, so that several runs share it.
@@ -108,9 +110,9 @@ def distill(
     spec = as_spec(config)
     if spec.method is None or spec.teacher is None:
         raise RequestError("method: name how to learn from the teacher; train learns from labels alone")
-    if (student is not None and spec.student.name) or (teacher is not None and spec.teacher.name):
+    if (student is not None and spec.student.name) or (teacher is not None and any(t.name for t in spec.teachers)):
         raise RequestError("student: a network is passed or named in the configuration, not both; so is a teacher")
-    if student is not None and student is teacher:
+    if student is not None and any(student is one for one in as_teachers(teacher)):
         raise RequestError("student: the same network is passed as student and as teacher")
     return _run(spec, student, teacher, train_data, test_data, data, fresh)
 
@@ -124,7 +126,7 @@ def as_spec(config: FlatConfig | RunSpec) -> RunSpec:
 
 
 def _run(
-    spec: RunSpec, student: nn.Module | None, teacher: nn.Module | None, train_data: Any, test_data: Any,
+    spec: RunSpec, student: nn.Module | None, teacher: Teachers, train_data: Any, test_data: Any,
     data: Data | None, fresh: bool,
 ) -> Result:  # fmt: skip
     """Builds everything, then trains what is not trained: a wrong request must not cost a teacher's training."""
@@ -302,8 +304,9 @@ def report_start(parts: Parts, engine: Engine) -> None:
     print(parts.data.describe(), file=sys.stderr)
     distiller, data = parts.distiller, parts.data
     sizes = {"weights, gradients and momentum": 3 * sum(p.nbytes for p in distiller.parameters())}
-    if distiller.teacher is not None:
-        sizes["teacher"] = sum(p.nbytes for p in distiller.teacher.parameters())
+    if distiller.teachers:
+        name = "teacher" if len(distiller.teachers) == 1 else "teachers"
+        sizes[name] = sum(p.nbytes for teacher in distiller.teachers for p in teacher.parameters())
     if distiller.method is not None:
         sizes["memory banks and tables"] = sum(b.nbytes for b in distiller.method.buffers())
     images = data.train.images.nbytes if isinstance(data.train, ArrayDataset) else 0

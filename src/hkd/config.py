@@ -13,7 +13,7 @@ from hkd.models.spec import STUDENT, TEACHER, TeacherSpec
 from hkd.options import check_fields, coerce, default_of, hints_of, option
 from hkd.outside import check_outputs
 from hkd.runtime.spec import Precision
-from hkd.spec import DISTILLATION, FIELDS, PARTS, PLUS_KD, TRAINING, RunSpec, field_of
+from hkd.spec import DISTILLATION, FIELDS, PARTS, PLUS_KD, SEVERAL, TRAINING, RunSpec, field_of
 
 DEFAULTS = {"train": {"run": "runs/train"}, "distill": {"run": "runs/distill", "method": f"hkd{PLUS_KD}"}}
 """Where a command's defaults are not the specification's."""
@@ -117,7 +117,10 @@ DistillConfig = _flat(
     "DistillConfig",
     "Distilling a student: γ CE + α KD + β method. Weights left open are the method's published ones.",
     [
-        *flat_fields((*TRAINING, *DISTILLATION), DEFAULTS["distill"]),
+        *(
+            (name, hint | tuple[str, ...] if name in SEVERAL else hint, entry)
+            for name, hint, entry in flat_fields((*TRAINING, *DISTILLATION), DEFAULTS["distill"])
+        ),
         ("settings", dict[str, Any], field(default_factory=dict)),
     ],
 )

@@ -352,7 +352,7 @@ def _card(trained: Trained, model: Model, size: int, crop: str, result: Exported
     about = trained.about
     origin = f" Trained on {plain(about.get('dataset', 'an unnamed data set'))}"
     if trained.spec is not None and trained.spec.teacher is not None:
-        origin += f" with {plain(method_label(trained.spec))} from the teacher {plain(trained.spec.teacher.name)}"
+        origin += f" with {plain(method_label(trained.spec))} from the teacher {plain(trained.spec.teacher_names)}"
     if "top1" in about:
         origin += f"; top-1 on {_split(trained)} {about['top1']:.2f} % after epoch {about.get('epoch')}"
     kinds = {

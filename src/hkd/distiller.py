@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from hkd.errors import RequestError
 from hkd.methods import create_method, methods
 from hkd.methods.base import Initialisation, Method, Progress, Weights
-from hkd.methods.kd import KD, NO_LABEL, cross_entropy, kd_loss
+from hkd.methods.kd import KD, NO_LABEL, cross_entropy, kd_loss_of_teachers
+from hkd.methods.of_teachers import OfTeachers
 from hkd.methods.spec import MethodSpec
 from hkd.models import wrap_model
 from hkd.models.base import CifarModel, Model
@@ -71,7 +72,10 @@ class Distiller(nn.Module):
 
     Args:
         student: the network to train: a :class:`hkd.models.Model` or any classifier that :func:`hkd.wrap_model` takes.
-        teacher: the trained network to learn from, which is frozen in place; None learns from labels alone.
+        teacher: the trained network to learn from, which is frozen in place; None learns from labels alone. Of a list
+            of several, the KD term learns from their :func:`hkd.methods.kd.mean_logits`, and each has an instance of
+            the method, of which the terms are averaged (:class:`hkd.methods.of_teachers.OfTeachers`). They serve
+            methods of logits and embeddings.
         method: a name of :func:`hkd.list_methods`, or a method built for these networks. None is the cross-entropy,
             with the KD term if ``kd_weight`` says so.
         num_samples: N, the number of training images, which ``index`` counts. Methods with a memory need it.
@@ -87,7 +91,7 @@ class Distiller(nn.Module):
     Attributes:
         student, method: what is trained; the method is None where there is none beside KD. The student is
             :attr:`hkd.methods.Method.predictor` where the method has one.
-        teachers: the frozen networks, none or one.
+        teachers: the frozen networks, none, one or several.
         weights: γ, α and β.
         in_initialisation: whether the present epoch is one of the method's initialisation.
         compares_processes: whether the first steps compare the parameters of several processes. Turn it off where each
@@ -109,7 +113,7 @@ class Distiller(nn.Module):
     def __init__(
         self,
         student: nn.Module,
-        teacher: nn.Module | None = None,
+        teacher: nn.Module | Sequence[nn.Module] | None = None,
         method: str | Method[Any] | None = "hkd",
         *,
         num_samples: int | None = None,
@@ -135,7 +139,8 @@ class Distiller(nn.Module):
         check_fields(given)
         if not 0 <= label_smoothing < 1:
             raise RequestError(f"label_smoothing: expected a number in [0, 1); got {shown(label_smoothing)}")
-        if teacher is None:
+        given_teachers = as_teachers(teacher)
+        if not given_teachers:
             if method is not None and (method != "hkd" or num_samples is not None or labels is not None):
                 raise RequestError("teacher: expected the network that the method learns from; got none")
             if kd_weight:
@@ -145,7 +150,8 @@ class Distiller(nn.Module):
         self.seed = seed
         self.student: Model = wrap_model(student, image_size=image_size)
         # In a tuple, so that a teacher is no part of this module's parameters and state.
-        self.teachers: tuple[Model, ...] = () if teacher is None else (_frozen(teacher, student, image_size),)
+        self.teachers: tuple[Model, ...] = tuple(_frozen(one, student, image_size) for one in given_teachers)
+        self._outputs = len(self.teachers)  # of teachers in a call, also when they are released
         self.method = self._built(method, labels, image_size, settings)
         if self.method is not None and self.method.predictor is not None:
             self.student = self.method.predictor
@@ -173,13 +179,18 @@ class Distiller(nn.Module):
         if isinstance(method, KD):
             raise RequestError("method: expected kd by its name, since it is a term of every objective")
         if isinstance(method, Method):
+            built_for = len(method.instances) if isinstance(method, OfTeachers) else 1
+            if built_for != self._outputs:
+                raise RequestError(
+                    f"method: expected one for as many teachers, {self._outputs}; got one for {built_for}"
+                )
             return method
         if not isinstance(method, str):
             raise RequestError(f"method: expected a name or a method that is built; got {shown(method)}")
         built = create_method(
             method,
             student=self.student,
-            teacher=self.teachers[0],
+            teacher=self.teachers,
             num_samples=self.num_samples or 0,
             labels=labels,
             image_size=image_size,
@@ -195,8 +206,8 @@ class Distiller(nn.Module):
         ]
         needs = frozenset() if self.method is None else self.method.needs
         on_logits = self.weights.kd or needs - {"strong"} == {"logits"} or "classifier" in needs
-        if on_logits and len(set(classes)) > 1:
-            raise RequestError(f"teacher: has a {classes[1]}-class head, and the student a {classes[0]}-class head")
+        if on_logits and (others := [count for count in classes if count != classes[0]]):
+            raise RequestError(f"teacher: has a {others[0]}-class head, and the student a {classes[0]}-class head")
         return classes[0]
 
     # -- the teacher --------------------------------------------------------------------------------------------------
@@ -228,11 +239,19 @@ class Distiller(nn.Module):
         return self.method is not None and self.weights.method > 0
 
     def release_teachers(self) -> None:
-        """Lets go of the teacher, where every call is given its output; ``needs_teacher`` is false from then on."""
+        """Lets go of the teachers, where every call is given their outputs; ``needs_teacher`` is false from then on."""
         self.teachers = ()
 
-    def _run_teacher(self, image: Tensor) -> ModelOutput:
-        teacher = self.teachers[0]
+    def _taught(self, image: Tensor, given: ModelOutput | Sequence[ModelOutput] | None) -> tuple[ModelOutput, ...]:
+        """Each teacher's output: what is given, else what it says of the images where the epoch looks at it."""
+        if given is None:
+            return tuple(self._run_teacher(teacher, image) for teacher in self.teachers if self.needs_teacher)
+        taught = (given,) if isinstance(given, ModelOutput) else tuple(given)
+        if len(taught) != max(self._outputs, 1):
+            raise RequestError(f"teacher: expected the outputs of {self._outputs} teachers; got {len(taught)}")
+        return taught
+
+    def _run_teacher(self, teacher: Model, image: Tensor) -> ModelOutput:
         if teacher.training:  # somebody's module holds it, too, and was put into training mode
             teacher.eval()
         with torch.no_grad():
@@ -289,7 +308,7 @@ class Distiller(nn.Module):
         image: Tensor | Batch,
         label: Tensor | None = None,
         index: Tensor | None = None,
-        teacher: ModelOutput | None = None,
+        teacher: ModelOutput | Sequence[ModelOutput] | None = None,
         strong: Tensor | None = None,
     ) -> DistillerOutput:
         """The loss of a batch.
@@ -298,7 +317,7 @@ class Distiller(nn.Module):
             image: (B, 3, H, W) float, normalised; or a whole :class:`Batch`, which has labels and indices.
             label: (B,) integers, the classes; -1 where there is none.
             index: (B,) integers, positions in the training set, by which memories recognise an image.
-            teacher: the teacher's output, where it is known already; if not given, the teacher is run.
+            teacher: the teacher's output, where it is known already, or those of several; if not given, they are run.
             strong: (B, 3, H, W) float, a second, stronger view of the images, where :attr:`needs_strong`.
 
         Raises:
@@ -310,21 +329,19 @@ class Distiller(nn.Module):
             loss = cross_entropy(logits, batch.label)
             return DistillerOutput(loss, {"ce": loss}, logits)
         self._before_step(batch)
-        if teacher is None and self.needs_teacher:
-            teacher = self._run_teacher(batch.image)
+        taught = self._taught(batch.image, teacher)
         if self.in_initialisation:
-            return self._initialise(batch, teacher)
+            return self._initialise(batch, taught)
         student: ModelOutput = self.student(batch.image)
         logits = at_least_float32(student.logits)
         terms = {"ce": cross_entropy(logits, batch.label, self.label_smoothing)}
-        if teacher is not None and self.weights.kd:
-            if teacher.logits.shape != logits.shape:
-                raise RequestError(
-                    f"teacher: expected logits of shape {tuple(logits.shape)}; got {tuple(teacher.logits.shape)}"
-                )
-            terms["kd"] = kd_loss(logits, teacher.logits, self.kd_temperature, standardise=self.kd_standardise)
-        if teacher is not None and self._uses_method:
-            terms |= self._method_terms(batch, student, teacher)
+        if taught and self.weights.kd:
+            theirs = [output.logits for output in taught]
+            if strange := [tuple(one.shape) for one in theirs if one.shape != logits.shape]:
+                raise RequestError(f"teacher: expected logits of shape {tuple(logits.shape)}; got {strange[0]}")
+            terms["kd"] = kd_loss_of_teachers(logits, theirs, self.kd_temperature, standardise=self.kd_standardise)
+        if taught and self._uses_method:
+            terms |= self._method_terms(batch, student, taught)
         return DistillerOutput(self._total(terms), terms, logits)
 
     def _batch(self, image: Tensor, label: Tensor | None, index: Tensor | None, strong: Tensor | None) -> Batch:
@@ -345,10 +362,11 @@ class Distiller(nn.Module):
         return Batch(image, label.long(), index, strong=strong)
 
     @eager
-    def _method_terms(self, batch: Batch, student: ModelOutput, teacher: ModelOutput) -> dict[str, Tensor]:
+    def _method_terms(self, batch: Batch, student: ModelOutput, taught: tuple[ModelOutput, ...]) -> dict[str, Tensor]:
         """The method's terms. No part of a compiled graph: draws, memories and counters change in each step."""
         assert self.method is not None
-        terms: dict[str, Tensor] = self.method(batch, student, teacher)
+        several = isinstance(self.method, OfTeachers)
+        terms: dict[str, Tensor] = self.method(batch, student, taught if several else taught[0])  # type: ignore[arg-type]
         if taken := terms.keys() & {"ce", "kd"}:
             raise RequestError(
                 f"method: {type(self.method).__name__} has a term {min(taken)}, which is the objective's"
@@ -356,11 +374,11 @@ class Distiller(nn.Module):
         return terms
 
     @eager
-    def _initialise(self, batch: Batch, teacher: ModelOutput | None) -> DistillerOutput:
+    def _initialise(self, batch: Batch, taught: tuple[ModelOutput, ...]) -> DistillerOutput:
         """A step of the method's initialisation, which minimises the sum of the stage's terms."""
         stage = self.initialisation
-        assert stage is not None and teacher is not None
-        terms = stage(batch, self.student(batch.image) if stage.with_student else None, teacher)
+        assert stage is not None and taught
+        terms = stage(batch, self.student(batch.image) if stage.with_student else None, taught[0])
         return DistillerOutput(self._total(terms), terms, None)
 
     @eager
@@ -462,6 +480,21 @@ def _training_set(num_samples: int | None, labels: Any) -> tuple[int | None, Ten
         count = "N" if num_samples is None else num_samples
         raise RequestError(f"labels: expected shape ({count},); got {tuple(labels.shape)}")
     return len(labels), labels
+
+
+def as_teachers(teacher: nn.Module | Sequence[nn.Module] | None) -> tuple[nn.Module, ...]:
+    """No teacher, one or several, as a tuple.
+
+    Raises:
+        RequestError: what is passed is no network, or one is passed twice.
+    """
+    teachers = tuple(teacher) if isinstance(teacher, list | tuple) else () if teacher is None else (teacher,)
+    for one in teachers:
+        if not isinstance(one, nn.Module):
+            raise RequestError(f"teacher: expected a network or a list of them; got {shown(one)}")
+    if len(set(map(id, teachers))) < len(teachers):
+        raise RequestError("teacher: the same network is passed twice")
+    return teachers
 
 
 def _frozen(teacher: nn.Module, student: nn.Module, image_size: int | None) -> Model:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -14,12 +15,12 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from hkd.data import Data
-from hkd.distiller import Distiller
+from hkd.distiller import Distiller, as_teachers
 from hkd.errors import RequestError
 from hkd.methods import create_method, methods
 from hkd.models import Model, ModelInfo, create_model, load_checkpoint, wrap_model
 from hkd.models.names import model_of_file
-from hkd.models.spec import STUDENT, TEACHER
+from hkd.models.spec import STUDENT, TEACHER, TeacherSpec
 from hkd.models.weights import read_about, weights_digest
 from hkd.options import shown
 from hkd.runtime.optimizers import check_optimizer
@@ -33,8 +34,8 @@ class Parts:
     Attributes:
         spec: resolved.
         data: in the normalisation of the run.
-        distiller: holds the student, the method and the teacher.
-        teacher_is_trained: whether the teacher's weights are known; True without a teacher.
+        distiller: holds the student, the method and the teachers.
+        teacher_is_trained: whether the teachers' weights are known; True without a teacher.
     """
 
     spec: RunSpec
@@ -47,35 +48,53 @@ class Parts:
         return self.distiller.student
 
 
-def build(spec: RunSpec, data: Data, student: nn.Module | None = None, teacher: nn.Module | None = None) -> Parts:
+Teachers = nn.Module | Sequence[nn.Module] | None
+"""What teaches, where modules do: one or several."""
+
+
+def build(spec: RunSpec, data: Data, student: nn.Module | None = None, teacher: Teachers = None) -> Parts:
     """Builds the networks and the method of a run.
 
     Args:
         spec: of the run.
         data: what it learns from.
-        student, teacher: modules, instead of the networks that the specification names. A teacher is taken as
-            trained, or gets the weights of its checkpoint.
+        student, teacher: modules, instead of the networks that the specification names. A teacher, or each in a list,
+            is taken as trained, or gets the weights of its checkpoint.
 
     Raises:
-        RequestError: a name is not known, or networks, method and data do not fit one another.
+        RequestError: a name is not known, networks, method and data do not fit one another, or one of several teachers
+            has no weights.
     """
     network = build_network("student", spec.student.name or STUDENT, student, data, spec.student.pretrained)
     spec = replace(spec, student=replace(spec.student, name=network.name))
-    taught, trained = _teacher(spec, teacher, data)
+    modules = as_teachers(teacher)
+    specs = _one_each(spec, modules)
+    made = [
+        _teacher(spec, one, module, data) for one, module in zip(specs, modules or [None] * len(specs), strict=True)
+    ]
+    teachers, trained = [network for network, _ in made], all(known for _, known in made)
+    if len(teachers) > 1 and not trained:
+        raise RequestError(f"teacher_checkpoint: expected the weights of each of {len(teachers)} teachers; got none")
     if student is not None:
         spec = replace(spec, student=replace(spec.student, digest=_architecture(network)))
-    if teacher is not None and taught is not None and spec.teacher is not None:
-        digest = f"weights {weights_digest(taught)}"
-        spec = replace(spec, teacher=replace(spec.teacher, name=taught.name, digest=digest))
-    spec, data = spec.resolved(data), _normalised(spec, data, network, taught)
+    if modules:
+        specs = [
+            replace(one, name=network.name, digest=f"weights {weights_digest(network)}")
+            for one, network in zip(specs, teachers, strict=True)
+        ]
+    if specs:
+        spec = replace(spec, teacher=specs[0], more_teachers=tuple(specs[1:]))
+    spec, data = spec.resolved(data), _normalised(spec, data, network, teachers)
     check_optimizer(spec.optimisation)
     _check_pseudo_labels(spec)
-    return Parts(spec, data, _distiller(spec, data, network, taught, data.train.labels), trained)
+    return Parts(spec, data, _distiller(spec, data, network, teachers, data.train.labels), trained)
 
 
 def _check_pseudo_labels(spec: RunSpec) -> None:
     if spec.method is None or spec.method.pseudo_labels is None:
         return
+    if spec.more_teachers:
+        raise RequestError(f"pseudo_labels: are the classes of one teacher; got {len(spec.teachers)}")
     if spec.method.unlabelled is None:
         raise RequestError("pseudo_labels: expected with --unlabelled; all training images have labels")
     if not methods[spec.method.name].remembers_classes:
@@ -87,20 +106,34 @@ def relabelled(parts: Parts, labels: Tensor) -> Parts:
 
     The method is built anew, so nothing may have been trained yet.
     """
-    made = _distiller(parts.spec, parts.data, parts.student, parts.distiller.teacher, labels)
+    made = _distiller(parts.spec, parts.data, parts.student, parts.distiller.teachers, labels)
     return replace(parts, distiller=made)
 
 
-def _normalised(spec: RunSpec, data: Data, student: Model, teacher: Model | None) -> Data:
+def _one_each(spec: RunSpec, modules: Sequence[nn.Module]) -> list[TeacherSpec]:
+    """The specifications of the teachers, as many as modules where there are any."""
+    specs = list(spec.teachers)
+    if not specs or len(modules) in (0, len(specs)):
+        return specs
+    checkpoints = sum(one.checkpoint is not None for one in specs)
+    if checkpoints:
+        raise RequestError(f"teacher_checkpoint: expected {len(modules)}, one for each teacher; got {checkpoints}")
+    return [specs[0]] * len(modules)
+
+
+def _normalised(spec: RunSpec, data: Data, student: Model, teachers: Sequence[Model]) -> Data:
     """The data in the normalisation of the run: the given one, else the one that the weights it starts from learnt."""
     if spec.data.mean is not None or spec.data.std is not None:
         return data
-    learnt = (student if teacher is None else teacher).normalisation
-    return data if learnt in (None, (data.mean, data.std)) else data.normalised(*learnt)
+    learnt, *others = (network.normalisation for network in teachers or [student])
+    usual = (data.mean, data.std)
+    if any((other or usual) != (learnt or usual) for other in others):
+        raise RequestError("mean: the teachers learnt in different normalisations; name one with mean and std")
+    return data if learnt in (None, usual) else data.normalised(*learnt)
 
 
 def _distiller(
-    spec: RunSpec, data: Data, student: Model, teacher: Model | None, labels: Tensor | None = None
+    spec: RunSpec, data: Data, student: Model, teachers: Sequence[Model], labels: Tensor | None = None
 ) -> Distiller:
     method, smoothing = spec.method, spec.optimisation.label_smoothing
     if method is None:
@@ -112,7 +145,7 @@ def _distiller(
     )
     return Distiller(
         student,
-        teacher,
+        teachers,
         method.name,
         num_samples=len(data.train),
         labels=labels,
@@ -141,11 +174,8 @@ def build_network(role: str, name: str, module: nn.Module | None, data: Data, pr
     return model
 
 
-def _teacher(spec: RunSpec, module: nn.Module | None, data: Data) -> tuple[Model | None, bool]:
-    """The teacher, and whether it is trained: a module, from a checkpoint, or with a library's weights."""
-    teacher = spec.teacher
-    if teacher is None:
-        return None, True
+def _teacher(spec: RunSpec, teacher: TeacherSpec, module: nn.Module | None, data: Data) -> tuple[Model, bool]:
+    """A teacher, and whether it is trained: a module, from a checkpoint, or with a library's weights."""
     module = copy.deepcopy(module)  # its batch norms are folded, and the caller's stay
     if teacher.checkpoint is None:
         model = build_network("teacher", teacher.name or TEACHER, module, data, teacher.pretrained)

@@ -37,14 +37,28 @@ class RunSpec:
 
     What is open (None) is resolved when the run starts: names, the method's published weights, digests of the data and
     of the teacher. Two runs belong together if and only if their :meth:`key` is equal.
+
+    A student may learn from several teachers, whose weights are all given: ``teacher`` is the first, and
+    ``more_teachers`` are the others. On disk their names, checkpoints and digests are lists.
     """
 
     data: DataSpec = DataSpec()
     student: StudentSpec = StudentSpec()
     teacher: TeacherSpec | None = None
+    more_teachers: tuple[TeacherSpec, ...] = ()
     method: MethodSpec | None = None
     optimisation: OptimisationSpec = OptimisationSpec()
     runtime: RuntimeSpec = RuntimeSpec()
+
+    @property
+    def teachers(self) -> tuple[TeacherSpec, ...]:
+        """All teachers in their order; none where the student learns from labels alone."""
+        return () if self.teacher is None else (self.teacher, *self.more_teachers)
+
+    @property
+    def teacher_names(self) -> str:
+        """The teachers as a table names them: "vgg13", or "vgg13+resnet56"; empty without one."""
+        return "+".join(str(teacher.name) for teacher in self.teachers)
 
     @property
     def run(self) -> str:
@@ -99,6 +113,10 @@ class RunSpec:
             for entry in fields(part):
                 if entry.metadata:
                     flat[entry.metadata.get("flat") or entry.name] = _listed(getattr(part, entry.name))
+        if self.more_teachers:
+            for name in SEVERAL:
+                values = [getattr(teacher, FIELDS[name].field) for teacher in self.teachers]
+                flat[name] = values if any(values) else values[0]
         if self.method is not None and is_dataclass(self.method.settings):
             settings = asdict(self.method.settings)  # type: ignore[arg-type]
             flat[_prefix(self.method.name)] = {name: _listed(value) for name, value in settings.items()}
@@ -133,8 +151,8 @@ class RunSpec:
     @property
     def code(self) -> dict[str, str]:
         """The networks whose names import a module or download something, by their options."""
-        named = {"student": self.student.name, "teacher": None if self.teacher is None else self.teacher.name}
-        return {option: name for option, name in named.items() if name is not None and names_code(name)}
+        named = [("student", self.student.name), *(("teacher", teacher.name) for teacher in self.teachers)]
+        return {option: name for option, name in named if name is not None and names_code(name)}
 
     def save(self, file: Path) -> None:
         """Writes ``config.yaml``."""
@@ -143,15 +161,20 @@ class RunSpec:
         write_text(file, yaml.safe_dump(self.to_flat(), sort_keys=False, allow_unicode=True))
 
     def _parts(self) -> list[Any]:
-        parts = (self.runtime, self.data, self.student, self.teacher, self.method, self.optimisation)
+        parts = (self.runtime, self.data, self.student, *self.teachers[:1], self.method, self.optimisation)
         return [part for part in parts if part is not None]
 
     # -- what belongs together ----------------------------------------------------------------------------------------
 
     def check(self) -> None:
         """Raises :class:`RequestError` for the first option that has the wrong type or is out of its range."""
-        for part in self._parts():
+        for part in (*self._parts(), *self.more_teachers):
             check_fields(part)
+        if self.more_teachers and (open_ := [t for t in self.teachers if t.checkpoint is None and not t.digest]):
+            count = len(self.teachers)
+            raise RequestError(
+                f"teacher_checkpoint: expected the weights of each of {count} teachers; got {count - len(open_)}"
+            )
         milestones = list(self.optimisation.milestones)
         if milestones != sorted(set(milestones)):
             raise RequestError(f"milestones: expected rising fractions of the run; got {milestones}")
@@ -174,14 +197,15 @@ class RunSpec:
         from hkd.data import open_data
 
         data = data or open_data(self.data, unlabelled=self.unlabelled, workers=self.runtime.workers)
-        teacher = None if self.teacher is None else resolve_teacher(self.teacher)
+        teachers = tuple(map(resolve_teacher, self.teachers))
         return replace(
             self,
             data=replace(
                 self.data, dataset=data.name, digest=data.digest, revision=self.data.revision and data.revision
             ),
             student=replace(self.student, name=self.student.name or STUDENT),
-            teacher=teacher,
+            teacher=teachers[0] if teachers else None,
+            more_teachers=teachers[1:],
             method=None if self.method is None else resolve_method(self.method),
         )
 
@@ -201,6 +225,8 @@ class RunSpec:
             values |= dict(key_values(spec.teacher))
             if spec.teacher.digest:  # the weights say it all
                 values = {k: v for k, v in values.items() if k not in ("teacher", "teacher_pretrained", "teacher_lr")}
+        if spec.more_teachers:
+            values["teacher_digest"] = [teacher.digest for teacher in spec.teachers]
         if spec.method is not None:
             values |= dict(key_values(replace(spec.method, settings=None)))
             if spec.method.settings is not None:
@@ -260,6 +286,8 @@ FIELDS: dict[str, Place] = {
 """Every flat name, recorded ones included."""
 RECORDED = frozenset(name for name, (part, field) in FIELDS.items() if "help" not in {
     entry.name: entry for entry in fields(PARTS[part])}[field].metadata)  # fmt: skip
+SEVERAL = ("teacher", "teacher_checkpoint", "teacher_digest")
+"""Flat names with a list where there are several teachers; what else is said of a teacher is said of each."""
 TRAINING = tuple(
     entry.metadata.get("flat") or entry.name
     for part in (RuntimeSpec, DataSpec, StudentSpec, OptimisationSpec)
@@ -280,11 +308,16 @@ def field_of(part: str, name: str) -> Any:
 def _build(base: RunSpec, values: Mapping[str, Any]) -> RunSpec:
     """A specification with flat values put into its parts."""
     changes: dict[str, dict[str, Any]] = {}
+    lists: dict[str, tuple[str, ...]] = {}
     settings: dict[str, Any] = {}
     for name, value in values.items():
         if name in FIELDS:
             part, field = FIELDS[name]
-            changes.setdefault(part, {})[field] = coerce(name, value, hints_of(PARTS[part])[field])
+            if name in SEVERAL and isinstance(value, list | tuple):
+                lists[name] = coerce(name, value, tuple[str, ...])
+                changes.setdefault(part, {})
+            else:
+                changes.setdefault(part, {})[field] = coerce(name, value, hints_of(PARTS[part])[field])
         else:
             settings[name] = value
     if base.method is None:  # what only a distillation needs is ignored: a pair's recipe trains its networks, too
@@ -293,11 +326,39 @@ def _build(base: RunSpec, values: Mapping[str, Any]) -> RunSpec:
             raise unknown("option", next(iter(settings)), sorted(FIELDS.keys() - RECORDED))
     if "method" in changes:
         changes["method"] = _plus_kd(changes["method"])
+    if "teacher" in changes:
+        first, *others = _teachers(base.teachers, changes.pop("teacher"), lists)
+        base = replace(base, teacher=first, more_teachers=tuple(others))
     made = {part: replace(getattr(base, part), **fields) for part, fields in changes.items()}
     spec = replace(base, **made)
     if settings and spec.method is not None:
         spec = replace(spec, method=_with_settings(spec.method, settings))
     return spec
+
+
+def _teachers(
+    base: tuple[TeacherSpec, ...], values: Mapping[str, Any], lists: Mapping[str, tuple[str, ...]]
+) -> list[TeacherSpec]:
+    """The teachers with other values.
+
+    Args:
+        base: one or more.
+        values: by fields, of a single teacher, or what several have in common.
+        lists: by flat names, an item for each teacher, in the place of what ``values`` has.
+    """
+    single = {name: 1 for name in SEVERAL if values.get(FIELDS[name].field)}
+    counts = single | {name: len(items) for name, items in lists.items()}
+    count = next((counts[name] for name in SEVERAL if name in counts), len(base))
+    for name, items in counts.items():
+        if items != count or count == 0:
+            raise RequestError(f"{name}: expected {count or 'one or more'}, one for each teacher; got {items}")
+    if count != len(base):
+        base = (replace(base[0], name=None, checkpoint=None, digest=""),) * count
+    columns: dict[str, Any] = {FIELDS[name].field: items for name, items in lists.items()}
+    return [
+        replace(teacher, **values, **{field: items[n] for field, items in columns.items()})
+        for n, teacher in enumerate(base)
+    ]
 
 
 def _plus_kd(values: dict[str, Any]) -> dict[str, Any]:

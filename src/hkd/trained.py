@@ -15,6 +15,7 @@ from hkd.data.subsets import limit
 from hkd.errors import RequestError
 from hkd.files import inside
 from hkd.models.names import model_of_file, names_code
+from hkd.models.spec import TeacherSpec
 from hkd.models.weights import read_about
 from hkd.options import shown
 from hkd.spec import RunSpec, locate
@@ -152,20 +153,23 @@ def first_difference(data: Dataset, learnt: list[str]) -> str:
     return f"{len(learnt)} where {data.info.name} has {data.info.num_classes}"
 
 
-def teacher_of(trained: Trained) -> Trained | None:
-    """The network that a student learnt from, where its run says where it is and it is there."""
-    if trained.spec is None or trained.spec.teacher is None:
-        return None
-    place = trained.spec.teacher.checkpoint or inside(trained.weights.parent, "teacher")
+def teacher_of(trained: Trained, teacher: TeacherSpec) -> Trained | None:
+    """One of the networks that a student learnt from, where its run says where it is and it is there."""
+    place = teacher.checkpoint or inside(trained.weights.parent, "teacher")
     if not Path(place).exists():
         return None
-    name = trained.spec.teacher.name  # from a file: its word imports nothing
+    name = teacher.name  # from a file: its word imports nothing
     return find_trained(place, None if name is None or names_code(name) else name)
 
 
 def with_teachers(checkpoints: tuple[str, ...]) -> list[Trained]:
     """The networks of run folders and files, and before them the teachers that they learnt from, each once."""
     students = [find_trained(checkpoint) for checkpoint in checkpoints]
-    teachers = [teacher for student in students if (teacher := teacher_of(student)) is not None]
-    unique = {trained.weights.resolve(): trained for trained in [*teachers, *students]}
+    teachers = [
+        teacher_of(student, teacher)
+        for student in students
+        for teacher in (() if student.spec is None else student.spec.teachers)
+    ]
+    known = [*(teacher for teacher in teachers if teacher is not None), *students]
+    unique = {trained.weights.resolve(): trained for trained in known}
     return list(unique.values())

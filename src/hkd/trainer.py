@@ -6,6 +6,7 @@ import dataclasses
 import math
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from hkd.runtime.optimizers import make_optimizer, moving_average
 from hkd.runtime.progress import Curves, Progress
 from hkd.runtime.run_folder import RunFolder
 from hkd.runtime.stopping import StopAction, Stopping
-from hkd.runtime.teacher_cache import CacheRequest, TeacherCache, cacheable, fits, table_key
+from hkd.runtime.teacher_cache import CacheRequest, TeacherCache, cacheable, fits, summary_of, table_key
 from hkd.spec import RunSpec
 from hkd.trained import crop_of
 from hkd.types import Batch
@@ -41,7 +42,7 @@ class Trainer:
 
     Args:
         spec: of the run, resolved.
-        distiller: holds the student, the method and the teacher; all its parameters are trained.
+        distiller: holds the student, the method and the teachers; all its parameters are trained.
         data: what to train and to evaluate on.
         engine: where to compute.
         folder: where to log, save, and continue from.
@@ -58,10 +59,10 @@ class Trainer:
         self.schedule = dataclasses.replace(spec.optimisation, lr=spec.optimisation.lr * scale)
         self.epochs, self.first_epoch = spec.optimisation.epochs, distiller.first_epoch
         self.loader, self.test_loader = self._loaders()
-        self.teacher_top1: float | None = None
-        self._teacher_seconds = 0.0  # that the teacher took for all evaluation images, where it was measured
-        self._counts = (0, 0)  # of the table, at the start of the epoch
-        self.teacher_cache: TeacherCache | None = None
+        self.teachers_top1: list[float] = []
+        self._teacher_seconds = 0.0  # that the teachers took for all evaluation images, where they were measured
+        self._counts = (0, 0)  # of the tables, at the start of the epoch
+        self.teacher_caches: list[TeacherCache] = []
         teacher_digest = self._place_networks()
         self.teacher_digest = teacher_digest or None
         optimizer = make_optimizer(distiller, self.schedule, self.schedule.lr)
@@ -115,14 +116,13 @@ class Trainer:
         return train, make_loader(self.data.test, max(256, self.batch_size), device, train=False, **options)
 
     def _place_networks(self) -> str:
-        """Moves the networks to the device, opens the teacher, and returns the digest of its weights."""
+        """Moves the networks to the device, opens the teachers, and returns the digests of their weights."""
         # The loaders' batches are channels-last; weights in the same order spare the convolutions a conversion.
         for network in (self.distiller.student, *self.distiller.teachers):
             network.to(self.engine.device).to(memory_format=torch.channels_last)
-        if (teacher := self.distiller.teacher) is None:
-            return ""
-        digest = weights_digest(teacher)
-        self._open_teacher(teacher)
+        digest = " ".join(map(weights_digest, self.distiller.teachers))
+        if digest:
+            self._open_teachers(self.distiller.teachers)
         return digest
 
     def _progress(self) -> tuple[Progress, Curves]:
@@ -173,8 +173,8 @@ class Trainer:
         self.guard.before_step()
         with nullcontext() if is_last else self.engine.alone(self.prepared):
             with self.engine.autocast():
-                known = self.teacher_cache is not None and not self.distiller.in_initialisation
-                taught = self.teacher_cache(batch) if self.teacher_cache is not None and known else None
+                known = self.teacher_caches and not self.distiller.in_initialisation
+                taught = [cache(batch) for cache in self.teacher_caches] if known else None
                 out = self.prepared(batch, teacher=taught)
             if skipped := self.guard.skips(out):
                 if is_last:
@@ -204,29 +204,41 @@ class Trainer:
             done = self.state.epoch * steps + -(-step // self.schedule.accumulate)
             self.average.update(self.distiller.student, done + 1)
 
-    def _open_teacher(self, teacher: Model) -> None:
-        """Folds the teacher, opens the table of its outputs where one is asked for, and measures its accuracy."""
+    def _open_teachers(self, teachers: Sequence[Model]) -> None:
+        """Folds each teacher, opens the tables of their outputs where they are asked for, and measures accuracies."""
         request = self._cache_request()
-        key = None if request is None else table_key(teacher, self.loader, request, self.data.image_size)
-        fold_batch_norms(teacher, self.data.image_size)
-        if request is not None and key is not None and self.distiller.needs_teacher:
-            reason = cacheable(self.distiller) or fits(key, self.loader, request)
+        keys = [] if request is None else [table_key(t, self.loader, request, self.data.image_size) for t in teachers]
+        for teacher in teachers:
+            fold_batch_norms(teacher, self.data.image_size)
+        if request is not None and self.distiller.needs_teacher:
+            reason = cacheable(self.distiller) or next(filter(None, (fits(k, self.loader, request) for k in keys)), "")
             if not reason:
-                self.teacher_cache = TeacherCache(key, teacher, self.loader, self.engine, request)
+                pairs = zip(keys, teachers, strict=True)
+                self.teacher_caches = [TeacherCache(k, t, self.loader, self.engine, request) for k, t in pairs]
             if self.engine.is_main:
-                words = f"teacher cache: not used, {reason}" if reason else self.teacher_cache.describe()  # type: ignore[union-attr]
-                print(words, file=sys.stderr, flush=True)
-        cache, images = self.teacher_cache, self.data.test.fingerprint[:16]
-        self.teacher_top1 = None if cache is None else cache.accuracy(images)
-        if self.teacher_top1 is None:
-            started = time.perf_counter()
-            self.teacher_top1 = evaluate_model(teacher, self.test_loader, self.engine).top1
-            self._teacher_seconds = time.perf_counter() - started
-        if cache is not None:
-            cache.note_accuracy(images, self.teacher_top1)
-            if cache.is_complete and self.distiller.initialisation is None:
+                lines = (
+                    [f"teacher cache: not used, {reason}"] if reason else [c.describe() for c in self.teacher_caches]
+                )
+                print(*lines, sep="\n", file=sys.stderr, flush=True)
+        caches = self.teacher_caches
+        known: Sequence[TeacherCache | None] = caches or [None] * len(teachers)
+        self.teachers_top1 = [self._accuracy_of(t, cache) for t, cache in zip(teachers, known, strict=True)]
+        if caches and all(cache.is_complete for cache in caches) and self.distiller.initialisation is None:
+            for cache in caches:
                 cache.release_teacher()
-                self.distiller.release_teachers()
+            self.distiller.release_teachers()
+
+    def _accuracy_of(self, teacher: Model, cache: TeacherCache | None) -> float:
+        """A teacher's top-1, which its table may know."""
+        images = self.data.test.fingerprint[:16]
+        top1 = None if cache is None else cache.accuracy(images)
+        if top1 is None:
+            started = time.perf_counter()
+            top1 = evaluate_model(teacher, self.test_loader, self.engine).top1
+            self._teacher_seconds += time.perf_counter() - started
+        if cache is not None:
+            cache.note_accuracy(images, top1)
+        return top1
 
     def _cache_request(self) -> CacheRequest | None:
         runtime = self.spec.runtime
@@ -238,8 +250,9 @@ class Trainer:
 
     def _teacher_note(self, epoch: int, seconds: float) -> str:
         """For the line of an epoch that took so long: what the table gave, or, once, what a table would save."""
-        if self.teacher_cache is not None:
-            return f"  teacher {self.teacher_cache.read_since(self._counts):.0f} % read"
+        if self.teacher_caches:
+            hits, misses = (now - before for now, before in zip(self._table_counts(), self._counts, strict=True))
+            return f"  teacher {100 * hits / max(1, hits + misses):.0f} % read"
         share = self._teacher_seconds / len(self.data.test) * len(self.data.train) / seconds
         self._teacher_seconds = 0.0
         if share < TEACHER_IS_MOST or epoch + 1 == self.epochs or cacheable(self.distiller):
@@ -248,6 +261,10 @@ class Trainer:
             f"\nthe teacher takes about {100 * min(share, 0.99):.0f} % of this time; with --teacher-cache auto its "
             "outputs are computed once for all epochs and runs"
         )
+
+    def _table_counts(self) -> tuple[int, int]:
+        """Images whose teachers' outputs were read and computed so far, in this process."""
+        return sum(cache.hits for cache in self.teacher_caches), sum(cache.misses for cache in self.teacher_caches)
 
     def lr_at(self, epoch: int) -> float:
         """The learning rate of an epoch; those below 0 are of the method's initialisation."""
@@ -266,7 +283,7 @@ class Trainer:
         self.prepared.train()
         self.distiller.set_epoch(epoch, self.epochs)
         self.guard.begin_epoch()
-        self._counts = (0, 0) if self.teacher_cache is None else (self.teacher_cache.hits, self.teacher_cache.misses)
+        self._counts = self._table_counts()
         self.sums = Sums(self.state.sums, self.engine)
 
     def _save_or_stop(self, step: int, started: float) -> None:
@@ -341,14 +358,17 @@ class Trainer:
 
     def _summary(self, last: Evaluation) -> dict[str, Any]:
         state = self.state
-        teacher = {} if self.teacher_top1 is None else {"teacher_top1": self.teacher_top1}
+        teacher: dict[str, Any] = {"teacher_top1": self.teachers_top1[0]} if self.teachers_top1 else {}
+        if len(self.teachers_top1) > 1:
+            teacher["teachers_top1"] = self.teachers_top1
+        if self.teacher_caches:
+            teacher["teacher_cache"] = summary_of([cache.summary() for cache in self.teacher_caches])
         return {
             "top1_last": last.top1,
             "top1_best": max(state.best_top1, last.top1),
             "best_epoch": state.best_epoch,
             "top5_last": last.top5,
             **teacher,
-            **({} if self.teacher_cache is None else {"teacher_cache": self.teacher_cache.summary()}),
             "epochs": state.epoch,
             "seconds": state.seconds,
             "images_per_second": state.images / max(state.seconds, 1e-9),

@@ -31,6 +31,7 @@ def fake_spec(content: str = "", **flat: Any) -> RunSpec:
         spec,
         data=replace(spec.data, digest=data_digest(spec.data, content)),
         teacher=None if spec.teacher is None else resolve_teacher(spec.teacher),
+        more_teachers=tuple(map(resolve_teacher, spec.more_teachers)),
         method=None if spec.method is None else resolve_method(spec.method),
     )
 

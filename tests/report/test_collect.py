@@ -110,7 +110,24 @@ def test_teachers_are_read_wherever_they_are(taught: Path) -> None:
     teachers = {group.label: group.is_teacher for group in grouped(runs)}
     assert teachers == {"resnet8, kd": False, "resnet14, kd": True, "resnet20": True}
     (student,) = [run for run in runs if run.path.name == "kd"]
-    assert student.teacher is not None and student.teacher.path == taught / "elsewhere" / "second"
+    assert [teacher.path for teacher in student.teachers] == [taught / "elsewhere" / "second"]
+
+
+def test_both_of_two_teachers_are_read(taught: Path) -> None:
+    places = [str(taught / "farther" / "first"), str(taught / "elsewhere" / "second")]
+    for method in ("kd", "hkd"):
+        fake_run(taught / "both" / method, method=method, teacher_checkpoint=places)
+    groups = groups_of(taught / "both")
+    teachers = {label: group.is_teacher for label, group in groups.items()}
+    assert teachers == {"resnet8, kd": False, "resnet8, hkd": False, "resnet14, kd": True, "resnet20": True}
+    assert list(compared(taught / "both")) == ["resnet20+resnet14 → resnet8"]
+    fake_run(taught / "both" / "turned", method="kd", teacher_checkpoint=places[::-1])
+    labels = groups_of(taught / "both")
+    assert {"resnet8, kd, teacher=resnet20+resnet14", "resnet8, kd, teacher=resnet14+resnet20"} <= set(labels)
+    fake_run(taught / "other", student="resnet14", epochs=3)
+    fake_run(taught / "both" / "third", method="kd", teacher_checkpoint=[places[0], str(taught / "other")])
+    labels = groups_of(taught / "both")
+    assert "resnet8, kd, epochs=2, teacher=resnet20+resnet14, teacher=first+second" in labels
 
 
 def test_a_teacher_that_is_gone_or_another_is_not_shown(taught: Path) -> None:

@@ -363,8 +363,8 @@ def _print_result(result: Any) -> int:
     summary = result.summary
     if result.skipped:
         print(f"{result.run} is finished; --fresh starts over")
-    if "teacher_top1" in summary:
-        print(f"teacher:    top-1 {summary['teacher_top1']:.2f} %")
+    for top1 in summary.get("teachers_top1") or [summary["teacher_top1"]] if "teacher_top1" in summary else ():
+        print(f"teacher:    top-1 {top1:.2f} %")
     print(f"last epoch: top-1 {summary['top1_last']:.2f} %, top-5 {summary['top5_last']:.2f} %   "
           f"(best top-1 {summary['top1_best']:.2f} % in epoch {summary['best_epoch']})")  # fmt: skip
     print(f"weights: {result.weights}")

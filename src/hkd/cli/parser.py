@@ -91,6 +91,7 @@ class Parser:
     ) -> None:
         words = f" {positional.upper().rstrip('S')}{'...' if positional.endswith('s') else ''}" if positional else ""
         self.name, self.config, self.positional = name, config, positional
+        self.repeated: set[str] = set()  # options that may be given several times
         self.parser = _Arguments(
             prog=f"hkd {name}", usage=f"hkd {name}{words} [options]", description=description, epilog=epilog or None,
             allow_abbrev=False, formatter_class=_Help, argument_default=argparse.SUPPRESS,
@@ -124,6 +125,10 @@ class Parser:
             hint, name = hints[entry.name], f"{prefix}{entry.name}"
             flag = f"--{prefix}{entry.name.replace('_', '-')}"
             more: dict[str, Any] = {"dest": name, "help": argparse.SUPPRESS if hidden else _sentence(entry)}
+            if _repeats(hint):
+                self.repeated.add(name)
+                hint = str | None
+                more["action"] = "append"
             if hint is bool:
                 target.add_argument(flag, action=argparse.BooleanOptionalAction, **more)
             else:
@@ -145,6 +150,8 @@ class Parser:
         given.pop("plugin", None)
         trusted = given.pop("trust_config", False)
         fresh, show = given.pop("fresh", False), given.pop("print_config", False)
+        for name in self.repeated & given.keys():
+            given[name] = given[name][0] if len(given[name]) == 1 else tuple(given[name])
         if words:
             given[self.positional] = self._positional(words, given)
         config: dict[str, Any] = {}
@@ -288,6 +295,11 @@ def parse_text(text: str, hint: Any) -> Any:
     values = {kind: {type(value) for value in get_args(kind)} for kind in kinds if get_origin(kind) is Literal}
     numbers = {int, float} & {*kinds, *(one for types in values.values() for one in types)}
     return parse_value(text) if numbers and str not in kinds else text
+
+
+def _repeats(hint: Any) -> bool:
+    """Whether an option takes a text or several, which are given one by one: a path may have commas."""
+    return str in (kinds := _kinds(hint)) and any(get_origin(kind) is tuple for kind in kinds)
 
 
 def _kinds(hint: Any) -> tuple[Any, ...]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
 
 from hkd.errors import RequestError, unknown
 from hkd.methods.base import Method, Setup, methods
+from hkd.methods.of_teachers import OfTeachers, check_reads, seed_of
 from hkd.models.base import Model
 from hkd.options import check_fields, coerced
 
@@ -16,7 +18,7 @@ def create_method(
     name: str,
     *,
     student: Model,
-    teacher: Model,
+    teacher: Model | Sequence[Model],
     num_samples: int,
     labels: Tensor | None = None,
     image_size: int | None = None,
@@ -27,7 +29,8 @@ def create_method(
 
     Args:
         name: one of :func:`list_methods`.
-        student, teacher: the two networks.
+        student, teacher: the two networks. Of several teachers each gets an instance of the method, of which the terms
+            are averaged: :class:`hkd.methods.of_teachers.OfTeachers`.
         num_samples: N, how many training images there are.
         labels: (N,) their classes.
         image_size: side of the training images in pixels; the networks' usual sizes if not given.
@@ -36,20 +39,27 @@ def create_method(
 
     Raises:
         RequestError: the method or one of its settings is unknown, a setting is out of its range, or the method cannot
-            work between these two networks.
+            work between these networks.
     """
     kind = methods[name]
     settings = method_config(name, config)
-    setup = Setup(
-        student=student.info_at(image_size or student.image_size),
-        teacher=teacher.info_at(image_size or teacher.image_size),
-        num_samples=num_samples,
-        labels=labels,
-        seed=seed,
-        networks=(student, teacher),
-    )
+    teachers = (teacher,) if isinstance(teacher, Model) else tuple(teacher)
+    if len(teachers) > 1:
+        check_reads(kind)
+    setups = [
+        Setup(
+            student=student.info_at(image_size or student.image_size),
+            teacher=one.info_at(image_size or one.image_size),
+            num_samples=num_samples,
+            labels=labels,
+            seed=seed_of(seed, n),
+            networks=(student, one),
+        )
+        for n, one in enumerate(teachers)
+    ]
     try:
-        return kind(setup, settings)
+        instances = [kind(setup, settings) for setup in setups]
+        return instances[0] if len(instances) == 1 else OfTeachers(setups[0], instances)
     except RequestError:
         raise
     except ValueError as error:

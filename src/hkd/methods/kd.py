@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -77,6 +79,42 @@ def kd_loss(
     student = (prepared(student_logits) / temperature).log_softmax(dim=1)
     teacher = (prepared(teacher_logits) / temperature).log_softmax(dim=1)
     return temperature**2 * F.kl_div(student, teacher, reduction="batchmean", log_target=True)
+
+
+def mean_logits(logits: Sequence[Tensor], *, standardise: bool = False) -> Tensor:
+    r"""What several teachers say of each image, as the logits of one: (B, C), in float32 or more.
+
+    .. math:: \bar l = \frac{1}{n} \sum_i z(l_i) \cdot \frac{1}{n} \sum_i \mathrm{std}_c\, l_i
+
+    with z as in :func:`standardised`, so that a teacher of large logits counts no more than another, and T means what
+    it does with one teacher. Where logits are standardised anyway, the second factor is 1.
+
+    Args:
+        logits: (B, C) of each teacher.
+        standardise: whether the second factor is left out.
+    """
+    mean = torch.stack([standardised(one) for one in logits]).mean(dim=0)
+    if standardise:
+        return mean
+    return mean * torch.stack([centred(one)[1].sqrt() for one in logits]).mean(dim=0)
+
+
+def kd_loss_of_teachers(
+    student_logits: Tensor, teachers_logits: Sequence[Tensor], temperature: float, *, standardise: bool = False
+) -> Tensor:
+    """:func:`kd_loss` with the :func:`mean_logits` of several teachers, or with those of one as they are.
+
+    Args:
+        student_logits: (B, C).
+        teachers_logits: (B, C) of each teacher.
+        temperature: T.
+        standardise: whether the student's and each teacher's logits are first :func:`standardised`; the mean over
+            teachers is not standardised once more.
+    """
+    if len(teachers_logits) == 1:
+        return kd_loss(student_logits, teachers_logits[0], temperature, standardise=standardise)
+    student = standardised(student_logits) if standardise else student_logits
+    return kd_loss(student, mean_logits(teachers_logits, standardise=standardise), temperature)
 
 
 def cross_entropy(logits: Tensor, label: Tensor, smoothing: float = 0.0) -> Tensor:

@@ -37,7 +37,7 @@ class TeacherSpec:
     )
     checkpoint: str | None = option(
         None,
-        "a trained teacher: a run folder or a file of weights [trained first]",
+        "a trained teacher: a run folder or a file of weights; with --teacher once for each of several [trained first]",
         key=False,
         flat="teacher_checkpoint",
     )

@@ -12,6 +12,7 @@ from typing import Any
 
 from hkd.errors import RequestError
 from hkd.files import read_json, shown_path
+from hkd.models.spec import TeacherSpec
 from hkd.models.weights import read_about
 from hkd.report.labels import labels
 from hkd.report.topology import MEASURES
@@ -76,18 +77,21 @@ class Run:
         return self.folder.file("predictions.npz").is_file()
 
     @cached_property
-    def teacher(self) -> Run | None:
-        """The finished run of its teacher, if it has one and it is still where this run read or trained it."""
+    def teachers(self) -> list[Run]:
+        """The finished runs of its teachers that are still where this run read or trained them."""
+        found = [self._teacher(teacher) for teacher in self.spec.teachers]
+        return [run for run in found if run is not None]
+
+    def _teacher(self, teacher: TeacherSpec) -> Run | None:
         student = Trained(str(self.spec.student.name), self.folder.weights, self.about, self.spec)
         try:
-            trained = teacher_of(student)
+            trained = teacher_of(student, teacher)
             if trained is None or trained.spec is None:
                 return None
             run = read_run(RunFolder(trained.weights.parent))
         except RequestError:  # it was moved or is corrupt; this run is shown without it
             return None
-        digest = "" if self.spec.teacher is None else self.spec.teacher.digest
-        return None if run is None or digest not in ("", f"run {run.key} {run.seed}") else run
+        return None if run is None or teacher.digest not in ("", f"run {run.key} {run.seed}") else run
 
     @property
     def command(self) -> str:
@@ -158,9 +162,10 @@ def find_finished(paths: Iterable[str]) -> tuple[list[Run], list[Path]]:
         raise RequestError(f"runs: no finished run in {', '.join(map(str, folders))}")
     students = list(runs.values())
     for student in students:  # grows: a teacher may have been distilled itself
-        if (teacher := student.teacher) is not None and teacher.path.resolve() not in runs:
-            runs[teacher.path.resolve()] = teacher
-            students.append(teacher)
+        for teacher in student.teachers:
+            if teacher.path.resolve() not in runs:
+                runs[teacher.path.resolve()] = teacher
+                students.append(teacher)
     return list(runs.values()), folders
 
 
@@ -175,8 +180,7 @@ def grouped(runs: Iterable[Run]) -> list[Group]:
                 f"note: {run.path} is not counted: it has the specification and the seed of {counted.path}",
                 file=sys.stderr,
             )
-        if run.teacher is not None:
-            teachers.add((run.teacher.key, run.teacher.seed))
+        teachers |= {(teacher.key, teacher.seed) for teacher in run.teachers}
     names = labels({key: next(iter(trials.values())).spec for key, trials in by_key.items()})
     return [
         Group(

@@ -115,7 +115,12 @@ def _words(name: str, values: list[Any]) -> list[str]:
     if name == "dataset":
         return _tails(values)
     if name == "teacher_checkpoint":
-        return [tail and f"teacher={tail}" for tail in _tails(values)]
+        several = [value if isinstance(value, list) else [value] for value in values]
+        tails = iter(_tails([path for paths in several for path in paths]))
+        words = ["+".join(next(tails) for _ in paths) for paths in several]
+        return [tail and f"teacher={tail}" for tail in words]
+    if name == "teacher":
+        values = ["+".join(value) if isinstance(value, list) else value for value in values]
     part, attribute = FIELDS[name]
     entry = field_of(part, attribute)
     usual = [None, entry.metadata["neutral"], *([entry.default] if isinstance(entry.default, bool) else [])]

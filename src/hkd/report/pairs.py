@@ -47,15 +47,16 @@ def _digest(spec: RunSpec, *, teacher: bool) -> str:
     if teacher and spec.teacher is not None:
         taught = spec.teacher
         values += [("teacher", taught.digest)] if taught.digest else key_values(taught)
+        values += [("teacher", other.digest) for other in spec.more_teachers]
     return hashlib.sha256(repr(values).encode()).hexdigest()
 
 
 def _names(spec: RunSpec) -> str:
-    return f"{spec.teacher.name if spec.teacher is not None else ''} → {spec.student.name}"
+    return f"{spec.teacher_names} → {spec.student.name}"
 
 
 def _comparison(spec: RunSpec, rows: list[Row]) -> Comparison:
-    pair = Pair(str(spec.teacher.name if spec.teacher is not None else ""), str(spec.student.name), tuple(rows))
+    pair = Pair(spec.teacher_names, str(spec.student.name), tuple(rows))
     return Comparison(spec.data.dataset, (pair,))
 
 

@@ -78,7 +78,7 @@ def published(teacher: str, spec: RunSpec) -> str | None:
         spec: of the run, resolved.
     """
     pair, name = (teacher, str(spec.student.name)), "ce" if spec.method is None else spec.method.name
-    if spec.teacher is not None and spec.teacher.name != teacher:
+    if spec.teacher is not None and spec.teacher_names != teacher:
         return None
     for line in (name, f"{name}{PLUS_KD}"):
         ours, benchmark = ZHOU.get(pair, {}).get(line), TIAN.get(pair, {}).get(line)

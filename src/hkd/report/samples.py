@@ -65,7 +65,7 @@ def disagreements(groups: list[Group], data_root: str | None) -> Section | None:
 
 def _pair(student: Run, shown: dict[tuple[str, int], str]) -> tuple[Run, Run] | None:
     """A student's teacher and the student, if both have predictions and both are shown."""
-    teacher = student.teacher
+    teacher = next(iter(student.teachers), None)
     if teacher is None or (teacher.key, teacher.seed) not in shown:
         return None
     return (teacher, student) if teacher.has_predictions and student.has_predictions else None

@@ -126,8 +126,12 @@ SCALAR = Kind(
 
 # -- the files --------------------------------------------------------------------------------------------------------
 
-CACHED = Record({"hits": whole(), "misses": whole(), "bytes": whole(), "dtype": text()}, ("hits", "misses"))
-"""Of a summary: images whose teacher's output was read and computed, and the table."""
+TABLE_OF_RUN = {"hits": whole(), "misses": whole(), "bytes": whole(), "dtype": text()}
+CACHED = Record(
+    TABLE_OF_RUN | {"teachers": listed(of_record(Record(TABLE_OF_RUN, ("hits", "misses"))))}, ("hits", "misses")
+)
+"""Of a summary: images whose teacher's output was read and computed, and the table; of several teachers the sums, and
+each one's."""
 PROVENANCE = Record(
     {
         "command": text(), "commit": optional(text(100)),
@@ -143,10 +147,10 @@ STARTS = Record({"starts": listed(of_record(PROVENANCE), MOST_STARTS)}, ("starts
 SUMMARY = Record(
     {
         "top1_last": TOP1, "top1_best": TOP1, "best_epoch": whole(), "top5_last": TOP1, "teacher_top1": TOP1,
-        "teacher_cache": of_record(CACHED), "epochs": whole(), "seconds": SECONDS, "images_per_second": SECONDS,
-        "skipped_steps": whole(), "student": text(), "parameters": whole(), "train_images": whole(),
-        "test_images": whole(), "device": text(), "machine": text(), "torch": text(), "python": text(), "hkd": text(),
-        "key": text(), "provenance": listed(of_record(PROVENANCE), MOST_STARTS),
+        "teachers_top1": listed(TOP1), "teacher_cache": of_record(CACHED), "epochs": whole(), "seconds": SECONDS,
+        "images_per_second": SECONDS, "skipped_steps": whole(), "student": text(), "parameters": whole(),
+        "train_images": whole(), "test_images": whole(), "device": text(), "machine": text(), "torch": text(),
+        "python": text(), "hkd": text(), "key": text(), "provenance": listed(of_record(PROVENANCE), MOST_STARTS),
     },
     ("top1_last",),
 )  # fmt: skip

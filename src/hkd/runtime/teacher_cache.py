@@ -286,11 +286,6 @@ class TeacherCache:
         hits, misses = (int(count) for count in self.engine.sum(counts).tolist())
         return {"hits": hits, "misses": misses, "bytes": self.table.bytes, "dtype": self.key.dtype}
 
-    def read_since(self, before: tuple[int, int]) -> float:
-        """How much of the teacher's outputs was read in this process, in percent, since its counts were ``before``."""
-        hits, misses = self.hits - before[0], self.misses - before[1]
-        return 100 * hits / max(1, hits + misses)
-
     def accuracy(self, images: str) -> float | None:
         """The teacher's top-1 on evaluation images, by their digest, where an earlier run has noted it."""
         value = self.table.header.get("top1", {}).get(images)
@@ -300,6 +295,14 @@ class TeacherCache:
         """So that a later run need not measure it again."""
         if self.engine.is_main and self.accuracy(images) is None:
             self.table.note(top1={**self.table.header.get("top1", {}), images: top1})
+
+
+def summary_of(tables: list[dict[str, Any]]) -> dict[str, Any]:
+    """Of each table's :meth:`TeacherCache.summary`: the only one, or the sums of several teachers' and each of them."""
+    if len(tables) == 1:
+        return tables[0]
+    sums = {name: sum(table[name] for table in tables) for name in ("hits", "misses", "bytes")}
+    return {**sums, "dtype": tables[0]["dtype"], "teachers": tables}
 
 
 def fits(key: TableKey, loader: Loader, request: CacheRequest) -> str:
