@@ -87,7 +87,13 @@ def test_what_decides_what_is_learnt_is_in_the_key(name: str) -> None:
 
 
 def test_every_option_is_one_or_the_other() -> None:
-    by_content = {"limit_classes", "limit_train", "train_fraction", "bad_images", "teacher_checkpoint"}  # in a digest
+    by_content = {
+        "limit_classes",
+        "limit_train",
+        "train_fraction",
+        "bad_images",
+        "teacher_checkpoint",
+    } | STARTS  # in a digest
     together = {"holdout_seed"}  # without a holdout it says nothing
     assert set(FREE) | set(DECISIVE) - {"holistic"} | by_content | together == set(FIELDS) - RECORDED
 
@@ -107,6 +113,7 @@ def test_the_data_and_the_teacher_are_known_by_their_content() -> None:
     assert elsewhere.key() == taught[0].key()
 
 
+STARTS = {"student_weights", "teacher_weights"}
 GOLDEN = {"hkd+kd": "b6a054399d9dbce9", "kd": "95a935c6893f6355", "ce": "dec31a687a089ae5"}
 
 

@@ -214,7 +214,12 @@ def teacher_spec(spec: RunSpec, run: Path, seed: int) -> RunSpec:
     assert spec.teacher is not None
     return replace(
         spec,
-        student=StudentSpec(name=spec.teacher.name, pretrained=spec.teacher.pretrained),
+        student=StudentSpec(
+            name=spec.teacher.name,
+            pretrained=spec.teacher.pretrained,
+            weights=spec.teacher.weights,
+            weights_digest=spec.teacher.weights_digest,
+        ),
         teacher=None,
         method=None,
         optimisation=replace(spec.optimisation, lr=spec.teacher.lr or spec.optimisation.lr),
@@ -276,6 +281,8 @@ def in_words(error: BaseException, spec: RunSpec, engine: Engine) -> TrainingErr
 def report_start(parts: Parts, engine: Engine) -> None:
     """Says what is learnt from what, and what will be on the device before a step is made, in each process."""
     report_stage_pairs(parts.distiller)
+    if parts.note:
+        print(parts.note, file=sys.stderr)
     print(parts.data.describe(), file=sys.stderr)
     distiller, data = parts.distiller, parts.data
     sizes = {"weights, gradients and momentum": 3 * sum(p.nbytes for p in distiller.parameters())}

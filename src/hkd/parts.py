@@ -20,9 +20,10 @@ from hkd.methods import create_method
 from hkd.models import Model, ModelInfo, create_model, load_checkpoint, wrap_model
 from hkd.models.names import model_of_file
 from hkd.models.spec import STUDENT, TEACHER
+from hkd.models.start import look_at, start_from, told
 from hkd.models.weights import read_about, weights_digest
 from hkd.options import shown
-from hkd.spec import RunSpec, locate, resolve_method
+from hkd.spec import RunSpec, locate, resolve_method, resolve_student, resolve_teacher
 
 
 @dataclass(frozen=True)
@@ -34,12 +35,14 @@ class Parts:
         data: in the normalisation of the run.
         distiller: holds the student, the method and the teacher.
         teacher_is_trained: whether the teacher's weights are known; True without a teacher.
+        note: a line about the weights that the student starts from; a teacher's comes with its training.
     """
 
     spec: RunSpec
     data: Data
     distiller: Distiller
     teacher_is_trained: bool
+    note: str = ""
 
     @property
     def student(self) -> Model:
@@ -58,7 +61,10 @@ def build(spec: RunSpec, data: Data, student: nn.Module | None = None, teacher: 
     Raises:
         RequestError: a name is not known, or networks, method and data do not fit one another.
     """
-    network = build_network("student", spec.student.name or STUDENT, student, data, spec.student.pretrained)
+    start = spec.student.weights
+    name = spec.student.name or STUDENT if start is None or student is not None else resolve_student(spec.student).name
+    network = build_network("student", str(name), student, data, spec.student.pretrained)
+    note = "" if start is None else _start(network, start, data, "student_weights")
     spec = replace(spec, student=replace(spec.student, name=network.name))
     taught, trained = _teacher(spec, teacher, data)
     if student is not None:
@@ -67,7 +73,7 @@ def build(spec: RunSpec, data: Data, student: nn.Module | None = None, teacher: 
         digest = f"weights {weights_digest(taught)}"
         spec = replace(spec, teacher=replace(spec.teacher, name=taught.name, digest=digest))
     spec, data = spec.resolved(data), _normalised(spec, data, network, taught)
-    return Parts(spec, data, _distiller(spec, data, network, taught), trained)
+    return Parts(spec, data, _distiller(spec, data, network, taught), trained, note)
 
 
 def _normalised(spec: RunSpec, data: Data, student: Model, teacher: Model | None) -> Data:
@@ -123,6 +129,15 @@ def _teacher(spec: RunSpec, module: nn.Module | None, data: Data) -> tuple[Model
     if teacher is None:
         return None, True
     module = copy.deepcopy(module)  # its batch norms are folded, and the caller's stay
+    if teacher.weights is not None:
+        name = "" if module is not None else str(resolve_teacher(teacher).name)
+        model = build_network("teacher", name, module, data, False)
+        trained = not _start(model, teacher.weights, data, "teacher_weights")
+        if module is not None and not trained:
+            raise RequestError(
+                "teacher_weights: do not fit the head of the module that is passed, which is not trained"
+            )
+        return model, trained
     if teacher.checkpoint is None:
         model = build_network("teacher", teacher.name or TEACHER, module, data, teacher.pretrained)
         # Other data, even of as many classes, is not what a library's classifier was trained on.
@@ -137,6 +152,28 @@ def _teacher(spec: RunSpec, module: nn.Module | None, data: Data) -> tuple[Model
     if "mean" in about:
         model.normalisation = (tuple(about["mean"]), tuple(about["std"]))
     return model, True
+
+
+def _start(model: Model, weights: str, data: Data, option: str) -> str:
+    """Loads the weights that a network starts from; a line about a head that it did not get, empty where it did."""
+    file, _ = locate(weights, option)
+    classes = data.train.info.classes
+    return told(file, model, start_from(model, file, classes), len(classes))
+
+
+def comes_trained(spec: RunSpec, data: Data) -> bool:
+    """Whether a distillation's teacher need not be trained: its weights are given, and so is its classifier."""
+    teacher = spec.teacher
+    if teacher is None or teacher.checkpoint is not None:
+        return True
+    if teacher.weights is not None:
+        return _head_fits(str(resolve_teacher(teacher).name), teacher.weights, data, "teacher_weights")
+    return teacher.pretrained and spec.data.dataset == "imagenet"
+
+
+def _head_fits(name: str, weights: str, data: Data, option: str) -> bool:
+    info = data.train.info
+    return look_at(_blank(name, info.num_classes), locate(weights, option)[0], info.classes).head_fits
 
 
 def check_classes(file: Any, about: dict[str, Any], data: Data) -> None:
@@ -183,9 +220,16 @@ def dry_check(spec: RunSpec, data: Data) -> None:
     """
     spec.check()
     classes, size = data.train.info.num_classes, data.image_size
-    names = [("student", spec.student.name or STUDENT)]
+    names = [("student", str(resolve_student(spec.student).name))]
+    starts = [("student_weights", names[0][1], spec.student.weights)]
     if spec.teacher is not None:
-        names.append(("teacher", spec.teacher.name or TEACHER))
+        start = spec.teacher.weights
+        taught = spec.teacher.name or TEACHER if start is None else str(resolve_teacher(spec.teacher).name)
+        names.append(("teacher", taught))
+        starts.append(("teacher_weights", taught, start))
+    for option, name, start in starts:
+        if start is not None:
+            _head_fits(name, start, data, option)
     for role, name in names:
         head = measured(name, classes, size).num_classes
         if head != classes:

@@ -156,7 +156,8 @@ def teacher_of(trained: Trained) -> Trained | None:
     """The network that a student learnt from, where its run says where it is and it is there."""
     if trained.spec is None or trained.spec.teacher is None:
         return None
-    place = trained.spec.teacher.checkpoint or inside(trained.weights.parent, "teacher")
+    given, own = trained.spec.teacher, inside(trained.weights.parent, "teacher")
+    place = given.checkpoint or (given.weights if given.weights and not own.exists() else own)
     if not Path(place).exists():
         return None
     name = trained.spec.teacher.name  # from a file: its word imports nothing

@@ -45,6 +45,8 @@ class Model(nn.Module, ABC):
     """The usual side of its images, in pixels."""
     normalisation: tuple[Channels, Channels] | None = None
     """Mean and deviation of the channels that its weights were trained with, where they are known."""
+    library_normalisation: tuple[Channels, Channels] | None = None
+    """Those of the weights that its library has for it, whether it has them or not."""
     pretrained_classifier: bool = False
     """Whether the classifier, too, came with a library's weights."""
 

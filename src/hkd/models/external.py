@@ -270,8 +270,9 @@ def from_timm(name: str, num_classes: int, pretrained: bool) -> Model:
         raise RequestError(f"model: timm cannot build {name} ({' '.join(str(error).split())})") from error
     about = module.pretrained_cfg
     model = wrap_model(module, name=f"timm:{name}", image_size=about["input_size"][-1])
+    model.library_normalisation = (tuple(about["mean"]), tuple(about["std"]))
     if pretrained:
-        model.normalisation = (tuple(about["mean"]), tuple(about["std"]))
+        model.normalisation = model.library_normalisation
         model.pretrained_classifier = about["num_classes"] == num_classes
     return model
 
@@ -292,8 +293,9 @@ def from_torchvision(name: str, num_classes: int, pretrained: bool) -> Model:
         raise RequestError(f"model: torchvision cannot build {name} ({' '.join(str(error).split())})") from error
     model = wrap_model(module, name=f"torchvision:{name}")
     assert isinstance(model, WrappedModel)
+    model.library_normalisation = (IMAGENET_MEAN, IMAGENET_STD)
     if pretrained:
-        model.normalisation = (IMAGENET_MEAN, IMAGENET_STD)
+        model.normalisation = model.library_normalisation
         model.pretrained_classifier = model.info.num_classes == num_classes
         if not model.pretrained_classifier:
             return _with_new_classifier(model, num_classes)
