@@ -24,7 +24,7 @@ from hkd.files import inside
 from hkd.metrics import Evaluation, evaluate_model
 from hkd.models import Model, create_model, load_checkpoint, save_model
 from hkd.models.fold import fold_batch_norms
-from hkd.models.spec import StudentSpec
+from hkd.models.spec import TEACHER, StudentSpec
 from hkd.outside import check_outputs
 from hkd.parts import Parts, build, report_stage_pairs
 from hkd.runtime.engine import Engine
@@ -144,6 +144,13 @@ def _run(
             load_checkpoint(parts.student, folder.weights)
             return Result(folder.path, parts.student.to(engine.device).eval(), summary, folder.weights, True)
         if not parts.teacher_is_trained:
+            if engine.is_main and is_default_teacher(spec) and (spec.student.name or student is not None):
+                print(
+                    f"no teacher is named: {TEACHER}, the default, is trained first, in {inside(spec.run, 'teacher')}; "
+                    "--teacher names another",
+                    file=sys.stderr,
+                    flush=True,
+                )
             _train_teacher(parts)
             engine = new_engine(spec)
         if engine.is_main:
@@ -152,6 +159,12 @@ def _run(
         with recorded_start(folder, engine, parts.spec.data.digest, trainer.teacher_digest) as starts:
             summary = trainer.run()
         return _finish(parts, engine, folder, trainer, summary | {"provenance": starts})
+
+
+def is_default_teacher(spec: RunSpec) -> bool:
+    """Whether nothing is said of a distillation's teacher."""
+    teacher = spec.teacher
+    return teacher is not None and not (teacher.name or teacher.checkpoint or teacher.weights)
 
 
 @contextmanager

@@ -192,6 +192,9 @@ class Trainer:
             started = time.perf_counter()
             self.teacher_top1 = evaluate_model(teacher, self.test_loader, self.engine).top1
             self._teacher_seconds = time.perf_counter() - started
+        if self.engine.is_main:
+            words = accuracy_words(teacher.name, self.teacher_top1, self.data.train.info.num_classes)
+            print(words, file=sys.stderr, flush=True)
         if cache is not None:
             cache.note_accuracy(images, self.teacher_top1)
             if cache.is_complete and self.distiller.initialisation is None:
@@ -338,6 +341,24 @@ class Trainer:
             f"the loss is NaN or infinite in epoch {epoch + 1}, {details}; {kept}; start over with --fresh and a lower "
             "--lr, or skip such steps with --skip-bad-steps"
         )
+
+
+def accuracy_words(name: str, top1: float, classes: int) -> str:
+    """A teacher's accuracy, with a warning where it hardly knows the classes: one that took them in another order.
+
+    Args:
+        name: of the teacher.
+        top1: in percent.
+        classes: C. Near chance is below twice chance, for few classes below a tenth of the way from chance to all.
+    """
+    chance = 1 / classes
+    words = f"teacher {name}: top-1 {top1:.2f} % on the evaluation images"
+    if top1 / 100 >= min(2 * chance, chance + 0.1 * (1 - chance)):
+        return words
+    return (
+        f"{words}\nwarning: the teacher is near chance, {100 * chance:.2f} %: do its classes have the order of the data's, "
+        "and was it trained on such images?"
+    )
 
 
 def check_shares(spec: RunSpec, data: Data, engine: Engine) -> None:

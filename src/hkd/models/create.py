@@ -5,7 +5,7 @@ from __future__ import annotations
 from hkd.errors import RequestError, unknown
 from hkd.models.about import MOST_CLASSES
 from hkd.models.base import Model, models
-from hkd.models.external import from_factory, from_timm, from_torchvision
+from hkd.models.external import from_factory, from_timm, from_torchvision, in_libraries
 from hkd.models.names import split_projected
 from hkd.models.projected import ProjectedModel
 from hkd.options import shown
@@ -47,6 +47,8 @@ def create_model(name: str, num_classes: int, *, pretrained: bool = False) -> Mo
     if rest:
         return from_factory(name, num_classes)
     if name not in models:
+        if found := in_libraries(name):
+            raise RequestError(f"model: {shown(name)} is no name of the zoo; did you mean {' or '.join(found)}?")
         raise unknown("model", name, models)
     model = models[name](num_classes)
     model.name = name

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -16,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from hkd.errors import RequestError, unknown
 from hkd.models.base import Model, evaluating
+from hkd.models.hub import check_download, from_hub
 from hkd.options import shown
 from hkd.registry import search_working_directory
 from hkd.types import IMAGENET_MEAN, IMAGENET_STD, ModelOutput
@@ -265,8 +267,11 @@ def from_timm(name: str, num_classes: int, pretrained: bool) -> Model:
     if not timm.is_model(name):
         raise unknown("model", name, timm.list_models())
     try:
-        module: Any = timm.create_model(name, num_classes=num_classes, pretrained=pretrained)
-    except Exception as error:  # an unknown tag, no network, no weights
+        with _timm_weights(name, pretrained):
+            module: Any = timm.create_model(name, num_classes=num_classes, pretrained=pretrained)
+    except RequestError:
+        raise
+    except Exception as error:  # an unknown tag, no weights
         raise RequestError(f"model: timm cannot build {name} ({' '.join(str(error).split())})") from error
     about = module.pretrained_cfg
     model = wrap_model(module, name=f"timm:{name}", image_size=about["input_size"][-1])
@@ -275,6 +280,32 @@ def from_timm(name: str, num_classes: int, pretrained: bool) -> Model:
         model.normalisation = model.library_normalisation
         model.pretrained_classifier = about["num_classes"] == num_classes
     return model
+
+
+WITHOUT_NETWORK = "copy their file here and name it with --teacher-weights or --student-weights"
+
+
+def _timm_weights(name: str, pretrained: bool) -> AbstractContextManager[None]:
+    """Around timm's building of a network, which may download its weights."""
+    from timm.models import get_pretrained_cfg
+
+    about = get_pretrained_cfg(name) if pretrained else None
+    if about is None or not (about.hf_hub_id or about.url):
+        return nullcontext()
+    if about.hf_hub_id:
+        return from_hub(f"timm:{name}", WITHOUT_NETWORK)
+    check_download(f"timm:{name}", about.url, WITHOUT_NETWORK)
+    return nullcontext()
+
+
+def in_libraries(name: str) -> list[str]:
+    """Under which names timm and torchvision know a network."""
+    import timm
+    import torchvision
+
+    found = [f"timm:{name}"] if timm.is_model(name) else []
+    known = torchvision.models.list_models(module=torchvision.models)
+    return found + ([f"torchvision:{name}"] if name in known else [])
 
 
 def from_torchvision(name: str, num_classes: int, pretrained: bool) -> Model:
@@ -287,6 +318,9 @@ def from_torchvision(name: str, num_classes: int, pretrained: bool) -> Model:
     arguments: dict[str, Any] = {"weights": "DEFAULT"} if pretrained else {"weights": None, "num_classes": num_classes}
     if name in ("googlenet", "inception_v3") and not pretrained:
         arguments |= {"aux_logits": False, "init_weights": True}  # a second head returns several logits
+    if pretrained:
+        url = torchvision.models.get_model_weights(name).DEFAULT.url
+        check_download(f"torchvision:{name}", url, WITHOUT_NETWORK)
     try:
         module = torchvision.models.get_model(name, **arguments)
     except (OSError, ValueError) as error:  # no network, no weights
