@@ -361,7 +361,8 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     trained = find_trained(config.checkpoint, config.model)
     engine = Engine(config.device, config.precision)
     data = open_test(config, trained)
-    model = create_model(trained.name, data.info.num_classes)
+    size = trained.about.get("image_size") or data.info.image_size
+    model = create_model(trained.name, data.info.num_classes, image_size=size)
     load_checkpoint(model, trained.weights)
     workers = worker_count(config.workers)
     bad_images = "stop" if trained.spec is None else trained.spec.data.bad_images

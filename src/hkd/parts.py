@@ -114,7 +114,7 @@ def build_network(role: str, name: str, module: nn.Module | None, data: Data, pr
     """A network that takes the data set's images and has a head for its classes."""
     classes = data.train.info.num_classes
     if module is None:
-        model = create_model(name, classes, pretrained=pretrained)
+        model = create_model(name, classes, pretrained=pretrained, image_size=data.image_size)
     else:
         model = wrap_model(module, image_size=data.image_size)
     head = model.info_at(data.image_size).num_classes
@@ -173,7 +173,7 @@ def comes_trained(spec: RunSpec, data: Data) -> bool:
 
 def _head_fits(name: str, weights: str, data: Data, option: str) -> bool:
     info = data.train.info
-    return look_at(_blank(name, info.num_classes), locate(weights, option)[0], info.classes).head_fits
+    return look_at(_blank(name, info.num_classes, data.image_size), locate(weights, option)[0], info.classes).head_fits
 
 
 def check_classes(file: Any, about: dict[str, Any], data: Data) -> None:
@@ -241,7 +241,7 @@ def dry_check(spec: RunSpec, data: Data) -> None:
         file, _ = locate(spec.teacher.checkpoint)
         check_classes(file, read_about(file), data)
     if method.name != "kd":
-        student, teacher = (_blank(name, classes) for _, name in names)
+        student, teacher = (_blank(name, classes, size) for _, name in names)
         with _WithoutDraws():
             create_method(
                 method.name, student=student, teacher=teacher, num_samples=2 * classes,
@@ -273,15 +273,15 @@ class _WithoutDraws(TorchFunctionMode):
 
 
 @lru_cache(maxsize=64)
-def _blank(name: str, classes: int) -> Model:
+def _blank(name: str, classes: int, size: int) -> Model:
     """An untrained network, only ever measured."""
     if ":" in name:  # wrapping a library's network compares what its layers return, which takes weights
         with torch.random.fork_rng(devices=[]):
-            return create_model(name, classes)
+            return create_model(name, classes, image_size=size)
     with _WithoutDraws():
-        return create_model(name, classes)
+        return create_model(name, classes, image_size=size)
 
 
 def measured(name: str, classes: int, size: int) -> ModelInfo:
     """A network in numbers, from an untrained one that is built once."""
-    return _blank(name, classes).info_at(size)
+    return _blank(name, classes, size).info_at(size)

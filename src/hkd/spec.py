@@ -16,7 +16,7 @@ from hkd.data.spec import DataSpec
 from hkd.errors import RequestError, unknown
 from hkd.files import inside, read_yaml, write_text
 from hkd.methods.spec import MethodSpec
-from hkd.models.names import model_of_file, names_code, untrusted
+from hkd.models.names import local_folder, model_of_file, names_code, untrusted
 from hkd.models.spec import STUDENT, TEACHER, StudentSpec, TeacherSpec
 from hkd.optimisation import OptimisationSpec
 from hkd.options import check_fields, coerce, hints_of, key_values, options, shown
@@ -399,7 +399,8 @@ def resolve_method(method: MethodSpec) -> MethodSpec:
 def resolve_student(student: StudentSpec) -> StudentSpec:
     """A student with its name, and the digest of the weights that it starts from."""
     if student.weights is None:
-        return replace(student, name=student.name or STUDENT)
+        digest = student.weights_digest or _of_folder(student.name)
+        return replace(student, name=student.name or STUDENT, weights_digest=digest)
     name, digest = _start(student.name, student.weights, "student")
     return replace(student, name=name, weights_digest=student.weights_digest or digest)
 
@@ -412,13 +413,27 @@ def _start(name: str | None, weights: str, role: str) -> tuple[str, str]:
     return name or model_of_file(read_about(file), file, role), identity(file, folder)
 
 
+def _of_folder(name: str | None) -> str:
+    """A digest of the files in the folder that ``timm:local-dir:PATH`` names, empty for other names."""
+    folder = None if name is None else local_folder(name)
+    if folder is None or not folder.is_dir():
+        return ""
+    digest = hashlib.sha256()
+    for file in sorted(folder.iterdir()):
+        if file.suffix in (".json", ".safetensors", ".bin", ".pth") and file.is_file():
+            with file.open("rb") as content:
+                digest.update(f"{file.name} {hashlib.file_digest(content, 'sha256').hexdigest()}\n".encode())
+    return f"folder {digest.hexdigest()[:16]}"
+
+
 def resolve_teacher(teacher: TeacherSpec) -> TeacherSpec:
     """A teacher with its name, and the digest of its weights where they are given."""
     if teacher.weights is not None:
         name, digest = _start(teacher.name, teacher.weights, "teacher")
         return replace(teacher, name=name, weights_digest=teacher.weights_digest or digest)
     if teacher.checkpoint is None:
-        return replace(teacher, name=teacher.name or TEACHER)
+        digest = teacher.weights_digest or _of_folder(teacher.name)
+        return replace(teacher, name=teacher.name or TEACHER, weights_digest=digest)
     if teacher.digest:  # a run that is yet to be trained
         return replace(teacher, name=teacher.name or TEACHER)
     from hkd.models.weights import read_about

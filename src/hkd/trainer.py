@@ -356,7 +356,7 @@ def accuracy_words(name: str, top1: float, classes: int) -> str:
     if top1 / 100 >= min(2 * chance, chance + 0.1 * (1 - chance)):
         return words
     return (
-        f"{words}\nwarning: the teacher is near chance, {100 * chance:.2f} %: do its classes have the order of the data's, "
+        f"{words}\nwarning: the teacher is near chance, {100 * chance:.2f} %: do its classes have the data's order, "
         "and was it trained on such images?"
     )
 

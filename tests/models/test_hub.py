@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import timm
 import torch
-import torchvision  # noqa: F401  (imported before the clock runs)
+import torchvision
 from huggingface_hub import constants
 
 import hkd

@@ -15,7 +15,7 @@ LONGEST_TYPED = 1000
 """Characters of a name; that of a factory has a module in it."""
 
 
-def create_model(name: str, num_classes: int, *, pretrained: bool = False) -> Model:
+def create_model(name: str, num_classes: int, *, pretrained: bool = False, image_size: int | None = None) -> Model:
     """Builds a network by name.
 
     The name is one that a person typed: a factory is imported, which runs its code. A name from a file goes through
@@ -27,6 +27,7 @@ def create_model(name: str, num_classes: int, *, pretrained: bool = False) -> Mo
             leaves it, :class:`hkd.models.projected.ProjectedModel`.
         num_classes: C, from 2 to 1,000,000.
         pretrained: start from the library's pretrained weights; timm and torchvision only.
+        image_size: side in pixels of the images that it will see; timm's transformers of a fixed size are built for it.
 
     Raises:
         RequestError: the name is not known (near misses are named), or the network does not work as a classifier.
@@ -36,10 +37,11 @@ def create_model(name: str, num_classes: int, *, pretrained: bool = False) -> Mo
         raise RequestError(f"model: expected a name of at most {LONGEST_TYPED} characters; got {shown(name)}")
     projection, name = split_projected(name)
     if projection is not None:
-        return ProjectedModel(create_model(name, num_classes, pretrained=pretrained), projection, num_classes)
+        network = create_model(name, num_classes, pretrained=pretrained, image_size=image_size)
+        return ProjectedModel(network, projection, num_classes)
     library, _, rest = name.partition(":")
     if library == "timm":
-        return from_timm(rest, num_classes, pretrained)
+        return from_timm(rest, num_classes, pretrained, image_size)
     if library == "torchvision":
         return from_torchvision(rest, num_classes, pretrained)
     if pretrained:

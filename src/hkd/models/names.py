@@ -48,6 +48,12 @@ def names_code(name: str) -> bool:
     return ":" in name and _LIBRARY.fullmatch(name) is None
 
 
+def local_folder(name: str) -> Path | None:
+    """The folder that ``timm:local-dir:PATH`` names, None for other names."""
+    prefix, _, path = name.partition("local-dir:")
+    return Path(path).expanduser() if prefix == "timm:" and path else None
+
+
 def untrusted(file: str | Path, option: str, name: object, way: str) -> RequestError:
     """The refusal of code that a YAML file names.
 

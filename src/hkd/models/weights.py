@@ -86,7 +86,7 @@ def load_model(path: str | Path, model: str | None = None) -> tuple[Model, dict[
     if "num_classes" not in about:
         raise RequestError(f"checkpoint: {_shown(path)} does not say its number of classes; see load_checkpoint")
     _check_head(about["num_classes"], path)
-    network = create_model(name, about["num_classes"])
+    network = create_model(name, about["num_classes"], image_size=about.get("image_size"))
     load_checkpoint(network, path)
     return network, about
 
