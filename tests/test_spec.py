@@ -71,7 +71,8 @@ DECISIVE: dict[str, Any] = {
     "precision": "bf16", "student": "resnet20", "teacher": "resnet32", "method": "crd", "method_weight": 1.0,
     "kd_weight": 0.5, "ce_weight": 0.5, "kd_temperature": 2.0, "kd_standardise": True, "holdout": 0.1, "image_size": 16,
     "views": 8, "holistic": {"k": 4},
-    "student_pretrained": True, "teacher_pretrained": True, "teacher_lr": 0.1, "scale_with_processes": True,
+    "student_pretrained": True, "teacher_pretrained": True, "teacher_lr": 0.1, "teacher_image_size": 64,
+    "scale_with_processes": True,
     "lr_decay": 0.2, "mean": [0.1, 0.2, 0.3], "std": [0.1, 0.2, 0.3],
 }  # fmt: skip
 

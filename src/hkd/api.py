@@ -24,6 +24,7 @@ from hkd.files import inside
 from hkd.metrics import Evaluation, evaluate_model
 from hkd.models import Model, create_model, load_checkpoint, save_model
 from hkd.models.fold import fold_batch_norms
+from hkd.models.names import resized
 from hkd.models.spec import TEACHER, StudentSpec
 from hkd.outside import check_outputs
 from hkd.parts import Parts, build, report_stage_pairs
@@ -228,7 +229,7 @@ def teacher_spec(spec: RunSpec, run: Path, seed: int) -> RunSpec:
     return replace(
         spec,
         student=StudentSpec(
-            name=spec.teacher.name,
+            name=spec.teacher.name and resized(spec.teacher.name, spec.teacher.image_size),
             pretrained=spec.teacher.pretrained,
             weights=spec.teacher.weights,
             weights_digest=spec.teacher.weights_digest,

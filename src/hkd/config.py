@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, make_dataclass
 from typing import Any, Literal
 
 from hkd.errors import RequestError, unknown
+from hkd.models.names import resized
 from hkd.models.spec import STUDENT, TEACHER, TeacherSpec
 from hkd.options import check_fields, coerce, default_of, hints_of, option
 from hkd.outside import check_outputs
@@ -20,7 +21,7 @@ DEFAULTS = {"train": {"run": "runs/train"}, "distill": {"run": "runs/distill", "
 
 
 Role = Literal["student", "teacher"] | None
-OF_TEACHER = ("teacher", "teacher_pretrained", "teacher_weights", "teacher_lr")
+OF_TEACHER = ("teacher", "teacher_pretrained", "teacher_weights", "teacher_image_size", "teacher_lr")
 
 
 class FlatConfig:
@@ -63,8 +64,13 @@ def trained_network(values: Mapping[str, Any], *, lr_given: bool = True) -> dict
     values.pop("role", None)
     teacher, lr = values.pop("teacher", None), values.pop("teacher_lr", None)
     pretrained, weights = values.pop("teacher_pretrained", False), values.pop("teacher_weights", None)
+    size = values.pop("teacher_image_size", None)
     if role == "teacher":
         name = teacher or (TEACHER if weights is None else None)  # which the file says
+        if size is not None:
+            if name is None:
+                raise RequestError("teacher: expected the name of the network beside teacher_image_size; got none")
+            name = resized(name, size)
         values |= {"student": name, "student_pretrained": pretrained, "student_weights": weights}
         if lr is not None and not lr_given:
             values["lr"] = lr
@@ -112,7 +118,7 @@ ROLE = ("role", Role, option(None, "which of the two to train, where both are na
 TrainConfig = _flat(
     "TrainConfig",
     "Training one network with cross-entropy. The defaults are the protocol of the paper's supplement.",
-    [*flat_fields((*TRAINING, "teacher", "teacher_pretrained", "teacher_weights"), DEFAULTS["train"]), ROLE],
+    [*flat_fields((*TRAINING, *(n for n in OF_TEACHER if n != "teacher_lr")), DEFAULTS["train"]), ROLE],
     TrainingConfig,
 )
 DistillConfig = _flat(
@@ -387,6 +393,7 @@ _CACHE_NAMES = [
     "std",
     "views",
     "flip",
+    "teacher_image_size",
     "bad_images",
     "image_cache",
     "image_cache_gb",

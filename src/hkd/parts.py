@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -18,7 +19,8 @@ from hkd.distiller import Distiller
 from hkd.errors import RequestError
 from hkd.methods import create_method
 from hkd.models import Model, ModelInfo, create_model, load_checkpoint, wrap_model
-from hkd.models.names import model_of_file
+from hkd.models.names import model_of_file, resized, split_resized
+from hkd.models.resized import ResizedModel
 from hkd.models.spec import STUDENT, TEACHER
 from hkd.models.start import look_at, start_from, told
 from hkd.models.weights import read_about, weights_digest
@@ -73,6 +75,9 @@ def build(spec: RunSpec, data: Data, student: nn.Module | None = None, teacher: 
         digest = f"weights {weights_digest(taught)}"
         spec = replace(spec, teacher=replace(spec.teacher, name=taught.name, digest=digest))
     spec, data = spec.resolved(data), _normalised(spec, data, network, taught)
+    for model in (network, taught):
+        if isinstance(model, ResizedModel):
+            model.sees(data.mean, data.std)
     return Parts(spec, data, _distiller(spec, data, network, taught), trained, note)
 
 
@@ -80,7 +85,7 @@ def _normalised(spec: RunSpec, data: Data, student: Model, teacher: Model | None
     """The data in the normalisation of the run: the given one, else the one that the weights it starts from learnt."""
     if spec.data.mean is not None or spec.data.std is not None:
         return data
-    learnt = (student if teacher is None else teacher).normalisation
+    learnt = (student if teacher is None or teacher.input_size is not None else teacher).normalisation
     return data if learnt in (None, (data.mean, data.std)) else data.normalised(*learnt)
 
 
@@ -110,13 +115,16 @@ def _distiller(spec: RunSpec, data: Data, student: Model, teacher: Model | None)
     )
 
 
-def build_network(role: str, name: str, module: nn.Module | None, data: Data, pretrained: bool) -> Model:
-    """A network that takes the data set's images and has a head for its classes."""
+def build_network(
+    role: str, name: str, module: nn.Module | None, data: Data, pretrained: bool, size: int | None = None
+) -> Model:
+    """A network that takes the data set's images, resized to ``size`` if given, and has a head for its classes."""
     classes = data.train.info.num_classes
     if module is None:
-        model = create_model(name, classes, pretrained=pretrained, image_size=data.image_size)
+        model = create_model(resized(name, size), classes, pretrained=pretrained, image_size=data.image_size)
     else:
-        model = wrap_model(module, image_size=data.image_size)
+        model = wrap_model(module, image_size=size or data.image_size)
+        model = model if size is None or isinstance(model, ResizedModel) else ResizedModel(model, size)
     head = model.info_at(data.image_size).num_classes
     if head != classes:
         raise RequestError(f"{role}: {model.name or name} has a {head}-class head, {data.name} has {classes} classes")
@@ -131,7 +139,7 @@ def _teacher(spec: RunSpec, module: nn.Module | None, data: Data) -> tuple[Model
     module = copy.deepcopy(module)  # its batch norms are folded, and the caller's stay
     if teacher.weights is not None:
         name = "" if module is not None else str(resolve_teacher(teacher).name)
-        model = build_network("teacher", name, module, data, False)
+        model = build_network("teacher", name, module, data, False, teacher.image_size)
         trained = not _start(model, teacher.weights, data, "teacher_weights")
         if module is not None and not trained:
             raise RequestError(
@@ -139,25 +147,38 @@ def _teacher(spec: RunSpec, module: nn.Module | None, data: Data) -> tuple[Model
             )
         return model, trained
     if teacher.checkpoint is None:
-        model = build_network("teacher", teacher.name or TEACHER, module, data, teacher.pretrained)
+        name = teacher.name or TEACHER
+        model = build_network("teacher", name, module, data, teacher.pretrained, teacher.image_size)
         # Other data, even of as many classes, is not what a library's classifier was trained on.
-        return model, module is not None or (model.pretrained_classifier and spec.data.dataset == "imagenet")
+        return model, module is not None or (_inner(model).pretrained_classifier and spec.data.dataset == "imagenet")
 
     file, _ = locate(teacher.checkpoint)
     about = read_about(file)
     name = teacher.name or ("" if module is not None else model_of_file(about, file, "teacher"))
     check_classes(file, about, data)
-    model = build_network("teacher", str(name or ""), module, data, False)
-    load_checkpoint(model, file)
-    if "mean" in about:
-        model.normalisation = (tuple(about["mean"]), tuple(about["std"]))
+    model = build_network("teacher", name, module, data, False, teacher.image_size)
+    loaded = _stored_as(model, about)
+    load_checkpoint(loaded, file)
+    if "mean" in about and not isinstance(loaded, ResizedModel):
+        loaded.normalisation = (tuple(about["mean"]), tuple(about["std"]))
     return model, True
+
+
+def _inner(model: Model) -> Model:
+    """The network behind a change of size."""
+    return model.network if isinstance(model, ResizedModel) else model
+
+
+def _stored_as(model: Model, about: Mapping[str, Any]) -> Model:
+    """The part of a network that a file holds: all of it, or the network behind a change of size."""
+    return model if split_resized(about.get("model", ""))[0] is not None else _inner(model)
 
 
 def _start(model: Model, weights: str, data: Data, option: str) -> str:
     """Loads the weights that a network starts from; a line about a head that it did not get, empty where it did."""
     file, _ = locate(weights, option)
     classes = data.train.info.classes
+    model = _stored_as(model, read_about(file))
     return told(file, model, start_from(model, file, classes), len(classes))
 
 
@@ -167,13 +188,16 @@ def comes_trained(spec: RunSpec, data: Data) -> bool:
     if teacher is None or teacher.checkpoint is not None:
         return True
     if teacher.weights is not None:
-        return _head_fits(str(resolve_teacher(teacher).name), teacher.weights, data, "teacher_weights")
+        name = resized(str(resolve_teacher(teacher).name), teacher.image_size)
+        return _head_fits(name, teacher.weights, data, "teacher_weights")
     return teacher.pretrained and spec.data.dataset == "imagenet"
 
 
 def _head_fits(name: str, weights: str, data: Data, option: str) -> bool:
     info = data.train.info
-    return look_at(_blank(name, info.num_classes, data.image_size), locate(weights, option)[0], info.classes).head_fits
+    file, _ = locate(weights, option)
+    model = _stored_as(_blank(name, info.num_classes, data.image_size), read_about(file))
+    return look_at(model, file, info.classes).head_fits
 
 
 def check_classes(file: Any, about: dict[str, Any], data: Data) -> None:
@@ -225,6 +249,7 @@ def dry_check(spec: RunSpec, data: Data) -> None:
     if spec.teacher is not None:
         start = spec.teacher.weights
         taught = spec.teacher.name or TEACHER if start is None else str(resolve_teacher(spec.teacher).name)
+        taught = resized(taught, spec.teacher.image_size)
         names.append(("teacher", taught))
         starts.append(("teacher_weights", taught, start))
     for option, name, start in starts:

@@ -14,7 +14,7 @@ from hkd.data.open import open_data
 from hkd.data.subsets import limit
 from hkd.errors import RequestError
 from hkd.files import inside
-from hkd.models.names import model_of_file, names_code
+from hkd.models.names import model_of_file, names_code, resized
 from hkd.models.weights import read_about
 from hkd.options import shown
 from hkd.spec import RunSpec, locate
@@ -160,7 +160,9 @@ def teacher_of(trained: Trained) -> Trained | None:
     place = given.checkpoint or (given.weights if given.weights and not own.exists() else own)
     if not Path(place).exists():
         return None
-    name = trained.spec.teacher.name  # from a file: its word imports nothing
+    if place != own and given.image_size is not None:
+        return None  # a network of another size than the images on which the others are compared
+    name = given.name and resized(given.name, given.image_size)  # from a file: its word imports nothing
     return find_trained(place, None if name is None or names_code(name) else name)
 
 

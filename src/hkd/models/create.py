@@ -6,8 +6,9 @@ from hkd.errors import RequestError, unknown
 from hkd.models.about import MOST_CLASSES
 from hkd.models.base import Model, models
 from hkd.models.external import from_factory, from_timm, from_torchvision, in_libraries
-from hkd.models.names import split_projected
+from hkd.models.names import split_projected, split_resized
 from hkd.models.projected import ProjectedModel
+from hkd.models.resized import ResizedModel
 from hkd.options import shown
 from hkd.outside import has_controls, whole_number
 
@@ -24,7 +25,8 @@ def create_model(name: str, num_classes: int, *, pretrained: bool = False, image
     Args:
         name: one of :func:`list_models`, ``timm:NAME``, ``torchvision:NAME``, or ``package.module:callable``, a factory
             that is called with the number of classes. ``projected-WIDTH-SIDE-FACTOR:NAME`` is a network as SimKD
-            leaves it, :class:`hkd.models.projected.ProjectedModel`.
+            leaves it, :class:`hkd.models.projected.ProjectedModel`; ``resized-SIZE:NAME`` one that resizes its images,
+            :class:`hkd.models.resized.ResizedModel`.
         num_classes: C, from 2 to 1,000,000.
         pretrained: start from the library's pretrained weights; timm and torchvision only.
         image_size: side in pixels of the images that it will see; timm's transformers of a fixed size are built for it.
@@ -39,6 +41,9 @@ def create_model(name: str, num_classes: int, *, pretrained: bool = False, image
     if projection is not None:
         network = create_model(name, num_classes, pretrained=pretrained, image_size=image_size)
         return ProjectedModel(network, projection, num_classes)
+    size, name = split_resized(name)
+    if size is not None:
+        return ResizedModel(create_model(name, num_classes, pretrained=pretrained, image_size=size), size)
     library, _, rest = name.partition(":")
     if library == "timm":
         return from_timm(rest, num_classes, pretrained, image_size)

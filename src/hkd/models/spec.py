@@ -55,6 +55,14 @@ class TeacherSpec:
         key=False,
         flat="teacher_weights",
     )
+    image_size: int | None = option(
+        None,
+        "the teacher sees the student's crops resized to this side, in its own normalisation [as the student]",
+        ge=2,
+        le=4096,
+        neutral=None,
+        flat="teacher_image_size",
+    )
     lr: float | None = option(
         None, "learning rate of a teacher that is trained first [--lr]", gt=0, neutral=None, flat="teacher_lr"
     )
