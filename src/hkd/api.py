@@ -21,11 +21,13 @@ from hkd.data import ArrayDataset, Data, make_loader, open_data, prepare
 from hkd.data.open import worker_count
 from hkd.errors import RequestError, TrainingError
 from hkd.files import inside
+from hkd.head import fit_head
 from hkd.metrics import Evaluation, evaluate_model
 from hkd.models import Model, create_model, load_checkpoint, save_model
 from hkd.models.fold import fold_batch_norms
 from hkd.models.names import resized
 from hkd.models.spec import TEACHER, StudentSpec
+from hkd.optimisation import OptimisationSpec
 from hkd.outside import check_outputs
 from hkd.parts import Parts, build, report_stage_pairs
 from hkd.runtime.engine import Engine
@@ -35,7 +37,7 @@ from hkd.runtime.run_folder import RunFolder
 from hkd.runtime.teacher_cache import CacheRequest, TeacherCache, fits, table_key
 from hkd.spec import RunSpec
 from hkd.trained import find_trained, open_test
-from hkd.trainer import Trainer, check_shares
+from hkd.trainer import Trainer, check_shares, metadata
 
 
 @dataclass(frozen=True)
@@ -156,10 +158,16 @@ def _run(
             engine = new_engine(spec)
         if engine.is_main:
             report_start(parts, engine)
+        if parts.spec.student.train == "head":
+            with recorded_start(folder, engine, parts.spec.data.digest, None) as starts:
+                head = fit_head(parts, engine)
+            folder.log([head.row()])
+            return _finish(parts, engine, folder, head.evaluated, head.summary() | {"provenance": starts})
         trainer = Trainer(parts.spec, parts.distiller, parts.data, engine, folder)
         with recorded_start(folder, engine, parts.spec.data.digest, trainer.teacher_digest) as starts:
             summary = trainer.run()
-        return _finish(parts, engine, folder, trainer, summary | {"provenance": starts})
+        assert trainer.evaluated is not None
+        return _finish(parts, engine, folder, trainer.evaluated, summary | {"provenance": starts})
 
 
 def is_default_teacher(spec: RunSpec) -> bool:
@@ -188,12 +196,11 @@ def recorded_start(folder: RunFolder, engine: Engine, data: str, teacher: str | 
         folder.save_starts(starts)
 
 
-def _finish(parts: Parts, engine: Engine, folder: RunFolder, trainer: Trainer, summary: dict[str, Any]) -> Result:
+def _finish(parts: Parts, engine: Engine, folder: RunFolder, last: Evaluation, summary: dict[str, Any]) -> Result:
     """Writes the network, its predictions and the summary, by which the run counts as finished."""
-    assert trainer.evaluated is not None
-    folder.save_predictions(trainer.evaluated.predicted, trainer.evaluated.label)
+    folder.save_predictions(last.predicted, last.label)
     if folder.writes:
-        save_model(parts.student, folder.weights, **trainer.metadata(summary["epochs"], summary["top1_last"]))
+        save_model(parts.student, folder.weights, **metadata(parts.data, summary["epochs"], summary["top1_last"]))
     summary |= {
         "student": parts.student.name,
         "parameters": parts.student.info_at(parts.data.image_size).parameters,
@@ -226,6 +233,9 @@ def new_engine(spec: RunSpec) -> Engine:
 def teacher_spec(spec: RunSpec, run: Path, seed: int) -> RunSpec:
     """The specification of the training of a distillation's teacher."""
     assert spec.teacher is not None
+    schedule = replace(spec.optimisation, lr=spec.teacher.lr or spec.optimisation.lr)
+    if spec.teacher.train == "head":  # has none, and the same head serves students of any
+        schedule = OptimisationSpec()
     return replace(
         spec,
         student=StudentSpec(
@@ -233,10 +243,11 @@ def teacher_spec(spec: RunSpec, run: Path, seed: int) -> RunSpec:
             pretrained=spec.teacher.pretrained,
             weights=spec.teacher.weights,
             weights_digest=spec.teacher.weights_digest,
+            train=spec.teacher.train,
         ),
         teacher=None,
         method=None,
-        optimisation=replace(spec.optimisation, lr=spec.teacher.lr or spec.optimisation.lr),
+        optimisation=schedule,
         runtime=replace(spec.runtime, run=str(run), seed=seed, image_cache=str(spec.runtime.image_folder)),
     )
 

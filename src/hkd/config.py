@@ -21,7 +21,9 @@ DEFAULTS = {"train": {"run": "runs/train"}, "distill": {"run": "runs/distill", "
 
 
 Role = Literal["student", "teacher"] | None
-OF_TEACHER = ("teacher", "teacher_pretrained", "teacher_weights", "teacher_image_size", "teacher_lr")
+OF_TEACHER = (
+    "teacher", "teacher_pretrained", "teacher_weights", "teacher_train", "teacher_image_size", "teacher_lr",
+)  # fmt: skip
 
 
 class FlatConfig:
@@ -64,14 +66,19 @@ def trained_network(values: Mapping[str, Any], *, lr_given: bool = True) -> dict
     values.pop("role", None)
     teacher, lr = values.pop("teacher", None), values.pop("teacher_lr", None)
     pretrained, weights = values.pop("teacher_pretrained", False), values.pop("teacher_weights", None)
-    size = values.pop("teacher_image_size", None)
+    size, trains = values.pop("teacher_image_size", None), values.pop("teacher_train", "all")
     if role == "teacher":
         name = teacher or (TEACHER if weights is None else None)  # which the file says
         if size is not None:
             if name is None:
                 raise RequestError("teacher: expected the name of the network beside teacher_image_size; got none")
             name = resized(name, size)
-        values |= {"student": name, "student_pretrained": pretrained, "student_weights": weights}
+        values |= {
+            "student": name,
+            "student_pretrained": pretrained,
+            "student_weights": weights,
+            "student_train": trains,
+        }
         if lr is not None and not lr_given:
             values["lr"] = lr
     return values
@@ -185,7 +192,9 @@ def parse_value(text: str) -> bool | int | float | str | list[Any] | None:
     return text
 
 
-STUDY_SETS = frozenset({"run", "seed", "student", "teacher", "teacher_checkpoint", "teacher_lr", "method", "threads"})
+STUDY_SETS = frozenset(
+    {"run", "seed", "student", "teacher", "teacher_checkpoint", "teacher_lr", "method", "threads", "student_train"}
+)
 """Run options that a study's options replace."""
 
 

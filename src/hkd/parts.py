@@ -63,6 +63,7 @@ def build(spec: RunSpec, data: Data, student: nn.Module | None = None, teacher: 
     Raises:
         RequestError: a name is not known, or networks, method and data do not fit one another.
     """
+    _check_training(spec)
     start = spec.student.weights
     name = spec.student.name or STUDENT if start is None or student is not None else resolve_student(spec.student).name
     network = build_network("student", str(name), student, data, spec.student.pretrained)
@@ -79,6 +80,11 @@ def build(spec: RunSpec, data: Data, student: nn.Module | None = None, teacher: 
         if isinstance(model, ResizedModel):
             model.sees(data.mean, data.std)
     return Parts(spec, data, _distiller(spec, data, network, taught), trained, note)
+
+
+def _check_training(spec: RunSpec) -> None:
+    if spec.method is not None and spec.student.train == "head":
+        raise RequestError("student_train: expected all for a student that learns from a teacher; got head")
 
 
 def _normalised(spec: RunSpec, data: Data, student: Model, teacher: Model | None) -> Data:
@@ -140,17 +146,22 @@ def _teacher(spec: RunSpec, module: nn.Module | None, data: Data) -> tuple[Model
     if teacher.weights is not None:
         name = "" if module is not None else str(resolve_teacher(teacher).name)
         model = build_network("teacher", name, module, data, False, teacher.image_size)
-        trained = not _start(model, teacher.weights, data, "teacher_weights")
+        trained = not _start(model, teacher.weights, data, "teacher_weights") and teacher.train == "all"
         if module is not None and not trained:
             raise RequestError(
-                "teacher_weights: do not fit the head of the module that is passed, which is not trained"
+                "teacher_weights: expected those of a trained network for the module that is passed, with its head"
             )
         return model, trained
     if teacher.checkpoint is None:
         name = teacher.name or TEACHER
         model = build_network("teacher", name, module, data, teacher.pretrained, teacher.image_size)
+        if module is not None and teacher.train == "head":
+            raise RequestError(
+                "teacher_train: expected all for a module that is passed, which is not trained; got head"
+            )
         # Other data, even of as many classes, is not what a library's classifier was trained on.
-        return model, module is not None or (_inner(model).pretrained_classifier and spec.data.dataset == "imagenet")
+        comes = _inner(model).pretrained_classifier and spec.data.dataset == "imagenet" and teacher.train == "all"
+        return model, module is not None or comes
 
     file, _ = locate(teacher.checkpoint)
     about = read_about(file)
@@ -187,6 +198,8 @@ def comes_trained(spec: RunSpec, data: Data) -> bool:
     teacher = spec.teacher
     if teacher is None or teacher.checkpoint is not None:
         return True
+    if teacher.train == "head":
+        return False
     if teacher.weights is not None:
         name = resized(str(resolve_teacher(teacher).name), teacher.image_size)
         return _head_fits(name, teacher.weights, data, "teacher_weights")
@@ -243,6 +256,7 @@ def dry_check(spec: RunSpec, data: Data) -> None:
             cannot work between these two networks.
     """
     spec.check()
+    _check_training(spec)
     classes, size = data.train.info.num_classes, data.image_size
     names = [("student", str(resolve_student(spec.student).name))]
     starts = [("student_weights", names[0][1], spec.student.weights)]

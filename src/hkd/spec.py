@@ -155,6 +155,10 @@ class RunSpec:
                 others = {f"{role}_{name}": getattr(network, name, None) for name in ("pretrained", "checkpoint")}
                 if given := [name for name, value in others.items() if value]:
                     raise RequestError(f"{role}_weights: expected one origin of the weights; got {given[0]}, too")
+        if self.teacher is not None and self.teacher.train == "head" and self.teacher.checkpoint is not None:
+            raise RequestError(
+                "teacher_train: expected all for a teacher that is trained, teacher_checkpoint; got head"
+            )
         if self.method is not None:
             check_weights(self.method)
 
@@ -243,7 +247,7 @@ BEHIND = {
 """The options that a digest stands for."""
 
 
-OF_TRAINING = frozenset({"teacher", "teacher_pretrained", "teacher_lr", "teacher_weights_digest"})
+OF_TRAINING = frozenset({"teacher", "teacher_pretrained", "teacher_lr", "teacher_train", "teacher_weights_digest"})
 """What is said of a teacher's training, which its weights replace."""
 
 

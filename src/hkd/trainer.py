@@ -287,16 +287,7 @@ class Trainer:
 
     def metadata(self, epoch: int, top1: float) -> dict[str, Any]:
         """What is written beside the student's weights."""
-        return {
-            "classes": list(self.data.train.info.classes),
-            "mean": list(self.data.mean),
-            "std": list(self.data.std),
-            "image_size": self.data.image_size,
-            "crop": crop_of(self.data.test),
-            "dataset": self.data.name,
-            "epoch": epoch,
-            "top1": top1,
-        }
+        return metadata(self.data, epoch, top1)
 
     def _means(self) -> dict[str, float]:
         """The epoch's means of the loss and its terms, and top-1 in percent."""
@@ -341,6 +332,20 @@ class Trainer:
             f"the loss is NaN or infinite in epoch {epoch + 1}, {details}; {kept}; start over with --fresh and a lower "
             "--lr, or skip such steps with --skip-bad-steps"
         )
+
+
+def metadata(data: Data, epoch: int, top1: float) -> dict[str, Any]:
+    """What is written beside the weights of a network that learnt from some data."""
+    return {
+        "classes": list(data.train.info.classes),
+        "mean": list(data.mean),
+        "std": list(data.std),
+        "image_size": data.image_size,
+        "crop": crop_of(data.test),
+        "dataset": data.name,
+        "epoch": epoch,
+        "top1": top1,
+    }
 
 
 def accuracy_words(name: str, top1: float, classes: int) -> str:

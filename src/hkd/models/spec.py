@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from hkd.options import option, recorded
 
@@ -25,6 +26,12 @@ class StudentSpec:
         "start from the weights in this file (.safetensors, .pth); another head than the data's is replaced",
         key=False,
         flat="student_weights",
+    )
+    train: Literal["all", "head"] = option(
+        "all",
+        "all: the whole network; head: a linear head on its features, computed once (hkd train)",
+        neutral="all",
+        flat="student_train",
     )
     digest: str = recorded("", "student_digest")
     weights_digest: str = recorded("", "student_weights_digest", neutral="")
@@ -54,6 +61,12 @@ class TeacherSpec:
         "as --student-weights; a teacher whose head is replaced is trained first",
         key=False,
         flat="teacher_weights",
+    )
+    train: Literal["all", "head"] = option(
+        "all",
+        "how a teacher is trained first. head: a linear head on its features, computed once; minutes",
+        neutral="all",
+        flat="teacher_train",
     )
     image_size: int | None = option(
         None,

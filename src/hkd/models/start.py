@@ -95,6 +95,13 @@ def told(path: str | Path, model: Model, start: Start, classes: int) -> str:
     return f"{printable(path, 4096)} has {start.reason}; {model.name} gets a fresh one of {classes} classes"
 
 
+def head_layer(model: Model) -> nn.Linear | nn.Conv2d | None:
+    """The layer that :func:`head_of` names."""
+    name, root = head_of(model), model.module if isinstance(model, WrappedModel) else model
+    layer = root.get_submodule(name) if name else None
+    return layer if isinstance(layer, nn.Linear | nn.Conv2d) else None
+
+
 @torch.no_grad()
 def head_of(model: Model) -> str:
     """The dotted name of the linear layer, or 1x1 convolution, that makes the logits; empty where none does."""
