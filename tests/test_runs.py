@@ -368,6 +368,33 @@ def test_an_own_teacher_gets_the_weights_of_its_checkpoint(tmp_path: Path, finis
         hkd.distill(config(tmp_path / "x"), teacher=own)
 
 
+def test_the_default_teacher_and_a_teachers_accuracy_are_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], finished: hkd.Result
+) -> None:
+    hkd.distill(config(tmp_path / "d", epochs=1, teacher=None, student="resnet8", method="kd"))
+    told = capsys.readouterr().err
+    assert f"no teacher is named: resnet20, the default, is trained first, in {tmp_path}/d/teacher; --teacher" in told
+    given = str(finished.run / "teacher")
+    right = hkd.distill(config(tmp_path / "e", epochs=1, teacher=None, teacher_checkpoint=given, student="resnet8"))
+    told = capsys.readouterr().err
+    assert f"teacher resnet8: top-1 {right.summary['teacher_top1']:.2f} % on the evaluation images\n" in told
+    assert "no teacher is named" not in told and "near chance" not in told
+    assert told.index("teacher resnet8: top-1") < told.index("epoch 1/1")
+    permuted = hkd.load_model(finished.run / "teacher" / "model.safetensors")[0]
+    with torch.no_grad():
+        for value in permuted.fc.parameters():
+            value.copy_(value.roll(3, dims=0))
+    hkd.distill(config(tmp_path / "f", epochs=1, teacher=None), teacher=permuted)
+    assert "warning: the teacher is near chance, 10.00 %" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("classes", "top1", "warns"), [(2, 56, False), (2, 54, True), (10, 18, True), (10, 21, False), (100, 1.9, True)]
+)
+def test_near_chance(classes: int, top1: float, warns: bool) -> None:
+    assert ("near chance" in trainer.accuracy_words("t", top1, classes)) is warns
+
+
 def test_a_teacher_of_other_classes_is_refused_and_its_normalisation_taken(tmp_path: Path) -> None:
     teacher = hkd.create_model("resnet8", 10)
     hkd.save_model(teacher, tmp_path / "t.safetensors", classes=list("abcdefghij"))

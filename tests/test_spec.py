@@ -73,7 +73,8 @@ DECISIVE: dict[str, Any] = {
     "holdout": 0.1, "image_size": 16, "views": 8, "holistic": {"k": 4}, "optimizer": "adamw", "schedule": "cosine",
     "warmup_epochs": 2, "min_lr": 0.001, "label_smoothing": 0.1, "clip_grad": 1.0, "accumulate": 2, "ema": 0.9,
     "decay_all": False,
-    "student_pretrained": True, "teacher_pretrained": True, "teacher_lr": 0.1, "scale_with_processes": True,
+    "student_pretrained": True, "teacher_pretrained": True, "teacher_lr": 0.1, "teacher_image_size": 64,
+    "teacher_train": "head", "student_train": "head", "scale_with_processes": True,
     "lr_decay": 0.2, "mean": [0.1, 0.2, 0.3], "std": [0.1, 0.2, 0.3],
 }  # fmt: skip
 
@@ -90,6 +91,7 @@ def test_what_decides_what_is_learnt_is_in_the_key(name: str) -> None:
 
 def test_every_option_is_one_or_the_other() -> None:
     by_content = {"limit_classes", "limit_train", "train_fraction", "bad_images", "teacher_checkpoint", "unlabelled"}
+    by_content |= STARTS
     together = {"holdout_seed"}  # without a holdout it says nothing; what is by its content is in a digest
     assert set(FREE) | set(DECISIVE) - {"holistic"} | by_content | together == set(FIELDS) - RECORDED
 
@@ -150,6 +152,7 @@ def test_a_file_s_code_is_found_among_several_teachers(tmp_path: Path) -> None:
         RunSpec.load(tmp_path / "config.yaml")
 
 
+STARTS = {"student_weights", "teacher_weights"}
 GOLDEN = {"hkd+kd": "b6a054399d9dbce9", "kd": "95a935c6893f6355", "ce": "dec31a687a089ae5"}
 
 

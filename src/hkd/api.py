@@ -22,10 +22,13 @@ from hkd.data.open import worker_count
 from hkd.distiller import as_teachers
 from hkd.errors import RequestError, TrainingError
 from hkd.files import inside
+from hkd.head import fit_head
 from hkd.metrics import Evaluation, confident_classes, evaluate_model
 from hkd.models import Model, create_model, load_checkpoint, save_model
 from hkd.models.fold import fold_batch_norms
-from hkd.models.spec import StudentSpec
+from hkd.models.names import resized
+from hkd.models.spec import TEACHER, StudentSpec
+from hkd.optimisation import OptimisationSpec
 from hkd.outside import check_outputs
 from hkd.parts import Parts, Teachers, build, relabelled, report_stage_pairs
 from hkd.runtime.engine import Engine
@@ -35,7 +38,7 @@ from hkd.runtime.run_folder import RunFolder
 from hkd.runtime.teacher_cache import CacheRequest, TeacherCache, fits, table_key
 from hkd.spec import RunSpec
 from hkd.trained import find_trained, open_test
-from hkd.trainer import Trainer, check_shares
+from hkd.trainer import Trainer, check_shares, metadata
 
 
 @dataclass(frozen=True)
@@ -151,16 +154,37 @@ def _run(
             load_checkpoint(parts.student, folder.weights)
             return Result(folder.path, parts.student.to(engine.device).eval(), summary, folder.weights, True)
         if not parts.teacher_is_trained:
+            if engine.is_main and is_default_teacher(spec) and (spec.student.name or student is not None):
+                print(
+                    f"no teacher is named: {TEACHER}, the default, is trained first, in {inside(spec.run, 'teacher')}; "
+                    "--teacher names another",
+                    file=sys.stderr,
+                    flush=True,
+                )
             _train_teacher(parts)
             engine = new_engine(spec)
         if parts.spec.method is not None and parts.spec.method.pseudo_labels is not None:
             parts = _with_pseudo_labels(parts, engine, parts.spec.method.pseudo_labels)
         if engine.is_main:
             report_start(parts, engine)
+        if parts.spec.student.train == "head":
+            with recorded_start(folder, engine, parts.spec.data.digest, None) as starts:
+                head = fit_head(parts, engine)
+            folder.log([head.row()])
+            return _finish(
+                parts, engine, folder, parts.student, head.evaluated, head.summary() | {"provenance": starts}
+            )
         trainer = Trainer(parts.spec, parts.distiller, parts.data, engine, folder)
         with recorded_start(folder, engine, parts.spec.data.digest, trainer.teacher_digest) as starts:
             summary = trainer.run()
-        return _finish(parts, engine, folder, trainer, summary | {"provenance": starts})
+        assert trainer.evaluated is not None
+        return _finish(parts, engine, folder, trainer.kept, trainer.evaluated, summary | {"provenance": starts})
+
+
+def is_default_teacher(spec: RunSpec) -> bool:
+    """Whether nothing is said of a distillation's teacher."""
+    teacher = spec.teacher
+    return teacher is not None and not (teacher.name or teacher.checkpoint or teacher.weights)
 
 
 @contextmanager
@@ -183,12 +207,13 @@ def recorded_start(folder: RunFolder, engine: Engine, data: str, teacher: str | 
         folder.save_starts(starts)
 
 
-def _finish(parts: Parts, engine: Engine, folder: RunFolder, trainer: Trainer, summary: dict[str, Any]) -> Result:
+def _finish(
+    parts: Parts, engine: Engine, folder: RunFolder, network: Model, last: Evaluation, summary: dict[str, Any]
+) -> Result:
     """Writes the network, its predictions and the summary, by which the run counts as finished."""
-    assert trainer.evaluated is not None
-    folder.save_predictions(trainer.evaluated.predicted, trainer.evaluated.label)
+    folder.save_predictions(last.predicted, last.label)
     if folder.writes:
-        save_model(trainer.kept, folder.weights, **trainer.metadata(summary["epochs"], summary["top1_last"]))
+        save_model(network, folder.weights, **metadata(parts.data, summary["epochs"], summary["top1_last"]))
     summary |= {
         "student": parts.student.name,
         "parameters": parts.student.info_at(parts.data.image_size).parameters,
@@ -203,7 +228,7 @@ def _finish(parts: Parts, engine: Engine, folder: RunFolder, trainer: Trainer, s
     }
     folder.finish(summary, keep_checkpoints=parts.spec.runtime.keep_checkpoints)
     engine.wait()  # the others may read it next
-    return Result(folder.path, trainer.kept.eval(), summary, folder.weights)
+    return Result(folder.path, network.eval(), summary, folder.weights)
 
 
 def check_kind(config: Any, *kinds: type) -> None:
@@ -221,12 +246,21 @@ def new_engine(spec: RunSpec) -> Engine:
 def teacher_spec(spec: RunSpec, run: Path, seed: int) -> RunSpec:
     """The specification of the training of a distillation's teacher."""
     assert spec.teacher is not None
+    schedule = replace(spec.optimisation, lr=spec.teacher.lr or spec.optimisation.lr)
+    if spec.teacher.train == "head":  # has none, and the same head serves students of any
+        schedule = OptimisationSpec()
     return replace(
         spec,
-        student=StudentSpec(name=spec.teacher.name, pretrained=spec.teacher.pretrained),
+        student=StudentSpec(
+            name=spec.teacher.name and resized(spec.teacher.name, spec.teacher.image_size),
+            pretrained=spec.teacher.pretrained,
+            weights=spec.teacher.weights,
+            weights_digest=spec.teacher.weights_digest,
+            train=spec.teacher.train,
+        ),
         teacher=None,
         method=None,
-        optimisation=replace(spec.optimisation, lr=spec.teacher.lr or spec.optimisation.lr),
+        optimisation=schedule,
         runtime=replace(spec.runtime, run=str(run), seed=seed, image_cache=str(spec.runtime.image_folder)),
     )
 
@@ -301,6 +335,8 @@ def in_words(error: BaseException, spec: RunSpec, engine: Engine) -> TrainingErr
 def report_start(parts: Parts, engine: Engine) -> None:
     """Says what is learnt from what, and what will be on the device before a step is made, in each process."""
     report_stage_pairs(parts.distiller)
+    if parts.note:
+        print(parts.note, file=sys.stderr)
     print(parts.data.describe(), file=sys.stderr)
     distiller, data = parts.distiller, parts.data
     sizes = {"weights, gradients and momentum": 3 * sum(p.nbytes for p in distiller.parameters())}
@@ -367,7 +403,8 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     trained = find_trained(config.checkpoint, config.model)
     engine = Engine(config.device, config.precision)
     data = open_test(config, trained)
-    model = create_model(trained.name, data.info.num_classes)
+    size = trained.about.get("image_size") or data.info.image_size
+    model = create_model(trained.name, data.info.num_classes, image_size=size)
     load_checkpoint(model, trained.weights)
     workers = worker_count(config.workers)
     bad_images = "stop" if trained.spec is None else trained.spec.data.bad_images

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, make_dataclass
 from typing import Any, Literal
 
 from hkd.errors import RequestError, unknown
+from hkd.models.names import resized
 from hkd.models.spec import STUDENT, TEACHER, TeacherSpec
 from hkd.options import check_fields, coerce, default_of, hints_of, option
 from hkd.outside import check_outputs
@@ -20,7 +21,9 @@ DEFAULTS = {"train": {"run": "runs/train"}, "distill": {"run": "runs/distill", "
 
 
 Role = Literal["student", "teacher"] | None
-OF_TEACHER = ("teacher", "teacher_pretrained", "teacher_lr")
+OF_TEACHER = (
+    "teacher", "teacher_pretrained", "teacher_weights", "teacher_train", "teacher_image_size", "teacher_lr",
+)  # fmt: skip
 
 
 class FlatConfig:
@@ -51,7 +54,7 @@ def trained_network(values: Mapping[str, Any], *, lr_given: bool = True) -> dict
     """Flat options of a training: of the two networks that a pair's recipe names, the one that ``role`` says.
 
     Args:
-        values: flat options, with ``role``, ``teacher``, ``teacher_pretrained`` and ``teacher_lr`` beside a training's.
+        values: flat options, with ``role`` and :data:`OF_TEACHER` beside a training's.
         lr_given: whether the learning rate is meant for this network, whichever it is.
 
     Raises:
@@ -62,9 +65,20 @@ def trained_network(values: Mapping[str, Any], *, lr_given: bool = True) -> dict
     role, values = trained_role(values), dict(values)
     values.pop("role", None)
     teacher, lr = values.pop("teacher", None), values.pop("teacher_lr", None)
-    pretrained = values.pop("teacher_pretrained", False)
+    pretrained, weights = values.pop("teacher_pretrained", False), values.pop("teacher_weights", None)
+    size, trains = values.pop("teacher_image_size", None), values.pop("teacher_train", "all")
     if role == "teacher":
-        values |= {"student": teacher or TEACHER, "student_pretrained": pretrained}
+        name = teacher or (TEACHER if weights is None else None)  # which the file says
+        if size is not None:
+            if name is None:
+                raise RequestError("teacher: expected the name of the network beside teacher_image_size; got none")
+            name = resized(name, size)
+        values |= {
+            "student": name,
+            "student_pretrained": pretrained,
+            "student_weights": weights,
+            "student_train": trains,
+        }
         if lr is not None and not lr_given:
             values["lr"] = lr
     return values
@@ -76,7 +90,8 @@ def trained_role(values: Mapping[str, Any]) -> str:
     Raises:
         RequestError: both networks are named and no role, or only the other one is.
     """
-    role, named = coerce("role", values.get("role"), Role), {name: values.get(name) for name in ("student", "teacher")}
+    role = coerce("role", values.get("role"), Role)
+    named = {name: values.get(name) or values.get(f"{name}_weights") for name in ("student", "teacher")}
     if role is None:
         if all(named.values()):
             raise RequestError(
@@ -110,7 +125,7 @@ ROLE = ("role", Role, option(None, "which of the two to train, where both are na
 TrainConfig = _flat(
     "TrainConfig",
     "Training one network with cross-entropy. The defaults are the protocol of the paper's supplement.",
-    [*flat_fields((*TRAINING, "teacher", "teacher_pretrained"), DEFAULTS["train"]), ROLE],
+    [*flat_fields((*TRAINING, *(n for n in OF_TEACHER if n != "teacher_lr")), DEFAULTS["train"]), ROLE],
     TrainingConfig,
 )
 DistillConfig = _flat(
@@ -180,7 +195,9 @@ def parse_value(text: str) -> bool | int | float | str | list[Any] | None:
     return text
 
 
-STUDY_SETS = frozenset({"run", "seed", "student", "teacher", "teacher_checkpoint", "teacher_lr", "method", "threads"})
+STUDY_SETS = frozenset(
+    {"run", "seed", "student", "teacher", "teacher_checkpoint", "teacher_lr", "method", "threads", "student_train"}
+)
 """Run options that a study's options replace."""
 
 
@@ -301,6 +318,12 @@ class CompareConfig(_StudyConfig):  # type: ignore[misc, valid-type]
         for name in ("lr_of", "teacher_checkpoints"):
             if strange := [network for network in getattr(self, name) if network not in networks]:
                 raise unknown(name, strange[0], networks)
+        teachers, students = zip(*self.named_pairs, strict=True)
+        for name, named in (("teacher_weights", teachers), ("student_weights", students)):
+            if getattr(self, name) is not None and len(set(named)) > 1:
+                raise RequestError(
+                    f"{name}: are those of one network; the comparison has {', '.join(sorted({*named}))}"
+                )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -382,6 +405,7 @@ _CACHE_NAMES = [
     "std",
     "views",
     "flip",
+    "teacher_image_size",
     "bad_images",
     "image_cache",
     "image_cache_gb",

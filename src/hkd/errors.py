@@ -5,6 +5,8 @@ from collections.abc import Iterable
 
 LONGEST_NAME = 80
 """Characters of a name that an error message repeats."""
+MOST_NAMES = 60
+"""That an error message lists; of more, those that come nearest."""
 
 
 class RequestError(ValueError):
@@ -41,4 +43,7 @@ def unknown(field: str, value: str, accepted: Iterable[str]) -> RequestError:
     value = value if len(value) <= LONGEST_NAME else f"{value[:LONGEST_NAME]}…"
     near = [lowered[match] for match in difflib.get_close_matches(value.lower(), lowered, n=3)]
     hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(names)}"
+    if not near and len(names) > MOST_NAMES:
+        nearest = difflib.get_close_matches(value.lower(), lowered, n=5, cutoff=0.0)
+        hint = f"nearest of {len(names):,}: {', '.join(lowered[match] for match in nearest)}"
     return RequestError(f"{field}: unknown name {value!r}; {hint}")

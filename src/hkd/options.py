@@ -69,9 +69,9 @@ def option(  # the word argparse uses
     return field(default=default, metadata=metadata)
 
 
-def recorded(default: Any, flat: str) -> Any:
+def recorded(default: Any, flat: str, *, neutral: Any = MISSING) -> Any:
     """A field that is determined when the run starts: it is in ``config.yaml`` and in the key, and is no option."""
-    return field(default=default, metadata={"recorded": True, "key": True, "neutral": MISSING, "flat": flat})
+    return field(default=default, metadata={"recorded": True, "key": True, "neutral": neutral, "flat": flat})
 
 
 def options(config: type) -> list[Field[Any]]:

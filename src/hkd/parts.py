@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -19,12 +19,14 @@ from hkd.distiller import Distiller, as_teachers
 from hkd.errors import RequestError
 from hkd.methods import create_method, methods
 from hkd.models import Model, ModelInfo, create_model, load_checkpoint, wrap_model
-from hkd.models.names import model_of_file
+from hkd.models.names import model_of_file, resized, split_resized
+from hkd.models.resized import ResizedModel
 from hkd.models.spec import STUDENT, TEACHER, TeacherSpec
+from hkd.models.start import look_at, start_from, told
 from hkd.models.weights import read_about, weights_digest
 from hkd.options import shown
 from hkd.runtime.optimizers import check_optimizer
-from hkd.spec import RunSpec, locate, resolve_method
+from hkd.spec import RunSpec, locate, resolve_method, resolve_student, resolve_teacher
 
 
 @dataclass(frozen=True)
@@ -36,12 +38,14 @@ class Parts:
         data: in the normalisation of the run.
         distiller: holds the student, the method and the teachers.
         teacher_is_trained: whether the teachers' weights are known; True without a teacher.
+        note: a line about the weights that the student starts from; a teacher's comes with its training.
     """
 
     spec: RunSpec
     data: Data
     distiller: Distiller
     teacher_is_trained: bool
+    note: str = ""
 
     @property
     def student(self) -> Model:
@@ -65,7 +69,11 @@ def build(spec: RunSpec, data: Data, student: nn.Module | None = None, teacher: 
         RequestError: a name is not known, networks, method and data do not fit one another, or one of several teachers
             has no weights.
     """
-    network = build_network("student", spec.student.name or STUDENT, student, data, spec.student.pretrained)
+    _check_training(spec)
+    start = spec.student.weights
+    name = spec.student.name or STUDENT if start is None or student is not None else resolve_student(spec.student).name
+    network = build_network("student", str(name), student, data, spec.student.pretrained)
+    note = "" if start is None else _start(network, start, data, "student_weights")
     spec = replace(spec, student=replace(spec.student, name=network.name))
     modules = as_teachers(teacher)
     specs = _one_each(spec, modules)
@@ -85,9 +93,17 @@ def build(spec: RunSpec, data: Data, student: nn.Module | None = None, teacher: 
     if specs:
         spec = replace(spec, teacher=specs[0], more_teachers=tuple(specs[1:]))
     spec, data = spec.resolved(data), _normalised(spec, data, network, teachers)
-    check_optimizer(spec.optimisation)
+    for model in (network, *teachers):
+        if isinstance(model, ResizedModel):
+            model.sees(data.mean, data.std)
     _check_pseudo_labels(spec)
-    return Parts(spec, data, _distiller(spec, data, network, teachers, data.train.labels), trained)
+    return Parts(spec, data, _distiller(spec, data, network, teachers, data.train.labels), trained, note)
+
+
+def _check_training(spec: RunSpec) -> None:
+    if spec.method is not None and spec.student.train == "head":
+        raise RequestError("student_train: expected all for a student that learns from a teacher; got head")
+    check_optimizer(spec.optimisation)
 
 
 def _check_pseudo_labels(spec: RunSpec) -> None:
@@ -125,8 +141,9 @@ def _normalised(spec: RunSpec, data: Data, student: Model, teachers: Sequence[Mo
     """The data in the normalisation of the run: the given one, else the one that the weights it starts from learnt."""
     if spec.data.mean is not None or spec.data.std is not None:
         return data
-    learnt, *others = (network.normalisation for network in teachers or [student])
     usual = (data.mean, data.std)
+    seeing = [network for network in teachers if network.input_size is None]  # what the loader shows, as it is
+    learnt, *others = (network.normalisation for network in seeing or [student])
     if any((other or usual) != (learnt or usual) for other in others):
         raise RequestError("mean: the teachers learnt in different normalisations; name one with mean and std")
     return data if learnt in (None, usual) else data.normalised(*learnt)
@@ -161,13 +178,16 @@ def _distiller(
     )
 
 
-def build_network(role: str, name: str, module: nn.Module | None, data: Data, pretrained: bool) -> Model:
-    """A network that takes the data set's images and has a head for its classes."""
+def build_network(
+    role: str, name: str, module: nn.Module | None, data: Data, pretrained: bool, size: int | None = None
+) -> Model:
+    """A network that takes the data set's images, resized to ``size`` if given, and has a head for its classes."""
     classes = data.train.info.num_classes
     if module is None:
-        model = create_model(name, classes, pretrained=pretrained)
+        model = create_model(resized(name, size), classes, pretrained=pretrained, image_size=data.image_size)
     else:
-        model = wrap_model(module, image_size=data.image_size)
+        model = wrap_model(module, image_size=size or data.image_size)
+        model = model if size is None or isinstance(model, ResizedModel) else ResizedModel(model, size)
     head = model.info_at(data.image_size).num_classes
     if head != classes:
         raise RequestError(f"{role}: {model.name or name} has a {head}-class head, {data.name} has {classes} classes")
@@ -177,20 +197,74 @@ def build_network(role: str, name: str, module: nn.Module | None, data: Data, pr
 def _teacher(spec: RunSpec, teacher: TeacherSpec, module: nn.Module | None, data: Data) -> tuple[Model, bool]:
     """A teacher, and whether it is trained: a module, from a checkpoint, or with a library's weights."""
     module = copy.deepcopy(module)  # its batch norms are folded, and the caller's stay
+    if teacher.weights is not None:
+        name = "" if module is not None else str(resolve_teacher(teacher).name)
+        model = build_network("teacher", name, module, data, False, teacher.image_size)
+        trained = not _start(model, teacher.weights, data, "teacher_weights") and teacher.train == "all"
+        if module is not None and not trained:
+            raise RequestError(
+                "teacher_weights: expected those of a trained network for the module that is passed, with its head"
+            )
+        return model, trained
     if teacher.checkpoint is None:
-        model = build_network("teacher", teacher.name or TEACHER, module, data, teacher.pretrained)
+        name = teacher.name or TEACHER
+        model = build_network("teacher", name, module, data, teacher.pretrained, teacher.image_size)
+        if module is not None and teacher.train == "head":
+            raise RequestError(
+                "teacher_train: expected all for a module that is passed, which is not trained; got head"
+            )
         # Other data, even of as many classes, is not what a library's classifier was trained on.
-        return model, module is not None or (model.pretrained_classifier and spec.data.dataset == "imagenet")
+        comes = _inner(model).pretrained_classifier and spec.data.dataset == "imagenet" and teacher.train == "all"
+        return model, module is not None or comes
 
     file, _ = locate(teacher.checkpoint)
     about = read_about(file)
     name = teacher.name or ("" if module is not None else model_of_file(about, file, "teacher"))
     check_classes(file, about, data)
-    model = build_network("teacher", str(name or ""), module, data, False)
-    load_checkpoint(model, file)
-    if "mean" in about:
-        model.normalisation = (tuple(about["mean"]), tuple(about["std"]))
+    model = build_network("teacher", name, module, data, False, teacher.image_size)
+    loaded = _stored_as(model, about)
+    load_checkpoint(loaded, file)
+    if "mean" in about and not isinstance(loaded, ResizedModel):
+        loaded.normalisation = (tuple(about["mean"]), tuple(about["std"]))
     return model, True
+
+
+def _inner(model: Model) -> Model:
+    """The network behind a change of size."""
+    return model.network if isinstance(model, ResizedModel) else model
+
+
+def _stored_as(model: Model, about: Mapping[str, Any]) -> Model:
+    """The part of a network that a file holds: all of it, or the network behind a change of size."""
+    return model if split_resized(about.get("model", ""))[0] is not None else _inner(model)
+
+
+def _start(model: Model, weights: str, data: Data, option: str) -> str:
+    """Loads the weights that a network starts from; a line about a head that it did not get, empty where it did."""
+    file, _ = locate(weights, option)
+    classes = data.train.info.classes
+    model = _stored_as(model, read_about(file))
+    return told(file, model, start_from(model, file, classes), len(classes))
+
+
+def comes_trained(spec: RunSpec, data: Data) -> bool:
+    """Whether a distillation's teacher need not be trained: its weights are given, and so is its classifier."""
+    teacher = spec.teacher
+    if teacher is None or teacher.checkpoint is not None:
+        return True
+    if teacher.train == "head":
+        return False
+    if teacher.weights is not None:
+        name = resized(str(resolve_teacher(teacher).name), teacher.image_size)
+        return _head_fits(name, teacher.weights, data, "teacher_weights")
+    return teacher.pretrained and spec.data.dataset == "imagenet"
+
+
+def _head_fits(name: str, weights: str, data: Data, option: str) -> bool:
+    info = data.train.info
+    file, _ = locate(weights, option)
+    model = _stored_as(_blank(name, info.num_classes, data.image_size), read_about(file))
+    return look_at(model, file, info.classes).head_fits
 
 
 def check_classes(file: Any, about: dict[str, Any], data: Data) -> None:
@@ -236,11 +310,19 @@ def dry_check(spec: RunSpec, data: Data) -> None:
             cannot work between these two networks.
     """
     spec.check()
-    check_optimizer(spec.optimisation)
+    _check_training(spec)
     classes, size = data.train.info.num_classes, data.image_size
-    names = [("student", spec.student.name or STUDENT)]
+    names = [("student", str(resolve_student(spec.student).name))]
+    starts = [("student_weights", names[0][1], spec.student.weights)]
     if spec.teacher is not None:
-        names.append(("teacher", spec.teacher.name or TEACHER))
+        start = spec.teacher.weights
+        taught = spec.teacher.name or TEACHER if start is None else str(resolve_teacher(spec.teacher).name)
+        taught = resized(taught, spec.teacher.image_size)
+        names.append(("teacher", taught))
+        starts.append(("teacher_weights", taught, start))
+    for option, name, start in starts:
+        if start is not None:
+            _head_fits(name, start, data, option)
     for role, name in names:
         head = measured(name, classes, size).num_classes
         if head != classes:
@@ -253,7 +335,7 @@ def dry_check(spec: RunSpec, data: Data) -> None:
         file, _ = locate(spec.teacher.checkpoint)
         check_classes(file, read_about(file), data)
     if method.name != "kd":
-        student, teacher = (_blank(name, classes) for _, name in names)
+        student, teacher = (_blank(name, classes, size) for _, name in names)
         with _WithoutDraws():
             create_method(
                 method.name, student=student, teacher=teacher, num_samples=2 * classes,
@@ -285,15 +367,15 @@ class _WithoutDraws(TorchFunctionMode):
 
 
 @lru_cache(maxsize=64)
-def _blank(name: str, classes: int) -> Model:
+def _blank(name: str, classes: int, size: int) -> Model:
     """An untrained network, only ever measured."""
     if ":" in name:  # wrapping a library's network compares what its layers return, which takes weights
         with torch.random.fork_rng(devices=[]):
-            return create_model(name, classes)
+            return create_model(name, classes, image_size=size)
     with _WithoutDraws():
-        return create_model(name, classes)
+        return create_model(name, classes, image_size=size)
 
 
 def measured(name: str, classes: int, size: int) -> ModelInfo:
     """A network in numbers, from an untrained one that is built once."""
-    return _blank(name, classes).info_at(size)
+    return _blank(name, classes, size).info_at(size)

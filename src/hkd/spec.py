@@ -16,7 +16,7 @@ from hkd.data.spec import DataSpec
 from hkd.errors import RequestError, unknown
 from hkd.files import inside, read_yaml, write_text
 from hkd.methods.spec import MethodSpec
-from hkd.models.names import model_of_file, names_code, untrusted
+from hkd.models.names import local_folder, model_of_file, names_code, untrusted
 from hkd.models.spec import STUDENT, TEACHER, StudentSpec, TeacherSpec
 from hkd.optimisation import OptimisationSpec
 from hkd.options import check_fields, coerce, hints_of, key_values, options, shown
@@ -178,6 +178,15 @@ class RunSpec:
         milestones = list(self.optimisation.milestones)
         if milestones != sorted(set(milestones)):
             raise RequestError(f"milestones: expected rising fractions of the run; got {milestones}")
+        for role, network in (("student", self.student), ("teacher", self.teacher)):
+            if network is not None and network.weights is not None:
+                others = {f"{role}_{name}": getattr(network, name, None) for name in ("pretrained", "checkpoint")}
+                if given := [name for name, value in others.items() if value]:
+                    raise RequestError(f"{role}_weights: expected one origin of the weights; got {given[0]}, too")
+        if self.teacher is not None and self.teacher.train == "head" and self.teacher.checkpoint is not None:
+            raise RequestError(
+                "teacher_train: expected all for a teacher that is trained, teacher_checkpoint; got head"
+            )
         if self.method is not None:
             check_weights(self.method)
 
@@ -203,7 +212,7 @@ class RunSpec:
             data=replace(
                 self.data, dataset=data.name, digest=data.digest, revision=self.data.revision and data.revision
             ),
-            student=replace(self.student, name=self.student.name or STUDENT),
+            student=resolve_student(self.student),
             teacher=teachers[0] if teachers else None,
             more_teachers=teachers[1:],
             method=None if self.method is None else resolve_method(self.method),
@@ -224,7 +233,7 @@ class RunSpec:
         if spec.teacher is not None:
             values |= dict(key_values(spec.teacher))
             if spec.teacher.digest:  # the weights say it all
-                values = {k: v for k, v in values.items() if k not in ("teacher", "teacher_pretrained", "teacher_lr")}
+                values = {k: v for k, v in values.items() if k not in OF_TRAINING}
         if spec.more_teachers:
             values["teacher_digest"] = [teacher.digest for teacher in spec.teachers]
         if spec.method is not None:
@@ -262,8 +271,15 @@ def _dotted(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 DATA_OPTIONS = ("dataset", "limit_classes", "limit_train", "train_fraction", "data_root")
 """What decides the digest of the data."""
-BEHIND = {"data_digest": DATA_OPTIONS, "teacher_digest": ("teacher_checkpoint",)}
+BEHIND = {
+    "data_digest": DATA_OPTIONS, "teacher_digest": ("teacher_checkpoint",),
+    "student_weights_digest": ("student_weights",), "teacher_weights_digest": ("teacher_weights",),
+}  # fmt: skip
 """The options that a digest stands for."""
+
+
+OF_TRAINING = frozenset({"teacher", "teacher_pretrained", "teacher_lr", "teacher_train", "teacher_weights_digest"})
+"""What is said of a teacher's training, which its weights replace."""
 
 
 class Place(NamedTuple):
@@ -450,10 +466,44 @@ def resolve_method(method: MethodSpec) -> MethodSpec:
     return done
 
 
+def resolve_student(student: StudentSpec) -> StudentSpec:
+    """A student with its name, and the digest of the weights that it starts from."""
+    if student.weights is None:
+        digest = student.weights_digest or _of_folder(student.name)
+        return replace(student, name=student.name or STUDENT, weights_digest=digest)
+    name, digest = _start(student.name, student.weights, "student")
+    return replace(student, name=name, weights_digest=student.weights_digest or digest)
+
+
+def _start(name: str | None, weights: str, role: str) -> tuple[str, str]:
+    """The name of a network that starts from a file, and the file's digest."""
+    from hkd.models.weights import read_about
+
+    file, folder = locate(weights, f"{role}_weights")
+    return name or model_of_file(read_about(file), file, role), identity(file, folder)
+
+
+def _of_folder(name: str | None) -> str:
+    """A digest of the files in the folder that ``timm:local-dir:PATH`` names, empty for other names."""
+    folder = None if name is None else local_folder(name)
+    if folder is None or not folder.is_dir():
+        return ""
+    digest = hashlib.sha256()
+    for file in sorted(folder.iterdir()):
+        if file.suffix in (".json", ".safetensors", ".bin", ".pth") and file.is_file():
+            with file.open("rb") as content:
+                digest.update(f"{file.name} {hashlib.file_digest(content, 'sha256').hexdigest()}\n".encode())
+    return f"folder {digest.hexdigest()[:16]}"
+
+
 def resolve_teacher(teacher: TeacherSpec) -> TeacherSpec:
     """A teacher with its name, and the digest of its weights where they are given."""
+    if teacher.weights is not None:
+        name, digest = _start(teacher.name, teacher.weights, "teacher")
+        return replace(teacher, name=name, weights_digest=teacher.weights_digest or digest)
     if teacher.checkpoint is None:
-        return replace(teacher, name=teacher.name or TEACHER)
+        digest = teacher.weights_digest or _of_folder(teacher.name)
+        return replace(teacher, name=teacher.name or TEACHER, weights_digest=digest)
     if teacher.digest:  # a run that is yet to be trained
         return replace(teacher, name=teacher.name or TEACHER)
     from hkd.models.weights import read_about
@@ -472,8 +522,12 @@ def identity(file: Path, folder: Path | None) -> str:
         return f"weights {hashlib.file_digest(content, 'sha256').hexdigest()[:16]}"
 
 
-def locate(checkpoint: str | Path) -> tuple[Path, Path | None]:
+def locate(checkpoint: str | Path, option: str = "checkpoint") -> tuple[Path, Path | None]:
     """A checkpoint's file of weights, and the run folder whose result it is, if any.
+
+    Args:
+        checkpoint: the file or the folder.
+        option: that names it.
 
     Raises:
         RequestError: there is no such file, or in the folder it is a link.
@@ -485,7 +539,7 @@ def locate(checkpoint: str | Path) -> tuple[Path, Path | None]:
     else:
         file = path
     if not file.is_file():
-        raise RequestError(f"checkpoint: no file {file}")
+        raise RequestError(f"{option}: no file {file}")
     folder = file.parent
     return file, folder if file.name in WEIGHTS and (folder / "config.yaml").is_file() else None
 

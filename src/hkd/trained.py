@@ -14,7 +14,7 @@ from hkd.data.open import open_data
 from hkd.data.subsets import limit
 from hkd.errors import RequestError
 from hkd.files import inside
-from hkd.models.names import model_of_file, names_code
+from hkd.models.names import model_of_file, names_code, resized
 from hkd.models.spec import TeacherSpec
 from hkd.models.weights import read_about
 from hkd.options import shown
@@ -155,10 +155,13 @@ def first_difference(data: Dataset, learnt: list[str]) -> str:
 
 def teacher_of(trained: Trained, teacher: TeacherSpec) -> Trained | None:
     """One of the networks that a student learnt from, where its run says where it is and it is there."""
-    place = teacher.checkpoint or inside(trained.weights.parent, "teacher")
+    own = inside(trained.weights.parent, "teacher")
+    place = teacher.checkpoint or (teacher.weights if teacher.weights and not own.exists() else own)
     if not Path(place).exists():
         return None
-    name = teacher.name  # from a file: its word imports nothing
+    if place != own and teacher.image_size is not None:
+        return None  # a network of another size than the images on which the others are compared
+    name = teacher.name and resized(teacher.name, teacher.image_size)  # from a file: its word imports nothing
     return find_trained(place, None if name is None or names_code(name) else name)
 
 

@@ -236,6 +236,9 @@ class Trainer:
             started = time.perf_counter()
             top1 = evaluate_model(teacher, self.test_loader, self.engine).top1
             self._teacher_seconds += time.perf_counter() - started
+        if self.engine.is_main:
+            words = accuracy_words(teacher.name, top1, self.data.train.info.num_classes)
+            print(words, file=sys.stderr, flush=True)
         if cache is not None:
             cache.note_accuracy(images, top1)
         return top1
@@ -336,16 +339,7 @@ class Trainer:
 
     def metadata(self, epoch: int, top1: float) -> dict[str, Any]:
         """What is written beside the student's weights."""
-        return {
-            "classes": list(self.data.train.info.classes),
-            "mean": list(self.data.mean),
-            "std": list(self.data.std),
-            "image_size": self.data.image_size,
-            "crop": crop_of(self.data.test),
-            "dataset": self.data.name,
-            "epoch": epoch,
-            "top1": top1,
-        }
+        return metadata(self.data, epoch, top1)
 
     def _means(self) -> dict[str, float]:
         """The epoch's means of the loss and its terms, and top-1 in percent."""
@@ -394,6 +388,38 @@ class Trainer:
             f"the loss is NaN or infinite in epoch {epoch + 1}, {details}; {kept}; start over with --fresh and a lower "
             "--lr, or skip such steps with --skip-bad-steps"
         )
+
+
+def metadata(data: Data, epoch: int, top1: float) -> dict[str, Any]:
+    """What is written beside the weights of a network that learnt from some data."""
+    return {
+        "classes": list(data.train.info.classes),
+        "mean": list(data.mean),
+        "std": list(data.std),
+        "image_size": data.image_size,
+        "crop": crop_of(data.test),
+        "dataset": data.name,
+        "epoch": epoch,
+        "top1": top1,
+    }
+
+
+def accuracy_words(name: str, top1: float, classes: int) -> str:
+    """A teacher's accuracy, with a warning where it hardly knows the classes: one that took them in another order.
+
+    Args:
+        name: of the teacher.
+        top1: in percent.
+        classes: C. Near chance is below twice chance, for few classes below a tenth of the way from chance to all.
+    """
+    chance = 1 / classes
+    words = f"teacher {name}: top-1 {top1:.2f} % on the evaluation images"
+    if top1 / 100 >= min(2 * chance, chance + 0.1 * (1 - chance)):
+        return words
+    return (
+        f"{words}\nwarning: the teacher is near chance, {100 * chance:.2f} %: do its classes have the data's order, "
+        "and was it trained on such images?"
+    )
 
 
 def check_shares(spec: RunSpec, data: Data, engine: Engine) -> None:

@@ -129,6 +129,7 @@ def test_a_factory_is_a_model_name() -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
+        ("resnet18", "did you mean timm:resnet18 or torchvision:resnet18"), ("timm:qq", "nearest of 1,.*: "),
         ("timm:resnet343", "did you mean resnet34"), ("torchvision:resnet19", "did you mean resnet1"),
         ("nowhere:make", "cannot import"), ("tests.models.test_external:missing", "cannot import"),
         (":make", "cannot import"), ("tests.models.test_external:Scaled", "classifier: the output of Scaled"),

@@ -313,7 +313,7 @@ def test_a_library_s_network_is_measured_with_weights() -> None:
     parts._blank.cache_clear()
     before = torch.get_rng_state()
     for _ in range(2):
-        network = parts._blank("timm:resnet26", 10)
+        network = parts._blank("timm:resnet26", 10, 32)
         assert all(value.isfinite().all() for value in network.state_dict().values())
         parts._blank.cache_clear()
     assert torch.equal(torch.get_rng_state(), before)

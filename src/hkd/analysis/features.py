@@ -83,7 +83,10 @@ def _as_learnt(data: Dataset, network: Trained) -> Dataset:
 
 @torch.no_grad()
 def _run(network: Trained, data: Dataset, engine: Engine, batch_size: int, bad_images: str) -> Features:
-    model = create_model(network.name, network.about.get("num_classes") or data.info.num_classes)
+    model = create_model(
+        network.name, network.about.get("num_classes") or data.info.num_classes,
+        image_size=network.about.get("image_size") or data.info.image_size,
+    )  # fmt: skip
     load_checkpoint(model, network.weights)
     model.to(engine.device).to(memory_format=torch.channels_last).eval()
     loader = make_loader(data, batch_size, engine.device, train=False, bad_images=bad_images)

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch.nn import functional as F
 
 from hkd.analysis.features import Features, extract
@@ -17,16 +16,11 @@ from hkd.analysis.trials import identity
 from hkd.config import TransferConfig
 from hkd.data import Dataset, limit, load_dataset
 from hkd.errors import RequestError
+from hkd.probe import PENALTIES as PENALTIES  # noqa: PLC0414  (others import them from here)
+from hkd.probe import Array, Labels, best_penalty, fit_logistic
+from hkd.probe import Probe as Probe  # noqa: PLC0414
 from hkd.runtime.engine import Engine
 from hkd.trained import Trained
-
-Array = NDArray[np.float32]
-Labels = NDArray[np.int64]
-Probe = Callable[[Array, Labels, float, int], Callable[[Array], Labels]]
-"""(features (N, D), labels (N,), penalty, seed) -> a function that predicts the labels of other features."""
-
-PENALTIES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
-"""λ in: mean cross-entropy + λ/2 · squared weights; the weight decay of SGD."""
 
 
 def compute_transfer(config: TransferConfig, networks: Sequence[Trained]) -> dict[str, Any]:
@@ -78,30 +72,12 @@ def _splits(config: TransferConfig, name: str) -> tuple[Dataset, Dataset]:
 
 def choose_penalty(x: Array, y: Labels, config: TransferConfig) -> tuple[float, float]:
     """The penalty with the best accuracy on a held-out part of the training split, and that accuracy in percent."""
-    from sklearn.model_selection import train_test_split
-
-    try:
-        fit, held = train_test_split(np.arange(len(y)), test_size=config.holdout, random_state=config.seed, stratify=y)
-    except ValueError as error:  # a class with one image, or more classes than held-out images
-        raise RequestError(
-            f"holdout: expected a fraction with an image of every class; got {config.holdout} of {len(y)} ({error})"
-        ) from error
-    probe = PROBES[config.probe]
-    top1 = {p: 100 * float(np.mean(probe(x[fit], y[fit], p, config.seed)(x[held]) == y[held])) for p in PENALTIES}
-    best = max(top1, key=lambda penalty: top1[penalty])
-    return best, top1[best]
+    return best_penalty(PROBES[config.probe], x, y, config.holdout, config.seed)
 
 
 def logistic(x: Array, y: Labels, penalty: float, seed: int) -> Callable[[Array], Labels]:
     """Logistic regression on standardised features."""
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
-    # scikit-learn sums the loss over images
-    solver = LogisticRegression(C=1 / (penalty * len(y)), max_iter=2000, random_state=seed)
-    model = make_pipeline(StandardScaler(), solver).fit(x, y)
-    return lambda features: np.asarray(model.predict(features))
+    return fit_logistic(x, y, penalty, seed)
 
 
 def sgd(x: Array, y: Labels, penalty: float, seed: int) -> Callable[[Array], Labels]:

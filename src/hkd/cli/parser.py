@@ -30,7 +30,8 @@ HELP_GROUPS = {
     "data": "dataset datasets data_root image_size limit_classes limit_train train_fraction holdout holdout_seed "
     "unlabelled pseudo_labels mean std flip views image_cache image_cache_gb",
     "networks": "model student teacher role teachers students pairs teacher_checkpoint teacher_checkpoints "
-    "student_pretrained teacher_pretrained",
+    "student_pretrained teacher_pretrained student_weights teacher_weights teacher_train "
+    "student_train teacher_image_size",
     "the teacher's table": "list prune teacher_cache teacher_cache_gb teacher_cache_dtype",
     "what is learnt": "method methods baseline method_weight kd_weight ce_weight kd_temperature kd_standardise",
     "what is shown": "images neighbours edges k",

@@ -43,8 +43,12 @@ class Model(nn.Module, ABC):
     name: str = ""
     image_size: int = 32
     """The usual side of its images, in pixels."""
+    input_size: int | None = None
+    """Side to which it resizes its images itself, where it does."""
     normalisation: tuple[Channels, Channels] | None = None
     """Mean and deviation of the channels that its weights were trained with, where they are known."""
+    library_normalisation: tuple[Channels, Channels] | None = None
+    """Those of the weights that its library has for it, whether it has them or not."""
     pretrained_classifier: bool = False
     """Whether the classifier, too, came with a library's weights."""
 

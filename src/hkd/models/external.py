@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -15,8 +16,12 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from hkd.errors import RequestError, unknown
+from hkd.models.about import LONGEST_NAME
 from hkd.models.base import Model, evaluating
+from hkd.models.hub import check_download, from_hub
+from hkd.models.names import local_folder
 from hkd.options import shown
+from hkd.outside import printable
 from hkd.registry import search_working_directory
 from hkd.types import IMAGENET_MEAN, IMAGENET_STD, ModelOutput
 
@@ -258,22 +263,92 @@ def _describe(out: Any) -> str:
     return f"a tensor of shape {tuple(out.shape)}" if isinstance(out, Tensor) else f"a {type(out).__name__}"
 
 
-def from_timm(name: str, num_classes: int, pretrained: bool) -> Model:
-    """A network of PyTorch Image Models. Pretrained weights are downloaded by timm."""
+def from_timm(name: str, num_classes: int, pretrained: bool, image_size: int | None = None) -> Model:
+    """A network of PyTorch Image Models. Pretrained weights are downloaded by timm.
+
+    Args:
+        name: of timm, or ``local-dir:PATH`` or ``hf-hub:NAME`` that a person typed: a folder with ``config.json`` and
+            weights, as timm saves them, here or on the Hugging Face hub.
+        num_classes: C.
+        pretrained: start from the weights.
+        image_size: side of its images in pixels; a network of a fixed size that does not take them is built for it.
+    """
     import timm
 
-    if not timm.is_model(name):
+    folder = local_folder(f"timm:{name}")
+    if folder is not None and not (folder / "config.json").is_file():
+        raise RequestError(f"model: expected a folder with the config.json of timm; got {printable(folder, 4096)}")
+    if ":" in name and len(name) > LONGEST_NAME - len("timm:"):  # a file of weights could not name it
+        raise RequestError(f"model: expected a name of less than {LONGEST_NAME} characters; got {len(name)}")
+    if ":" not in name and not timm.is_model(name):
         raise unknown("model", name, timm.list_models())
     try:
-        module: Any = timm.create_model(name, num_classes=num_classes, pretrained=pretrained)
-    except Exception as error:  # an unknown tag, no network, no weights
+        with _timm_weights(name, pretrained):
+            sized = _built_for(name, num_classes, image_size)
+            module: Any = timm.create_model(name, num_classes=num_classes, pretrained=pretrained, **sized)
+    except RequestError:
+        raise
+    except Exception as error:  # an unknown tag, no weights
         raise RequestError(f"model: timm cannot build {name} ({' '.join(str(error).split())})") from error
     about = module.pretrained_cfg
-    model = wrap_model(module, name=f"timm:{name}", image_size=about["input_size"][-1])
+    model = wrap_model(module, name=f"timm:{name}", image_size=sized.get("img_size", about["input_size"][-1]))
+    model.library_normalisation = (tuple(about["mean"]), tuple(about["std"]))
     if pretrained:
-        model.normalisation = (tuple(about["mean"]), tuple(about["std"]))
+        model.normalisation = model.library_normalisation
         model.pretrained_classifier = about["num_classes"] == num_classes
     return model
+
+
+def _built_for(name: str, num_classes: int, image_size: int | None) -> dict[str, Any]:
+    """The argument that builds a network of a fixed size for another one; none where it takes the images as it is."""
+    import timm
+
+    if image_size is None:
+        return {}
+    with torch.random.fork_rng(devices=[]):  # what is built here is thrown away
+        module: Any = timm.create_model(name, num_classes=num_classes)
+        about = module.pretrained_cfg
+        if not about.get("fixed_input_size") or about["input_size"][-1] == image_size:
+            return {}
+        try:
+            with torch.no_grad(), evaluating(module):
+                module(torch.zeros(1, 3, image_size, image_size))
+        except Exception:  # whatever it says of a size that it does not take
+            try:
+                timm.create_model(name, num_classes=num_classes, img_size=image_size)
+            except (TypeError, AssertionError):  # an architecture without that argument, or of another grid
+                return {}
+            return {"img_size": image_size}
+    return {}
+
+
+WITHOUT_NETWORK = "copy their file here and name it with --teacher-weights or --student-weights"
+
+
+def _timm_weights(name: str, pretrained: bool) -> AbstractContextManager[None]:
+    """Around timm's building of a network, which may download its weights."""
+    from timm.models import get_pretrained_cfg
+
+    if name.startswith("hf-hub:"):
+        return from_hub(f"timm:{name}", "copy its folder here and name it timm:local-dir:FOLDER")
+    about = get_pretrained_cfg(name) if pretrained and ":" not in name else None
+    if about is None or not (about.hf_hub_id or about.url):
+        return nullcontext()
+    if about.hf_hub_id:
+        return from_hub(f"timm:{name}", WITHOUT_NETWORK)
+    url: Any = about.url
+    check_download(f"timm:{name}", url if isinstance(url, str) else url[0], WITHOUT_NETWORK)  # or with a file's name
+    return nullcontext()
+
+
+def in_libraries(name: str) -> list[str]:
+    """Under which names timm and torchvision know a network."""
+    import timm
+    import torchvision
+
+    found = [f"timm:{name}"] if timm.is_model(name) else []
+    known = torchvision.models.list_models(module=torchvision.models)
+    return found + ([f"torchvision:{name}"] if name in known else [])
 
 
 def from_torchvision(name: str, num_classes: int, pretrained: bool) -> Model:
@@ -286,14 +361,18 @@ def from_torchvision(name: str, num_classes: int, pretrained: bool) -> Model:
     arguments: dict[str, Any] = {"weights": "DEFAULT"} if pretrained else {"weights": None, "num_classes": num_classes}
     if name in ("googlenet", "inception_v3") and not pretrained:
         arguments |= {"aux_logits": False, "init_weights": True}  # a second head returns several logits
+    if pretrained:
+        url = torchvision.models.get_model_weights(name).DEFAULT.url
+        check_download(f"torchvision:{name}", url, WITHOUT_NETWORK)
     try:
         module = torchvision.models.get_model(name, **arguments)
     except (OSError, ValueError) as error:  # no network, no weights
         raise RequestError(f"model: torchvision cannot build {name} ({' '.join(str(error).split())})") from error
     model = wrap_model(module, name=f"torchvision:{name}")
     assert isinstance(model, WrappedModel)
+    model.library_normalisation = (IMAGENET_MEAN, IMAGENET_STD)
     if pretrained:
-        model.normalisation = (IMAGENET_MEAN, IMAGENET_STD)
+        model.normalisation = model.library_normalisation
         model.pretrained_classifier = model.info.num_classes == num_classes
         if not model.pretrained_classifier:
             return _with_new_classifier(model, num_classes)

@@ -38,14 +38,46 @@ def split_projected(name: str) -> tuple[Projection | None, str]:
     return (projection, match[4]) if min(projection) > 0 else (None, name)
 
 
+_RESIZED = re.compile(r"resized-(\d{1,4}):(.+)")
+
+
+def split_resized(name: str) -> tuple[int | None, str]:
+    """``resized-224:NETWORK`` as the side and the network's own name; other names as they are."""
+    match = _RESIZED.fullmatch(name)
+    return (int(match[1]), match[2]) if match is not None and int(match[1]) > 0 else (None, name)
+
+
+def resized(name: str, size: int | None) -> str:
+    """The name of a network that resizes its images to a side, which it may be already; see :class:`ResizedModel`.
+
+    Raises:
+        RequestError: it resizes them to another.
+    """
+    given, own = split_resized(name)
+    if None not in (given, size) and given != size:
+        raise RequestError(f"teacher_image_size: {own} was trained on images resized to {given}x{given}; got {size}")
+    return name if size is None or given is not None else f"resized-{size}:{name}"
+
+
+def _bare(name: str) -> str:
+    """A name without what stands before the network's own."""
+    return split_resized(split_projected(name)[1])[1]
+
+
 def names_code(name: str) -> bool:
     """Whether building a network of this name imports a module or downloads something.
 
     A factory ``package.module:callable``, ``timm:hf-hub:...`` and ``timm:local-dir:...`` do; names of the zoo,
-    ``timm:NAME`` and ``torchvision:NAME`` do not, and none of these behind ``projected-...:`` does.
+    ``timm:NAME`` and ``torchvision:NAME`` do not, and none of these behind ``projected-...:`` or ``resized-...:`` does.
     """
-    _, name = split_projected(name)
+    name = _bare(name)
     return ":" in name and _LIBRARY.fullmatch(name) is None
+
+
+def local_folder(name: str) -> Path | None:
+    """The folder that ``timm:local-dir:PATH`` names, None for other names."""
+    prefix, _, path = name.partition("local-dir:")
+    return Path(path).expanduser() if prefix == "timm:" and path else None
 
 
 def untrusted(file: str | Path, option: str, name: object, way: str) -> RequestError:
@@ -84,7 +116,7 @@ def model_of_file(about: Mapping[str, Any], path: str | Path, field: str = "mode
             f"{field}: {file} holds the network {shown(name)}, and a name in a file never imports or downloads "
             f"anything; name the network yourself with --{field} (in Python {field}=...)"
         )
-    _, own = split_projected(name)
+    own = _bare(name)
     if ":" not in own and (len(own) > 200 or own not in models):
         raise RequestError(
             f"{field}: {file} holds a network of its own, {shown(name)}; name its factory with --{field} "

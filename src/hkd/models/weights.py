@@ -10,7 +10,7 @@ import pickle
 import re
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +86,7 @@ def load_model(path: str | Path, model: str | None = None) -> tuple[Model, dict[
     if "num_classes" not in about:
         raise RequestError(f"checkpoint: {_shown(path)} does not say its number of classes; see load_checkpoint")
     _check_head(about["num_classes"], path)
-    network = create_model(name, about["num_classes"])
+    network = create_model(name, about["num_classes"], image_size=about.get("image_size"))
     load_checkpoint(network, path)
     return network, about
 
@@ -102,11 +102,17 @@ def _check_head(classes: int, path: str | Path) -> None:
         )
 
 
-def load_checkpoint(model: nn.Module, path: str | Path) -> None:
+def load_checkpoint(model: nn.Module, path: str | Path, keep: Container[str] = ()) -> None:
     """Loads weights into a network, all of them and no others.
 
     Reads .safetensors files and, without ever running a pickle's code, PyTorch files: a plain state dict, a
     RepDistiller or mdistiller checkpoint, or a checkpoint of a run folder.
+
+    Args:
+        model: the network.
+        path: of the file.
+        keep: tensors of the network that stay as they are, whatever the file has under their names; see
+            :mod:`hkd.models.start`.
 
     Raises:
         RequestError: the file is missing or damaged, needs more than weights to be unpickled, holds another
@@ -114,13 +120,39 @@ def load_checkpoint(model: nn.Module, path: str | Path) -> None:
     """
     path = as_path(path, "checkpoint")
     target = _module(model)
-    own = target.state_dict()
+    own = {name: value for name, value in target.state_dict().items() if name not in keep}
     if path.suffix == ".safetensors":  # shapes first: what does not fit is not read, however large it says that it is
         shapes = _shapes(path)
-        _check_fit(model, own, {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}, path)
-    state = _check_fit(model, own, _read(path), path)
+        _check_fit(model, own, _without(keep, _blanks(shapes), own), path)
+    state = _check_fit(model, own, _without(keep, _read(path), own), path)
     parameters = {name for name, _ in target.named_parameters()}
-    target.load_state_dict({name: _usable(name, state[name], own[name], name in parameters, path) for name in own})
+    target.load_state_dict(
+        {name: _usable(name, state[name], own[name], name in parameters, path) for name in own}, strict=not keep
+    )
+
+
+def shapes_in(path: str | Path, model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """The shape of each tensor of a file of weights, by the network's names.
+
+    Raises:
+        RequestError: as :func:`load_checkpoint` does for a file that cannot be read.
+    """
+    path = as_path(path, "checkpoint")
+    state = _blanks(_shapes(path)) if path.suffix == ".safetensors" else _read(path)
+    return {name: tuple(value.shape) for name, value in _strip_prefixes(state, state_of(model)).items()}
+
+
+def state_of(model: nn.Module) -> dict[str, Tensor]:
+    """A network's tensors, by the names under which they are stored."""
+    return dict(_module(model).state_dict())
+
+
+def _blanks(shapes: Mapping[str, list[int]]) -> dict[str, Tensor]:
+    return {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+
+
+def _without(keep: Container[str], state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    return {name: value for name, value in _strip_prefixes(state, own).items() if name not in keep}
 
 
 def _check_fit(

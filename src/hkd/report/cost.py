@@ -36,7 +36,7 @@ def cost_of(name: str, classes: int, size: int) -> Cost | None:
     if names_code(name):
         return None
     try:
-        model = create_model(name, classes).eval()
+        model = create_model(name, classes, image_size=size).eval()
     except RequestError:
         return None
     image = torch.zeros(1, 3, size, size)

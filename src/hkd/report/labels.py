@@ -92,7 +92,7 @@ def _shown(spec: RunSpec) -> dict[str, Any]:
     """The flat options, without those of a teacher's training where its weights are given."""
     flat = spec.to_flat()
     if spec.teacher is not None and spec.teacher.digest:
-        del flat["teacher_pretrained"], flat["teacher_lr"]
+        del flat["teacher_pretrained"], flat["teacher_lr"], flat["teacher_train"]
     return flat
 
 

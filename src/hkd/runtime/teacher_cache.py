@@ -84,7 +84,7 @@ def table_key(teacher: Model, loader: Loader, request: CacheRequest, image_size:
         decode="memory" if in_memory else f"shrunken {SHRUNKEN}x, rule {RULE}",
         mean=mean,
         std=std,
-        teacher_size=image_size,
+        teacher_size=teacher.input_size or image_size,
         precision=request.precision,
         folded=True,
         dtype=request.dtype,

@@ -20,7 +20,7 @@ from hkd.errors import RequestError
 from hkd.files import PARTIAL, inside, read_yaml, write_text
 from hkd.models.spec import TeacherSpec
 from hkd.options import shown
-from hkd.parts import dry_check
+from hkd.parts import comes_trained, dry_check
 from hkd.runtime.progress import duration
 from hkd.runtime.run_folder import RunFolder, RunState, find_runs, set_aside
 from hkd.spec import RunSpec, resolve_teacher
@@ -143,8 +143,7 @@ class Plan:
             place: folders above that of the teachers.
         """
         assert spec.teacher is not None
-        comes_trained = spec.teacher.pretrained and spec.data.dataset == "imagenet"  # with its classifier
-        if spec.teacher.checkpoint is not None or comes_trained:
+        if comes_trained(spec, self.data(self._absolute(spec))):
             return None
         teacher = resolve_teacher(spec.teacher)
         training = teacher_spec(replace(spec, teacher=teacher), Path("-"), seed)
@@ -186,16 +185,19 @@ class Plan:
         if kind == "folder" and colon:
             data = replace(data, dataset=f"folder:{_absolute(path)}")
         cache = os.path.abspath(spec.runtime.image_cache or inside(self.folder, IMAGE_CACHE))
-        teacher = spec.teacher
-        if teacher is not None and teacher.checkpoint is not None:
-            teacher = replace(teacher, checkpoint=os.path.abspath(teacher.checkpoint))
+        teacher, student = spec.teacher, spec.student
+        if student.weights is not None:
+            student = replace(student, weights=os.path.abspath(student.weights))
+        if teacher is not None:
+            checkpoint, weights = (place and os.path.abspath(place) for place in (teacher.checkpoint, teacher.weights))
+            teacher = replace(teacher, checkpoint=checkpoint, weights=weights)
         table = spec.runtime.teacher_cache
         if teacher is None or spec.method is None:
             table = "off"
         elif table != "off":
             table = str(inside(self.folder, TEACHER_CACHE)) if table == "auto" else os.path.abspath(table)
         runtime = replace(spec.runtime, image_cache=cache, teacher_cache=table)
-        return replace(spec, data=data, runtime=runtime, teacher=teacher)
+        return replace(spec, data=data, runtime=runtime, student=student, teacher=teacher)
 
     def _place_of(self, resolved: RunSpec, identity: Identity, usual: Path) -> Path:
         """Where a run is, or where it goes: a finished one before others, one in its usual place before others."""

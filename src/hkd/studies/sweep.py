@@ -21,7 +21,9 @@ from hkd.studies.execution import Execution
 from hkd.studies.plan import Plan, file_name
 from hkd.studies.planned_run import PlannedRun
 
-OF_TEACHER = frozenset({"teacher", "teacher_lr", "teacher_pretrained"})
+OF_TEACHER = frozenset(
+    {"teacher", "teacher_lr", "teacher_pretrained", "teacher_weights", "teacher_image_size", "teacher_train"}
+)
 DECIDE_TEACHER = OF_TEACHER | {
     "dataset", "data_root", "image_size", "limit_classes", "holdout", "holdout_seed", "mean", "std",
 }  # fmt: skip
