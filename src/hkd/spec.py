@@ -173,7 +173,11 @@ class RunSpec:
         return replace(
             self,
             data=replace(
-                self.data, dataset=data.name, digest=data.digest, revision=self.data.revision and data.revision
+                self.data,
+                dataset=data.name,
+                holdout=data.holdout,
+                digest=data.digest,
+                revision=self.data.revision and data.revision,
             ),
             student=replace(self.student, name=self.student.name or STUDENT),
             teacher=teacher,

@@ -63,6 +63,10 @@ class OutOfRangeError(RequestError, IndexError):
     """An index that no image has. As an IndexError it ends a loop over a data set."""
 
 
+class NoEvaluationSplitError(RequestError):
+    """Images that nobody parted into those to train and those to evaluate on."""
+
+
 class Dataset(ABC):
     """N images, each with a label and its index.
 
