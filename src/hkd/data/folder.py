@@ -153,8 +153,12 @@ def _read(files: Files, inside: str, classes: list[str], image_size: int | None,
     labels = torch.tensor([label for _, label in labelled], dtype=torch.int64)
     info = DatasetInfo(name, tuple(classes), image_size=image_size)
     dataset = FileDataset(files, [image for image, _ in labelled], labels, info)
-    if image_size is None:
-        dataset.info = replace(info, image_size=_common_size(dataset))
+    return dataset if image_size is not None else common_size(dataset)
+
+
+def common_size(dataset: FileDataset) -> FileDataset:
+    """The data set, which knows the size of its images now, if they are small squares of one size."""
+    dataset.info = replace(dataset.info, image_size=_common_size(dataset))
     return dataset
 
 

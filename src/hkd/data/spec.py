@@ -19,7 +19,9 @@ Channels = tuple[float, float, float]
 class DataSpec:
     """The images of a run. See :func:`hkd.data.open_data`."""
 
-    dataset: str = option("digits", "digits, cifar100, stl10, tiny-imagenet, imagenet or folder:PATH", key=False)
+    dataset: str = option(
+        "digits", "digits, cifar100, stl10, tiny-imagenet, imagenet, folder:PATH or csv:FILE", key=False
+    )
     data_root: str = option("data", "where data sets are stored and downloaded to", key=False)
     image_size: int | None = option(None, "resize images to squares of this side in pixels", ge=2, le=4096)
     limit_classes: int | None = option(None, "use the first N classes only", ge=2, key=False)
