@@ -265,6 +265,7 @@ WRONG = [
     ("distill --dataset folder:{files}/cut.zip", "is not a readable zip archive"),
     ("distill --dataset folder:{files}/empty.zip", "dataset: expected at least two class folders in"),
     ("distill --image-size 0", "image_size: expected a number in [2, 4096]; got 0"),
+    ("distill --image-size 64x64", "image_size: expected int or nothing; got '64x64'; one side says it, as images are"),
     ("distill --limit-classes 1", "limit_classes: expected 2 or more; got 1"),
     ("distill --limit-classes 11", "limit_classes: expected 2 to 10 for digits; got 11"),
     ("distill --limit-train 0", "limit_train: expected 1 or more; got 0"),
