@@ -14,8 +14,9 @@ from typing import NamedTuple
 import torch
 
 from hkd.data.base import DatasetInfo, FileDataset, NoEvaluationSplitError, check_split
-from hkd.data.files import IMAGE_SUFFIXES, LARGEST_FILE, Files
+from hkd.data.files import LARGEST_FILE, Files
 from hkd.data.folder import EVALUATION, TRAINING, common_size
+from hkd.data.formats import readable_suffixes, way_to_read
 from hkd.data.walk import MOST_FILES, File
 from hkd.errors import RequestError
 from hkd.options import shown
@@ -185,9 +186,10 @@ def _row(path: Path, line: int, values: dict[str, str]) -> Row:
     for name, value in values.items():
         if not value or has_controls(value):
             raise RequestError(f"{place}: expected a {name} without control characters; got {shown(value)}")
-    if PurePosixPath(values["path"]).suffix.lower() not in IMAGE_SUFFIXES:
-        words = ", ".join(sorted(IMAGE_SUFFIXES))
-        raise RequestError(f"{place}: expected an image ({words}); got {printable(values['path'])}")
+    suffix = PurePosixPath(values["path"]).suffix.lower()
+    if suffix not in readable_suffixes():
+        words, way = ", ".join(sorted(readable_suffixes())), way_to_read(suffix)
+        raise RequestError(f"{place}: expected an image ({words}); got {printable(values['path'])}{way and f'; {way}'}")
     split = values.get("split", TRAINING[0]).casefold()
     if split not in (*TRAINING, *EVALUATION):
         known = ", ".join((*TRAINING, *EVALUATION))

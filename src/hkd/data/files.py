@@ -13,12 +13,11 @@ from abc import ABC, abstractmethod
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
+from hkd.data.formats import readable_suffixes
 from hkd.data.walk import MOST_FILES, walk
 from hkd.errors import RequestError
 from hkd.options import shown
 from hkd.outside import has_controls, open_regular, printable
-
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff"})
 
 LARGEST_FILE = 256 * 2**20
 """Bytes; no photograph is larger, and a hostile file may declare more to fill the memory."""
@@ -56,8 +55,12 @@ class Files(ABC):
 
     def images(self, folder: str = "") -> list[str]:
         """The names of all images below a folder, or of all there are."""
-        prefix = f"{folder}/" if folder else ""
-        return [n for n in self.names if n.startswith(prefix) and PurePosixPath(n).suffix.lower() in IMAGE_SUFFIXES]
+        suffixes = readable_suffixes()
+        return [name for name in self.below(folder) if PurePosixPath(name).suffix.lower() in suffixes]
+
+    def below(self, folder: str) -> list[str]:
+        """The names of all files below a folder, or of all there are."""
+        return [name for name in self.names if name.startswith(f"{folder}/")] if folder else self.names
 
     def subfolders(self, folder: str = "") -> list[str]:
         """The names of the folders directly in a folder, or at the root."""

@@ -17,6 +17,7 @@ from hkd.data.base import (
     datasets,
 )
 from hkd.data.files import Files, open_files, warn
+from hkd.data.formats import described, not_read
 from hkd.errors import RequestError
 from hkd.options import shown
 from hkd.outside import has_controls, printable
@@ -148,8 +149,14 @@ def _read(files: Files, inside: str, classes: list[str], image_size: int | None,
     owners = [(image, PurePosixPath(image).parts) for image in files.images(inside)]
     labelled = [(image, label_of[parts[depth]]) for image, parts in owners if parts[depth] in label_of]
     counts = Counter(label for _, label in labelled)
+    unread = [name for name in not_read(files.below(inside)) if name.split("/")[depth] in label_of]
     if empty := [one for one, label in label_of.items() if not counts[label]]:
-        raise RequestError(f"dataset: class {shown(empty[0])} has no images in {files.path / inside}")
+        theirs = described(name for name in unread if name.split("/")[depth] == empty[0])
+        raise RequestError(
+            f"dataset: class {shown(empty[0])} has no images in {files.path / inside}{theirs and f'; it has {theirs}'}"
+        )
+    if pictures := described(unread):
+        warn(f"left out of {printable(files.path / inside, 4096)}: {pictures}")
     labels = torch.tensor([label for _, label in labelled], dtype=torch.int64)
     info = DatasetInfo(name, tuple(classes), image_size=image_size)
     dataset = FileDataset(files, [image for image, _ in labelled], labels, info)
