@@ -19,6 +19,7 @@ import hkd
 from hkd.config import CacheConfig, EvaluateConfig, FlatConfig
 from hkd.data import ArrayDataset, Data, make_loader, open_data, prepare
 from hkd.data.open import worker_count
+from hkd.data.summary import summarise
 from hkd.errors import RequestError, TrainingError
 from hkd.files import inside
 from hkd.metrics import Evaluation, evaluate_model
@@ -277,6 +278,7 @@ def report_start(parts: Parts, engine: Engine) -> None:
     """Says what is learnt from what, and what will be on the device before a step is made, in each process."""
     report_stage_pairs(parts.distiller)
     print(parts.data.describe(), file=sys.stderr)
+    print(summarise(parts.data), file=sys.stderr)
     distiller, data = parts.distiller, parts.data
     sizes = {"weights, gradients and momentum": 3 * sum(p.nbytes for p in distiller.parameters())}
     if distiller.teacher is not None:

@@ -40,6 +40,7 @@ class Data:
         train: what it trains on.
         test: what it is evaluated on, in the same classes and normalisation.
         holdout: the fraction of the training split that ``test`` is; 0 for a split of its own.
+        dropped: what was left out of the images that were found, in words.
         sources: where mean and standard deviation come from.
     """
 
@@ -48,6 +49,7 @@ class Data:
     test: Dataset
     holdout: float = 0.0
     sources: tuple[str, str] = (PUBLISHED, PUBLISHED)
+    dropped: tuple[str, ...] = ()
 
     @property
     def image_size(self) -> int:
@@ -134,11 +136,15 @@ def open_data(
     else:
         holdout, test = 0.0, limit(test, spec.limit_classes, None)
     threads = worker_count(workers)
-    train, test = (
-        prepare(part, cache, threads, spec.bad_images)
-        for part in (limit(whole, None, spec.limit_train, spec.train_fraction), test)
-    )
-    data = Data(name, train, test, holdout)
+    chosen = limit(whole, None, spec.limit_train, spec.train_fraction)
+    train, evaluation = (prepare(part, cache, threads, spec.bad_images) for part in (chosen, test))
+    dropped = {
+        "training images beyond the limits": len(whole) - len(chosen),
+        "unreadable training images": len(chosen) - len(train),
+        "unreadable evaluation images": len(test) - len(evaluation),
+    }
+    words = tuple(f"{count:,} {name}" for name, count in dropped.items() if count)
+    data = Data(name, train, evaluation, holdout, dropped=words)
     return _normalised(data, spec, threads)
 
 
