@@ -1,6 +1,7 @@
 """The command line as a person uses it."""
 
 import dataclasses
+import json
 import resource
 import subprocess
 import sys
@@ -123,6 +124,14 @@ def test_a_run_from_a_config_file_with_an_override(tmp_path: Path, capsys: pytes
         assert line in text
     status, out, _ = ask(capsys, "evaluate", str(run), "--device", "cpu")
     assert status == 0 and out.startswith("top-1 ")
+    lines = out.splitlines()
+    table = [line.split() for line in lines[5:]]
+    assert sorted(row[0] for row in table) == sorted("0123456789") and sum(int(row[1]) for row in table) == 355
+    accuracies = [float(row[2]) for row in table]
+    assert accuracies == sorted(accuracies), "the worst first"
+    mean = float(lines[1].removeprefix("balanced accuracy ").removesuffix(" %"))
+    assert abs(mean - sum(accuracies) / 10) < 0.01
+    assert abs(json.loads((run / "summary.json").read_text())["balanced_accuracy"] - mean) < 0.01
 
 
 @pytest.mark.parametrize("role", ["student", "teacher"])

@@ -278,7 +278,7 @@ def report_start(parts: Parts, engine: Engine) -> None:
     """Says what is learnt from what, and what will be on the device before a step is made, in each process."""
     report_stage_pairs(parts.distiller)
     print(parts.data.describe(), file=sys.stderr)
-    print(summarise(parts.data), file=sys.stderr)
+    print(summarise(parts.data, balanced=parts.spec.data.balance != "none"), file=sys.stderr)
     distiller, data = parts.distiller, parts.data
     sizes = {"weights, gradients and momentum": 3 * sum(p.nbytes for p in distiller.parameters())}
     if distiller.teacher is not None:

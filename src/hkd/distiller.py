@@ -79,6 +79,8 @@ class Distiller(nn.Module):
         ce_weight, kd_weight, method_weight: γ, α, β; what is None is the method's published weight.
         kd_temperature: T.
         kd_standardise: whether the KD term is of standardised logits, :func:`hkd.methods.kd.standardised`.
+        class_weights: (C,) by which the cross-entropy of each class's images is multiplied, see
+            :func:`hkd.methods.kd.cross_entropy`; other terms stay as they are.
         image_size: side of the training images in pixels; the networks' usual sizes if not given.
         seed: of the method's draws.
         settings: of the method, by the names of its ``Config``.
@@ -118,6 +120,7 @@ class Distiller(nn.Module):
         method_weight: float | None = None,
         kd_temperature: float = 4.0,
         kd_standardise: bool = False,
+        class_weights: Tensor | None = None,
         image_size: int | None = None,
         seed: int = 0,
         **settings: Any,
@@ -148,6 +151,8 @@ class Distiller(nn.Module):
         self.weights = _weights(given, method, self.method)
         self.kd_temperature, self.kd_standardise = kd_temperature, kd_standardise
         self._classes = self._head(image_size)
+        self.class_weights: Tensor | None
+        self.register_buffer("class_weights", _checked_weights(class_weights, self._classes), persistent=False)
         self.compares_processes = True
         self.epoch, self.epochs = 0, 1
         self.in_initialisation = False
@@ -311,7 +316,7 @@ class Distiller(nn.Module):
             return self._initialise(batch, teacher)
         student: ModelOutput = self.student(batch.image)
         logits = at_least_float32(student.logits)
-        terms = {"ce": cross_entropy(logits, batch.label)}
+        terms = {"ce": cross_entropy(logits, batch.label, self.class_weights)}
         if teacher is not None and self.weights.kd:
             if teacher.logits.shape != logits.shape:
                 raise RequestError(
@@ -444,6 +449,19 @@ class Distiller(nn.Module):
             self._first_parameters = now
         elif now != self._first_parameters:
             self._steps = CHECKED_STEPS
+
+
+def _checked_weights(weights: Tensor | None, classes: int) -> Tensor | None:
+    if weights is None:
+        return None
+    if (
+        not isinstance(weights, Tensor)
+        or weights.shape != (classes,)
+        or not (weights.isfinite() & (weights >= 0)).all()
+    ):
+        got = f"shape {tuple(weights.shape)}" if isinstance(weights, Tensor) else type(weights).__name__
+        raise RequestError(f"class_weights: expected ({classes},) numbers from 0; got {got}")
+    return weights.float()
 
 
 def _training_set(num_samples: int | None, labels: Any) -> tuple[int | None, Tensor | None]:

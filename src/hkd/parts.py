@@ -14,6 +14,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from hkd.data import Data
+from hkd.data.balance import class_weights
 from hkd.distiller import Distiller
 from hkd.errors import RequestError
 from hkd.methods import create_method
@@ -79,9 +80,10 @@ def _normalised(spec: RunSpec, data: Data, student: Model, teacher: Model | None
 
 
 def _distiller(spec: RunSpec, data: Data, student: Model, teacher: Model | None) -> Distiller:
-    method = spec.method
+    method, labels = spec.method, data.train.labels
+    weights = class_weights(labels, data.train.info.num_classes) if spec.data.balance == "loss" else None
     if method is None:
-        return Distiller(student)
+        return Distiller(student, class_weights=weights)
     settings = (
         {}
         if method.settings is None
@@ -92,12 +94,13 @@ def _distiller(spec: RunSpec, data: Data, student: Model, teacher: Model | None)
         teacher,
         method.name,
         num_samples=len(data.train),
-        labels=data.train.labels,
+        labels=labels,
         ce_weight=method.ce_weight,
         kd_weight=method.kd_weight,
         method_weight=method.weight,
         kd_temperature=method.kd_temperature,
         kd_standardise=method.kd_standardise,
+        class_weights=weights,
         image_size=data.image_size,
         seed=spec.seed,
         **settings,

@@ -170,6 +170,9 @@ class RunSpec:
 
         data = data or open_data(self.data, workers=self.runtime.workers)
         teacher = None if self.teacher is None else resolve_teacher(self.teacher)
+        method = None if self.method is None else resolve_method(self.method)
+        if self.data.balance == "loss" and method is not None and method.ce_weight == 0:
+            raise RequestError("balance: loss weighs the cross-entropy, whose weight is 0; sampler needs none")
         return replace(
             self,
             data=replace(
@@ -181,7 +184,7 @@ class RunSpec:
             ),
             student=replace(self.student, name=self.student.name or STUDENT),
             teacher=teacher,
-            method=None if self.method is None else resolve_method(self.method),
+            method=method,
         )
 
     def key(self) -> str:

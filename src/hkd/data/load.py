@@ -98,6 +98,7 @@ def make_loader(
     cache: Path | None = None,
     cache_gb: float = 20.0,
     strong: bool = False,
+    balance: bool = False,
 ) -> Loader:
     """The loader that suits a prepared data set; see :class:`MemoryLoader` and :class:`StreamLoader`.
 
@@ -110,10 +111,13 @@ def make_loader(
     whole_number("batch_size", batch_size, 1)
     whole_number("workers", workers, 0)
     if isinstance(dataset, ArrayDataset):
-        return MemoryLoader(dataset, batch_size, device, train=train, flip=flip, seed=seed, share=share, strong=strong)
+        return MemoryLoader(
+            dataset, batch_size, device, train=train, flip=flip, seed=seed, share=share, strong=strong, balance=balance
+        )
     assert isinstance(dataset, FileDataset)
     size = dataset.info.image_size or STREAM_SIZE
     return StreamLoader(
         dataset, batch_size, device, image_size=size, train=train, flip=flip, seed=seed, views=views, workers=workers,
         share=share, bad_images=bad_images, cache=cache, cache_gb=cache_gb, strong=strong,
+        balance=balance,
     )  # fmt: skip

@@ -43,6 +43,9 @@ class DataSpec:
         None, "streamed images: views that an image has [one for each epoch]", ge=1, le=1_000_000, neutral=None
     )
     flip: bool = option(True, "flip training images at random, where the data set allows it (digits do not)")
+    balance: Literal["none", "sampler", "loss"] = option(
+        "none", "show classes equally often (sampler), or weigh their cross-entropy (loss)", neutral="none"
+    )
     bad_images: Literal["stop", "skip"] = option("stop", "an unreadable image stops the run, or is skipped", key=False)
 
     digest: str = recorded("", "data_digest")

@@ -79,14 +79,19 @@ def kd_loss(
     return temperature**2 * F.kl_div(student, teacher, reduction="batchmean", log_target=True)
 
 
-def cross_entropy(logits: Tensor, label: Tensor) -> Tensor:
-    """The mean cross-entropy over the images that have a label, a scalar; 0 where none has.
+def cross_entropy(logits: Tensor, label: Tensor, weight: Tensor | None = None) -> Tensor:
+    r"""The mean cross-entropy over the images that have a label, a scalar; 0 where none has.
+
+    With weights it is :math:`\frac1n \sum_i w_{y_i} \mathrm{CE}_i`, divided by the number n of images and not by
+    the sum of their weights, so that what an image contributes does not depend on the rest of its batch.
 
     Args:
         logits: (B, C).
         label: (B,) classes, -1 for none.
+        weight: (C,) of the classes.
     """
-    total = F.cross_entropy(logits, label, ignore_index=NO_LABEL, reduction="sum")
+    weight = None if weight is None else weight.to(logits.dtype)
+    total = F.cross_entropy(logits, label, weight, ignore_index=NO_LABEL, reduction="sum")
     return total / (label != NO_LABEL).sum().clamp(min=1)
 
 

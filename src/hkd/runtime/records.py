@@ -142,7 +142,8 @@ STARTS = Record({"starts": listed(of_record(PROVENANCE), MOST_STARTS)}, ("starts
 """``provenance.json``."""
 SUMMARY = Record(
     {
-        "top1_last": TOP1, "top1_best": TOP1, "best_epoch": whole(), "top5_last": TOP1, "teacher_top1": TOP1,
+        "top1_last": TOP1, "top1_best": TOP1, "best_epoch": whole(), "top5_last": TOP1, "balanced_accuracy": TOP1,
+        "teacher_top1": TOP1,
         "teacher_cache": of_record(CACHED), "epochs": whole(), "seconds": SECONDS, "images_per_second": SECONDS,
         "skipped_steps": whole(), "student": text(), "parameters": whole(), "train_images": whole(),
         "test_images": whole(), "device": text(), "machine": text(), "torch": text(), "python": text(), "hkd": text(),
