@@ -72,7 +72,7 @@ DECISIVE: dict[str, Any] = {
     "kd_weight": 0.5, "ce_weight": 0.5, "kd_temperature": 2.0, "kd_standardise": True, "holdout": 0.1, "image_size": 16,
     "views": 8, "holistic": {"k": 4},
     "student_pretrained": True, "teacher_pretrained": True, "teacher_lr": 0.1, "scale_with_processes": True,
-    "lr_decay": 0.2, "mean": [0.1, 0.2, 0.3], "std": [0.1, 0.2, 0.3],
+    "lr_decay": 0.2, "mean": [0.1, 0.2, 0.3], "std": [0.1, 0.2, 0.3], "balance": "sampler",
 }  # fmt: skip
 
 
