@@ -23,13 +23,13 @@ def balanced_order(labels: Tensor, generator: torch.Generator) -> Tensor:
     Returns:
         (N,) positions in random order.
     """
-    classes = torch.unique(labels[labels >= 0])
-    shown = [(labels < 0).nonzero().flatten()]
-    if len(classes):
-        each, more = divmod(int((labels >= 0).sum()), len(classes))
-        lucky = torch.randperm(len(classes), generator=generator)[:more].tolist()
-        for number, label in enumerate(classes.tolist()):
-            members = (labels == label).nonzero().flatten()
+    unlabelled, sizes = int((labels < 0).sum()), torch.bincount(labels[labels >= 0])
+    by_class = labels.argsort(stable=True)
+    shown, classes = [by_class[:unlabelled]], torch.split(by_class[unlabelled:], sizes[sizes > 0].tolist())
+    if len(labels) > unlabelled:
+        each, more = divmod(len(labels) - unlabelled, len(classes))
+        lucky = set(torch.randperm(len(classes), generator=generator)[:more].tolist())
+        for number, members in enumerate(classes):
             count = each + (number in lucky)
             turns = [torch.randperm(len(members), generator=generator) for _ in range(-(-count // len(members)))]
             shown.append(members[torch.cat(turns)[:count]] if turns else members[:0])
