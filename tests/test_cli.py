@@ -1,6 +1,7 @@
 """The command line as a person uses it."""
 
 import dataclasses
+import json
 import resource
 import subprocess
 import sys
@@ -123,6 +124,14 @@ def test_a_run_from_a_config_file_with_an_override(tmp_path: Path, capsys: pytes
         assert line in text
     status, out, _ = ask(capsys, "evaluate", str(run), "--device", "cpu")
     assert status == 0 and out.startswith("top-1 ")
+    lines = out.splitlines()
+    table = [line.split() for line in lines[5:]]
+    assert sorted(row[0] for row in table) == sorted("0123456789") and sum(int(row[1]) for row in table) == 355
+    accuracies = [float(row[2]) for row in table]
+    assert accuracies == sorted(accuracies), "the worst first"
+    mean = float(lines[1].removeprefix("balanced accuracy ").removesuffix(" %"))
+    assert abs(mean - sum(accuracies) / 10) < 0.01
+    assert abs(json.loads((run / "summary.json").read_text())["balanced_accuracy"] - mean) < 0.01
 
 
 @pytest.mark.parametrize("role", ["student", "teacher"])
@@ -267,6 +276,7 @@ WRONG = [
     ("distill --dataset folder:{files}/cut.zip", "is not a readable zip archive"),
     ("distill --dataset folder:{files}/empty.zip", "dataset: expected at least two class folders in"),
     ("distill --image-size 0", "image_size: expected a number in [2, 4096]; got 0"),
+    ("distill --image-size 64x64", "image_size: expected int or nothing; got '64x64'; one side says it, as images are"),
     ("distill --limit-classes 1", "limit_classes: expected 2 or more; got 1"),
     ("distill --limit-classes 11", "limit_classes: expected 2 to 10 for digits; got 11"),
     ("distill --limit-train 0", "limit_train: expected 1 or more; got 0"),

@@ -72,7 +72,7 @@ DECISIVE: dict[str, Any] = {
     "kd_weight": 0.5, "ce_weight": 0.5, "kd_temperature": 2.0, "kd_standardise": True, "pseudo_labels": 0.5,
     "holdout": 0.1, "image_size": 16, "views": 8, "holistic": {"k": 4}, "optimizer": "adamw", "schedule": "cosine",
     "warmup_epochs": 2, "min_lr": 0.001, "label_smoothing": 0.1, "clip_grad": 1.0, "accumulate": 2, "ema": 0.9,
-    "decay_all": False,
+    "decay_all": False, "balance": "sampler",
     "student_pretrained": True, "teacher_pretrained": True, "teacher_lr": 0.1, "teacher_image_size": 64,
     "teacher_train": "head", "student_train": "head", "scale_with_processes": True,
     "lr_decay": 0.2, "mean": [0.1, 0.2, 0.3], "std": [0.1, 0.2, 0.3],

@@ -19,6 +19,7 @@ import hkd
 from hkd.config import CacheConfig, EvaluateConfig, FlatConfig
 from hkd.data import ArrayDataset, Data, make_loader, open_data, prepare
 from hkd.data.open import worker_count
+from hkd.data.summary import summarise
 from hkd.distiller import as_teachers
 from hkd.errors import RequestError, TrainingError
 from hkd.files import inside
@@ -338,6 +339,7 @@ def report_start(parts: Parts, engine: Engine) -> None:
     if parts.note:
         print(parts.note, file=sys.stderr)
     print(parts.data.describe(), file=sys.stderr)
+    print(summarise(parts.data, balanced=parts.spec.data.balance != "none"), file=sys.stderr)
     distiller, data = parts.distiller, parts.data
     sizes = {"weights, gradients and momentum": 3 * sum(p.nbytes for p in distiller.parameters())}
     if distiller.teachers:

@@ -376,7 +376,7 @@ class EvaluateConfig:
 
     checkpoint: str = option("", "a run folder, a .safetensors file, or a checkpoint of the field (.pth)")
     model: str | None = option(None, "the network in the file, where the file does not say")
-    dataset: str | None = option(None, "digits, cifar100, stl10, tiny-imagenet, imagenet or folder:PATH")
+    dataset: str | None = option(None, "digits, cifar100, stl10, tiny-imagenet, imagenet, folder:PATH or csv:FILE")
     data_root: str | None = option(None, "where data sets are stored and downloaded to")
     image_size: int | None = option(None, "resize images to squares of this side in pixels", ge=2, le=4096)
     limit_classes: int | None = option(None, "use the first N classes only", ge=2)
@@ -456,7 +456,9 @@ class TransferConfig:
 
     checkpoints: tuple[str, ...] = option((), "run folders or .safetensors files; their teachers take part")
     run: str = option("runs/transfer", "the folder for tables and features", writes="folder")
-    datasets: tuple[str, ...] = option(("stl10", "tiny-imagenet"), "what to transfer to, by name or folder:PATH")
+    datasets: tuple[str, ...] = option(
+        ("stl10", "tiny-imagenet"), "what to transfer to, by name, folder:PATH or csv:FILE"
+    )
     data_root: str = option("data", "where data sets are stored and downloaded to")
     image_size: int = option(32, "resize images to squares of this side in pixels", ge=2, le=4096)
     limit_classes: int | None = option(None, "use the first N classes only", ge=2)
@@ -486,7 +488,7 @@ class TopologyConfig:
 
     checkpoints: tuple[str, ...] = option((), "run folders of students, or first a teacher's and then students'")
     run: str = option("runs/topology", "the folder for panels and numbers", writes="folder")
-    dataset: str | None = option(None, "other test images than those of the runs, by name or folder:PATH")
+    dataset: str | None = option(None, "other test images than those of the runs, by name, folder:PATH or csv:FILE")
     data_root: str | None = option(None, "where data sets are stored and downloaded to")
     images: int = option(1000, "test images that are shown and compared, drawn at random", ge=5, le=100_000)
     neighbours: int = option(10, "nearest neighbours that the numbers look at", ge=1, le=100_000)

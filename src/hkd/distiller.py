@@ -83,6 +83,8 @@ class Distiller(nn.Module):
         ce_weight, kd_weight, method_weight: γ, α, β; what is None is the method's published weight.
         kd_temperature: T.
         kd_standardise: whether the KD term is of standardised logits, :func:`hkd.methods.kd.standardised`.
+        class_weights: (C,) by which the cross-entropy of each class's images is multiplied, see
+            :func:`hkd.methods.kd.cross_entropy`; other terms stay as they are.
         label_smoothing: of the cross-entropy in training, see :func:`hkd.methods.kd.cross_entropy`; in [0, 1).
         image_size: side of the training images in pixels; the networks' usual sizes if not given.
         seed: of the method's draws.
@@ -123,6 +125,7 @@ class Distiller(nn.Module):
         method_weight: float | None = None,
         kd_temperature: float = 4.0,
         kd_standardise: bool = False,
+        class_weights: Tensor | None = None,
         label_smoothing: float = 0.0,
         image_size: int | None = None,
         seed: int = 0,
@@ -159,6 +162,8 @@ class Distiller(nn.Module):
         self.kd_temperature, self.kd_standardise = kd_temperature, kd_standardise
         self.label_smoothing = label_smoothing
         self._classes = self._head(image_size)
+        self.class_weights: Tensor | None
+        self.register_buffer("class_weights", _checked_weights(class_weights, self._classes), persistent=False)
         self.compares_processes = True
         self.epoch, self.epochs = 0, 1
         self.in_initialisation = False
@@ -334,7 +339,7 @@ class Distiller(nn.Module):
             return self._initialise(batch, taught)
         student: ModelOutput = self.student(batch.image)
         logits = at_least_float32(student.logits)
-        terms = {"ce": cross_entropy(logits, batch.label, self.label_smoothing)}
+        terms = {"ce": cross_entropy(logits, batch.label, self.class_weights, self.label_smoothing)}
         if taught and self.weights.kd:
             theirs = [output.logits for output in taught]
             if strange := [tuple(one.shape) for one in theirs if one.shape != logits.shape]:
@@ -467,6 +472,19 @@ class Distiller(nn.Module):
             self._first_parameters = now
         elif now != self._first_parameters:
             self._steps = CHECKED_STEPS
+
+
+def _checked_weights(weights: Tensor | None, classes: int) -> Tensor | None:
+    if weights is None:
+        return None
+    if (
+        not isinstance(weights, Tensor)
+        or weights.shape != (classes,)
+        or not (weights.isfinite() & (weights >= 0)).all()
+    ):
+        got = f"shape {tuple(weights.shape)}" if isinstance(weights, Tensor) else type(weights).__name__
+        raise RequestError(f"class_weights: expected ({classes},) numbers from 0; got {got}")
+    return weights.float()
 
 
 def _training_set(num_samples: int | None, labels: Any) -> tuple[int | None, Tensor | None]:

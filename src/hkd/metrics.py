@@ -69,6 +69,7 @@ class Evaluation:
         loss: mean cross-entropy.
         images: N, how many were seen.
         predicted, label: (N,) int64 classes of each image, on the CPU.
+        classes: their names; the position of a name is its label.
     """
 
     top1: float
@@ -77,6 +78,21 @@ class Evaluation:
     images: int
     predicted: Tensor
     label: Tensor
+    classes: tuple[str, ...] = ()
+
+    @property
+    def by_class(self) -> tuple[Tensor, Tensor]:
+        """How many images each class has, and how many of them are predicted right: (C,) int64 each."""
+        count = max(len(self.classes), int(self.label.max()) + 1)
+        right = self.label[self.predicted == self.label]
+        return torch.bincount(self.label, minlength=count), torch.bincount(right, minlength=count)
+
+    @property
+    def balanced_accuracy(self) -> float:
+        """The mean over the classes that have images of the part of these that is predicted right, in percent."""
+        images, right = self.by_class
+        there = images > 0
+        return float(100 * (right[there].double() / images[there]).mean())
 
     def row(self) -> dict[str, float]:
         """As a line of ``metrics.jsonl`` has it."""
@@ -104,6 +120,7 @@ def evaluate_model(model: Model, loader: Loader, engine: Engine) -> Evaluation:
         images=len(loader.dataset),
         predicted=engine.concatenate(torch.cat(predicted)),
         label=engine.concatenate(torch.cat(label)),
+        classes=loader.dataset.info.classes,
     )
 
 

@@ -155,7 +155,10 @@ def coerce(name: str, value: Any, hint: Any) -> Any:  # noqa: PLR0911, PLR0912  
         return None
     elif isinstance(hint, type) and isinstance(value, hint) and not isinstance(value, bool):
         return value
-    raise RequestError(f"{name}: expected {accepted(hint)}; got {shown(value)}")
+    hint_of_side = ""  # images are squares, and people write 64x64
+    if name.endswith("image_size") and (sides := re.fullmatch(r"(\d{1,5})\s*[x×*,]\s*\d{1,5}", str(value)[:20])):
+        hint_of_side = f"; one side says it, as images are squares: {sides[1]}"
+    raise RequestError(f"{name}: expected {accepted(hint)}; got {shown(value)}{hint_of_side}")
 
 
 def _item(name: str, key: Any) -> str:

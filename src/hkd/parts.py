@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from hkd.data import Data
+from hkd.data.balance import class_weights
 from hkd.distiller import Distiller, as_teachers
 from hkd.errors import RequestError
 from hkd.methods import create_method, methods
@@ -153,8 +154,10 @@ def _distiller(
     spec: RunSpec, data: Data, student: Model, teachers: Sequence[Model], labels: Tensor | None = None
 ) -> Distiller:
     method, smoothing = spec.method, spec.optimisation.label_smoothing
+    known = data.labelled.train.labels
+    weights = class_weights(known, data.train.info.num_classes) if spec.data.balance == "loss" else None
     if method is None:
-        return Distiller(student, label_smoothing=smoothing)
+        return Distiller(student, class_weights=weights, label_smoothing=smoothing)
     settings = (
         {}
         if method.settings is None
@@ -171,6 +174,7 @@ def _distiller(
         method_weight=method.weight,
         kd_temperature=method.kd_temperature,
         kd_standardise=method.kd_standardise,
+        class_weights=weights,
         label_smoothing=smoothing,
         image_size=data.image_size,
         seed=spec.seed,

@@ -207,15 +207,22 @@ class RunSpec:
 
         data = data or open_data(self.data, unlabelled=self.unlabelled, workers=self.runtime.workers)
         teachers = tuple(map(resolve_teacher, self.teachers))
+        method = None if self.method is None else resolve_method(self.method)
+        if self.data.balance == "loss" and method is not None and method.ce_weight == 0:
+            raise RequestError("balance: loss weighs the cross-entropy, whose weight is 0; sampler needs none")
         return replace(
             self,
             data=replace(
-                self.data, dataset=data.name, digest=data.digest, revision=self.data.revision and data.revision
+                self.data,
+                dataset=data.name,
+                holdout=data.holdout,
+                digest=data.digest,
+                revision=self.data.revision and data.revision,
             ),
             student=resolve_student(self.student),
             teacher=teachers[0] if teachers else None,
             more_teachers=teachers[1:],
-            method=None if self.method is None else resolve_method(self.method),
+            method=method,
         )
 
     def key(self) -> str:

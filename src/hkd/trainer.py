@@ -109,6 +109,7 @@ class Trainer:
             cache=spec.runtime.image_folder,
             cache_gb=spec.runtime.image_cache_gb,
             strong=self.distiller.needs_strong,
+            balance=spec.data.balance == "sampler",
             **options,
         )
         if train.note and self.engine.is_main:
@@ -362,6 +363,7 @@ class Trainer:
             "top1_best": max(state.best_top1, last.top1),
             "best_epoch": state.best_epoch,
             "top5_last": last.top5,
+            "balanced_accuracy": last.balanced_accuracy,
             **teacher,
             "epochs": state.epoch,
             "seconds": state.seconds,

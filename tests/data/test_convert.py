@@ -50,6 +50,27 @@ class Items:
         return self.items[index]
 
 
+def Feature(kind: str, **fields: Any) -> Any:
+    """As the data sets of Hugging Face describe a column."""
+    return type(kind, (), fields)()
+
+
+ClassLabel = Feature("ClassLabel", names=["ant", "bee"])
+
+
+class Table:
+    """What is used of the interface of Hugging Face's ``datasets.Dataset``: rows by name, and their features."""
+
+    def __init__(self, *rows: dict[str, Any], **features: Any) -> None:
+        self.rows, self.features = rows, features
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.rows[index]
+
+
 class Stream(torch.utils.data.IterableDataset):
     def __iter__(self) -> Any:
         yield IMAGE, 0
@@ -60,6 +81,10 @@ class Stream(torch.utils.data.IterableDataset):
     [
         (torch.utils.data.DataLoader([(torch.zeros(3, 8, 8), 0)]), "got DataLoader; its .dataset is one of list"),
         (Stream(), "expected a data set with a length and items by number; got Stream"), (None, "got NoneType"),
+        ({"train": Table(), "test": Table()}, "got dict; pass one of its splits, train, test"),
+        (Table(image=Feature("Image")), "expected one ClassLabel among the features of Table; got image .Image.; its"),
+        (Table(label=ClassLabel), "expected one Image among .*; got label .ClassLabel.; its cast_column makes one"),
+        (Table(image=Feature("Image"), fine=ClassLabel, coarse=ClassLabel), "coarse .*; its remove_columns leaves"),
         ("digits", "expected a data set .* got str"), ({0: (IMAGE, 0)}, "got dict"),
         (iter([(IMAGE, 0)]), "got list_iter"),
         (Items({"image": IMAGE, "label": 0}), r"item 0 is one with the keys image, label"),
@@ -87,6 +112,40 @@ def test_what_is_no_data_set_of_images(source: Any, message: str, image_size: in
     with pytest.raises(hkd.RequestError, match=message) as error:
         hkd.as_dataset(source, image_size)
     assert str(error.value).isprintable()
+
+
+def test_a_data_set_of_hugging_face() -> None:
+    rows = [{"id": n, "label": n % 2, "photo": picture((8, 8), n)} for n in range(4)]
+    source = Table(*rows, id=Feature("Value"), label=ClassLabel, photo=Feature("Image"))
+    data = hkd.as_dataset(source)
+    assert data.info.classes == ("ant", "bee") and data.labels.tolist() == [0, 1, 0, 1]
+    assert torch.equal(data[3][0], hkd.as_dataset([(rows[3]["photo"], 0)])[0][0])
+    part = hkd.as_dataset(torch.utils.data.Subset(source, [1, 2]), image_size=4)  # type: ignore[arg-type]
+    assert part.labels.tolist() == [1, 0] and part.info.classes == ("ant", "bee")
+    undecoded = Table({"label": 0, "photo": {"bytes": b"", "path": None}}, label=ClassLabel, photo=Feature("Image"))
+    with pytest.raises(hkd.RequestError, match="expected PIL images .*; got dict"):
+        hkd.as_dataset(undecoded)
+
+
+def test_a_data_set_of_the_library_of_hugging_face(tmp_path: Path) -> None:
+    library = pytest.importorskip("datasets")
+    write_files(tmp_path, class_folders())
+    splits = library.load_dataset("imagefolder", data_dir=str(tmp_path), cache_dir=str(tmp_path / "cache"))
+    data, folder = hkd.as_dataset(splits["train"]), hkd.load_dataset(f"folder:{tmp_path}")
+    assert data.info.classes == folder.info.classes == ("cat", "dog", "eel")
+    assert data.labels.tolist() == folder.labels.tolist() and torch.equal(data[5][0], folder[5][0])
+    with pytest.raises(hkd.RequestError, match="got DatasetDict; pass one of its splits, train, "):
+        hkd.as_dataset(splits)
+
+
+def test_a_subset_keeps_the_names_of_the_classes() -> None:
+    named = Items(*((IMAGE, n % 3) for n in range(6)), classes=["a", "b", "c"])
+    inner = torch.utils.data.Subset(named, [0, 1, 3])  # type: ignore[arg-type]
+    assert hkd.as_dataset(torch.utils.data.Subset(inner, [2, 1])).info.classes == ("a", "b", "c")
+    ours = torch.utils.data.Subset(hkd.load_dataset("digits"), [5, 0])  # type: ignore[arg-type]
+    assert hkd.as_dataset(ours).info.classes == hkd.load_dataset("digits").info.classes
+    unnamed = torch.utils.data.Subset([(IMAGE, 0), (IMAGE, 1)], [1])  # type: ignore[arg-type]
+    assert hkd.as_dataset(unnamed).info.classes == ("0", "1")
 
 
 def test_numbers_of_other_libraries_are_classes() -> None:

@@ -376,8 +376,56 @@ def test_class_folders_without_an_evaluation_split(tmp_path: Path, form: str, in
     data = hkd.load_dataset(f"folder:{path}")
     assert data.info.classes == ("cat", "dog", "eel")
     assert data.labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4
-    with pytest.raises(hkd.RequestError, match=r"has no evaluation split \(val/, test/, .*\); --holdout 0.2 evaluates"):
+    with pytest.raises(hkd.RequestError, match=r"has no evaluation split \(val/, test/, .*\); .* see --holdout"):
         hkd.load_dataset(f"folder:{path}", "val")
+
+
+@pytest.mark.parametrize("form", ["folder", "zip"])
+@pytest.mark.parametrize(
+    ("training", "evaluation"),
+    [("Train", "Test"), ("TRAIN", "Validation"), ("train", "valid"), ("Training", "Testing"), ("training", "VAL")],
+)
+def test_splits_in_capitals(tmp_path: Path, form: str, training: str, evaluation: str) -> None:
+    files = {n.replace("train/", f"{training}/"): c for n, c in class_folders(evaluation=evaluation).items()}
+    files["readme.png"] = b""
+    path = write_files(tmp_path / "p", files) if form == "folder" else zipped(tmp_path / "p.zip", files)
+    train, val = hkd.load_dataset(f"folder:{path}"), hkd.load_dataset(f"folder:{path}", "val")
+    assert train.labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4 and val.labels.tolist() == [0, 0, 1, 1, 2, 2]
+
+
+def test_a_class_may_be_called_as_a_split_is(tmp_path: Path) -> None:
+    vehicles = {f"{name}/{i}.png": encoded(picture((12, 12), i)) for name in ("Bus", "Train", "test") for i in (1, 2)}
+    path = write_files(tmp_path / "bare", vehicles)
+    assert hkd.load_dataset(f"folder:{path}").info.classes == ("Bus", "Train", "test")
+    write_files(tmp_path / "parted", {f"{split}/{n}": c for split in ("Train", "Val") for n, c in vehicles.items()})
+    for split in ("train", "val"):
+        assert hkd.load_dataset(f"folder:{tmp_path / 'parted'}", split).info.classes == ("Bus", "Train", "test")
+
+
+def test_two_splits_of_one_name(tmp_path: Path) -> None:
+    files = class_folders() | {f"Val/{n}": c for n, c in without(class_folders(), "val").items()}
+    path = zipped(tmp_path / "photos.zip", files)
+    with pytest.raises(hkd.RequestError, match="expected one of Val/ and val/ in .*photos.zip; got both"):
+        hkd.load_dataset(f"folder:{path}")
+
+
+@pytest.mark.parametrize("form", ["folder", "zip"])
+@pytest.mark.parametrize("inside", ["train/", "val/", ""])
+def test_an_empty_class_folder_is_named(tmp_path: Path, form: str, inside: str) -> None:
+    files = class_folders() if inside else {n[6:]: c for n, c in without(class_folders(), "val").items()}
+    empty = [f"{inside}{name}/" for name in ("cow/old", "gnu", ".cache")]
+    if form == "folder":
+        path = write_files(tmp_path / "photos", files)
+        for name in empty:
+            (path / name).mkdir(parents=True)
+    else:
+        path = zipped(tmp_path / "photos.zip", files | dict.fromkeys(empty, b""))
+    with pytest.raises(hkd.RequestError) as error:
+        hkd.load_dataset(f"folder:{path}", "train" if inside != "val/" else "val")
+    place = path / inside.rstrip("/")
+    assert str(error.value) == (
+        f"dataset: class folder 'cow' in {place} is empty, and so are 1 more; put images into it, or delete it"
+    )
 
 
 def test_imagenet_is_not_taken_for_a_folder_of_classes(tmp_path: Path) -> None:

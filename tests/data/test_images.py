@@ -10,7 +10,8 @@ import pytest
 from PIL import Image, UnidentifiedImageError
 
 import hkd
-from hkd.data.images import FORMATS, centre, open_image, to_rgb
+from hkd.data.formats import FORMATS
+from hkd.data.images import centre, open_image, to_rgb
 from tests.data.test_datasets import class_folders, encoded, picture, write_files
 
 

@@ -185,8 +185,6 @@ def test_data_set_objects_come_in_pairs_or_with_a_holdout() -> None:
 @pytest.mark.parametrize("size", [(12, 12), (40, 30)])
 def test_a_holdout_is_evaluated_on_in_place_of_the_test_split(tmp_path: Path, size: tuple[int, int]) -> None:
     name = f"folder:{write_files(tmp_path / 'photos', without(class_folders(size), 'val'))}"
-    with pytest.raises(hkd.RequestError, match="--holdout 0.2"):
-        open_data(DataSpec(dataset=name))
     data = open_data(DataSpec(dataset=name, holdout=0.25))
     assert "9 training and 3 held-out images" in data.describe()
     whole = hkd.load_dataset(name)
@@ -199,6 +197,20 @@ def test_a_holdout_is_evaluated_on_in_place_of_the_test_split(tmp_path: Path, si
     else:
         seen = [to_tensor(centre(data.train.decode(i), 224)) for i in range(9)]
     np.testing.assert_allclose((data.mean, data.std), plain_moments(seen), rtol=1e-12, err_msg="training images alone")
+
+
+def test_a_folder_without_an_evaluation_split_is_given_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    name = f"folder:{write_files(tmp_path / 'photos', without(class_folders(train=10), 'val'))}"
+    data = open_data(DataSpec(dataset=name))
+    assert (len(data.train), len(data.test), data.holdout) == (24, 6, 0.2)
+    assert data.test.labels.bincount().tolist() == [2, 2, 2], "the same part of every class"
+    assert capsys.readouterr().err == (
+        f"warning: {name} has no evaluation split; --holdout 0.2 of its images is made one\n"
+    )
+    asked = open_data(DataSpec(dataset=name, holdout=0.2))
+    assert asked.digest == data.digest and torch.equal(asked.test.positions, data.test.positions)
+    specs = [hkd.RunSpec(data=DataSpec(dataset=name, holdout=holdout)).resolved() for holdout in (0.0, 0.2)]
+    assert specs[0] == specs[1] and specs[0].data.holdout == 0.2, "evaluations find the same images by the run's file"
 
 
 def test_the_test_split_is_not_opened(monkeypatch: pytest.MonkeyPatch) -> None:

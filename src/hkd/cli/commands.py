@@ -164,7 +164,26 @@ def evaluate_command(argv: list[str]) -> int:
     if is_first_process():
         top = f"top-1 {result.top1:.2f} %   top-5 {result.top5:.2f} %"
         print(f"{top}   loss {result.loss:.4f}   {result.images:,} images")
+        print(f"balanced accuracy {result.balanced_accuracy:.2f} %\n\n{_accuracy_table(result)}")
     return DONE
+
+
+MOST_ROWS = 50
+"""Classes in the table of an evaluation; of more, those that are recognised worst."""
+
+
+def _accuracy_table(result: Any) -> str:
+    """The accuracy of each class, the worst first."""
+    from tabulate import tabulate
+
+    rows = [
+        [printable(name, 60), images, 100 * right / images]
+        for name, images, right in zip(result.classes, *(part.tolist() for part in result.by_class), strict=True)
+        if images
+    ]
+    rows.sort(key=lambda row: row[2])
+    table = tabulate(rows[:MOST_ROWS], ["class", "images", "accuracy in %"], floatfmt=".2f", disable_numparse=[0])
+    return table if len(rows) <= MOST_ROWS else f"{table}\n({len(rows) - MOST_ROWS:,} classes more)"
 
 
 def transfer_command(argv: list[str]) -> int:

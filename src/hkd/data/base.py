@@ -63,6 +63,10 @@ class OutOfRangeError(RequestError, IndexError):
     """An index that no image has. As an IndexError it ends a loop over a data set."""
 
 
+class NoEvaluationSplitError(RequestError):
+    """Images that nobody parted into those to train and those to evaluate on."""
+
+
 class Dataset(ABC):
     """N images, each with a label and its index.
 
@@ -219,7 +223,7 @@ class FileDataset(Dataset):
             raise
         except Exception as error:  # a decoder given a hostile file may raise anything
             reason = "not an image" if isinstance(error, UnidentifiedImageError) else printable(error)
-            place = printable(f"{self.files.path}/{name}", 4096)
+            place = printable(self.files.path / name, 4096)
             raise RequestError(f"dataset: cannot read {place} ({reason})") from error
 
     def image(self, index: int) -> Tensor:
@@ -236,7 +240,7 @@ Load = Callable[[str, Path, int | None], Dataset]
 """(split, root, image_size) -> data set. The splits are "train" and "test" or "val"; see :func:`check_split`."""
 
 datasets: Registry[Load] = Registry("dataset", package="hkd.data", entry_points="hkd.datasets")
-"""Data sets by name, without ``folder:PATH``."""
+"""Data sets by name, without ``folder:PATH`` and ``csv:FILE``."""
 
 
 def check_split(name: str, split: str, accepted: Sequence[str]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -28,9 +28,11 @@ def as_dataset(source: Any, image_size: int | None = None, classes: Sequence[str
     Args:
         source: has ``len`` and items whose first two parts are an image (PIL, or uint8 of shape (3, H, W)) and its
             class; no random augmentation, which training does itself. All of it is read into memory. A
-            :class:`Dataset` is copied, without its images where their size stays.
+            :class:`Dataset` is copied, without its images where their size stays. A ``datasets.Dataset`` of Hugging
+            Face has one Image and one ClassLabel among its features.
         image_size: resize to squares of this side in pixels; needed where images vary in size.
-        classes: their names; ``source.classes``, or numbers, if not given.
+        classes: their names; if not given, the names that the source has, or the data set of which it is a ``Subset``,
+            else numbers.
 
     Raises:
         RequestError: the source is no such data set, an item is something else, or images vary in size.
@@ -46,10 +48,16 @@ def as_dataset(source: Any, image_size: int | None = None, classes: Sequence[str
     name = type(source).__name__
     if isinstance(source, str | Mapping) or not hasattr(source, "__len__") or not hasattr(source, "__getitem__"):
         hint = f"; its .dataset is one of {type(source.dataset).__name__}" if hasattr(source, "dataset") else ""
+        if isinstance(source, Mapping) and source and all(hasattr(part, "features") for part in source.values()):
+            hint = f"; pass one of its splits, {printable(', '.join(map(str, source)), 80)}"
         raise RequestError(f"dataset: expected a data set with a length and items by number; got {name}{hint}")
+    columns = _columns(source, name)
     images, labels = [], []
     for number in range(len(source)):
-        image, label = _pair(source[number], number, name)
+        item = source[number]
+        if columns is not None and isinstance(item, Mapping) and all(column in item for column in columns):
+            item = tuple(item[column] for column in columns)
+        image, label = _pair(item, number, name)
         images.append(_uint8(image, image_size, name))
         labels.append(label)
     if not images:
@@ -57,12 +65,54 @@ def as_dataset(source: Any, image_size: int | None = None, classes: Sequence[str
     if len({tuple(image.shape) for image in images}) != 1:
         raise RequestError(f"dataset: the images of {name} vary in size; pass image_size")
     if names is None:
-        names = _names(getattr(source, "classes", None))
+        names = _names(_classes_of(source, columns))
     if names is None and max(labels) >= MOST_CLASSES:
         raise RequestError(f"dataset: expected labels below {MOST_CLASSES:,} from {name}; got {max(labels)}")
     if names is None:
         names = tuple(str(number) for number in range(max(labels) + 1))
     return ArrayDataset(torch.stack(images), torch.tensor(labels), DatasetInfo(name, names))
+
+
+def _layers(source: Any) -> Iterator[Any]:
+    """A data set, and those of which it is a part, as ``torch.utils.data.Subset`` has them."""
+    yield source
+    while hasattr(source, "dataset") and hasattr(source, "indices"):
+        source = source.dataset
+        yield source
+
+
+def _columns(source: Any, name: str) -> tuple[str, str] | None:
+    """The columns of a data set of Hugging Face that are the image and its class; None for any other data set.
+
+    Raises:
+        RequestError: it has none of them, or several.
+    """
+    features = getattr(list(_layers(source))[-1], "features", None)
+    if not isinstance(features, Mapping):
+        return None
+    found = []
+    for kind, hint in (("Image", "cast_column"), ("ClassLabel", "class_encode_column")):
+        columns = [column for column, feature in features.items() if type(feature).__name__ == kind]
+        if len(columns) != 1:
+            got = ", ".join(f"{column} ({type(feature).__name__})" for column, feature in features.items())
+            way = f"its {hint} makes one" if not columns else "its remove_columns leaves one"
+            raise RequestError(
+                f"dataset: expected one {kind} among the features of {name}; got {printable(got) or 'none'}; {way}"
+            )
+        found.append(str(columns[0]))
+    return found[0], found[1]
+
+
+def _classes_of(source: Any, columns: tuple[str, str] | None) -> Any:
+    """The names of a data set's classes, or of those of which it is a part; None where there are none."""
+    for layer in _layers(source):
+        if isinstance(layer, Dataset):
+            return layer.info.classes
+        if (classes := getattr(layer, "classes", None)) is not None:
+            return classes
+        if columns is not None and isinstance(getattr(layer, "features", None), Mapping):
+            return getattr(layer.features[columns[1]], "names", None)
+    return None
 
 
 def _names(classes: Any) -> tuple[str, ...] | None:

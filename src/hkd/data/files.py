@@ -13,12 +13,11 @@ from abc import ABC, abstractmethod
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
+from hkd.data.formats import readable_suffixes
 from hkd.data.walk import MOST_FILES, walk
 from hkd.errors import RequestError
 from hkd.options import shown
-from hkd.outside import open_regular, printable
-
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff"})
+from hkd.outside import has_controls, open_regular, printable
 
 LARGEST_FILE = 256 * 2**20
 """Bytes; no photograph is larger, and a hostile file may declare more to fill the memory."""
@@ -50,10 +49,18 @@ class Files(ABC):
     def size(self, name: str) -> int:
         """Of a file in bytes."""
 
+    @abstractmethod
+    def empty_folders(self, folder: str = "") -> list[str]:
+        """The names of the folders directly in a folder, or at the root, below which there is no file at all."""
+
     def images(self, folder: str = "") -> list[str]:
         """The names of all images below a folder, or of all there are."""
-        prefix = f"{folder}/" if folder else ""
-        return [n for n in self.names if n.startswith(prefix) and PurePosixPath(n).suffix.lower() in IMAGE_SUFFIXES]
+        suffixes = readable_suffixes()
+        return [name for name in self.below(folder) if PurePosixPath(name).suffix.lower() in suffixes]
+
+    def below(self, folder: str) -> list[str]:
+        """The names of all files below a folder, or of all there are."""
+        return [name for name in self.names if name.startswith(f"{folder}/")] if folder else self.names
 
     def subfolders(self, folder: str = "") -> list[str]:
         """The names of the folders directly in a folder, or at the root."""
@@ -89,6 +96,17 @@ class Folder(Files):
     def size(self, name: str) -> int:
         return self._files[name].size if name in self._files else 0
 
+    def empty_folders(self, folder: str = "") -> list[str]:
+        try:
+            with os.scandir(self.path / folder) as entries:
+                there = {entry.name for entry in entries if entry.is_dir(follow_symlinks=False)}
+        except OSError:  # walk has counted it, and so it has names that are not UTF-8
+            return []
+        bare = there.difference(self.subfolders(folder))
+        return sorted(
+            n for n in bare if not has_controls(n) and not any(f for *_, f in os.walk(self.path / folder / n))
+        )
+
 
 class Archive(Files):
     """Files in a zip archive, read in place, never extracted. Names begin below a single folder around all."""
@@ -97,10 +115,11 @@ class Archive(Files):
         self.path = path
         try:
             with zipfile.ZipFile(path) as archive:
-                entries = [entry for entry in archive.infolist() if not entry.is_dir()]
+                listed = archive.infolist()
         except BROKEN as error:
             raise RequestError(f"dataset: {path} is not a readable zip archive ({printable(error)})") from error
-        if len(entries) > MOST_FILES:
+        entries = [entry for entry in listed if not entry.is_dir()]
+        if len(listed) > MOST_FILES:
             raise RequestError(f"dataset: {path} has more than {MOST_FILES:,} files")
         for entry in entries:
             _refuse_hostile(path, entry)
@@ -109,6 +128,7 @@ class Archive(Files):
         inside = {e.filename: e.file_size for e in entries if e.filename.startswith(self._prefix)}
         self._sizes = {name.removeprefix(self._prefix): size for name, size in inside.items()}
         self.names = sorted(self._sizes)
+        self._folders = [e.filename.removeprefix(self._prefix) for e in listed if e.is_dir()]
         status = path.stat()
         identity = f"{path.resolve()}\0{status.st_size}\0{status.st_mtime_ns}"
         self.fingerprint = hashlib.sha256(identity.encode(errors="surrogateescape")).hexdigest()
@@ -125,6 +145,11 @@ class Archive(Files):
 
     def size(self, name: str) -> int:
         return self._sizes.get(name, 0)
+
+    def empty_folders(self, folder: str = "") -> list[str]:
+        depth = len(PurePosixPath(folder).parts)
+        inside = [PurePosixPath(one).parts for one in self._folders if not folder or one.startswith(f"{folder}/")]
+        return sorted({parts[depth] for parts in inside if len(parts) > depth}.difference(self.subfolders(folder)))
 
     def __getstate__(self) -> dict[str, object]:
         return self.__dict__ | {"_archive": None}

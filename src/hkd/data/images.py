@@ -13,10 +13,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from hkd.data.formats import readable_formats
 from hkd.outside import whole_number
-
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "PPM", "TIFF")
-"""All that is decoded, whatever a file is called: some of Pillow's other readers start programs."""
 
 Pixels = NDArray[np.uint8]
 
@@ -38,11 +36,11 @@ def open_image(data: bytes) -> Image.Image:
     """A picture from the bytes of its file, not yet decoded; :func:`to_rgb` decodes it.
 
     Raises:
-        PIL.UnidentifiedImageError: it is no picture of one of :data:`FORMATS`.
+        PIL.UnidentifiedImageError: it is no picture in one of :func:`readable_formats`.
         PIL.Image.DecompressionBombError: it has more pixels than Pillow opens.
         Exception: a decoder may raise anything for a hostile file.
     """
-    return Image.open(io.BytesIO(data), formats=FORMATS)
+    return Image.open(io.BytesIO(data), formats=readable_formats())
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

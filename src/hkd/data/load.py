@@ -10,6 +10,7 @@ import torch
 
 from hkd.data import cifar100, digits, stl10, tiny_imagenet  # noqa: F401  (each registers its data set)
 from hkd.data.base import STREAM_SIZE, ArrayDataset, Dataset, FileDataset, datasets
+from hkd.data.csv_file import csv_file
 from hkd.data.decode import fits_in_memory, in_memory
 from hkd.data.folder import folder
 from hkd.data.images import check_size
@@ -21,14 +22,17 @@ from hkd.options import shown
 from hkd.outside import as_path, has_controls, printable, whole_number
 from hkd.types import Share
 
+WITH_PATH = {"folder": "PATH", "csv": "FILE"}
+"""Data sets that are named by their place, and what stands behind the colon."""
+
 
 def load_dataset(name: str, split: str = "train", root: str | Path = "data", image_size: int | None = None) -> Dataset:
     """Opens a data set.
 
     Args:
-        name: one of :func:`list_datasets`, or ``folder:PATH``.
+        name: one of :func:`list_datasets`; of ``folder:PATH`` and ``csv:FILE`` with a path.
         split: "train", or "test" (also "val"); stl10 has "unlabeled" besides.
-        root: where data sets are stored and downloaded to. ``folder:PATH`` does not need it.
+        root: where data sets are stored and downloaded to; not looked at where the name has a path.
         image_size: resize to squares of this side in pixels; None leaves images as they are.
 
     Returns:
@@ -42,10 +46,12 @@ def load_dataset(name: str, split: str = "train", root: str | Path = "data", ima
         raise RequestError(f"dataset: expected a name without control characters; got {shown(name)}")
     root = as_path(root, "data_root")
     kind, colon, path = name.partition(":")
-    if kind == "folder":
+    if kind in WITH_PATH:
+        word = WITH_PATH[kind]
         if not colon or not path:
-            raise RequestError(f"dataset: expected a folder with its path, folder:PATH; got {shown(name)}")
-        return folder(Path(os.path.expanduser(path)), split, image_size, name)
+            raise RequestError(f"dataset: expected {kind}:{word}; got {shown(name)}")
+        opened = folder if kind == "folder" else csv_file
+        return opened(Path(os.path.expanduser(path)), split, image_size, name)
     if name not in datasets:
         raise unknown("dataset", printable(name), list_datasets())
     dataset = datasets[name](split, Path(os.path.expanduser(root)), image_size)
@@ -59,7 +65,7 @@ def load_dataset(name: str, split: str = "train", root: str | Path = "data", ima
 
 def list_datasets() -> list[str]:
     """The names of the data sets."""
-    return [*sorted(datasets), "folder:PATH"]
+    return [*sorted(datasets), *(f"{kind}:{word}" for kind, word in WITH_PATH.items())]
 
 
 def prepare(dataset: Dataset, cache: Path | None = None, workers: int = 1, bad_images: str = "stop") -> Dataset:
@@ -92,6 +98,7 @@ def make_loader(
     cache: Path | None = None,
     cache_gb: float = 20.0,
     strong: bool = False,
+    balance: bool = False,
 ) -> Loader:
     """The loader that suits a prepared data set; see :class:`MemoryLoader` and :class:`StreamLoader`.
 
@@ -104,10 +111,13 @@ def make_loader(
     whole_number("batch_size", batch_size, 1)
     whole_number("workers", workers, 0)
     if isinstance(dataset, ArrayDataset):
-        return MemoryLoader(dataset, batch_size, device, train=train, flip=flip, seed=seed, share=share, strong=strong)
+        return MemoryLoader(
+            dataset, batch_size, device, train=train, flip=flip, seed=seed, share=share, strong=strong, balance=balance
+        )
     assert isinstance(dataset, FileDataset)
     size = dataset.info.image_size or STREAM_SIZE
     return StreamLoader(
         dataset, batch_size, device, image_size=size, train=train, flip=flip, seed=seed, views=views, workers=workers,
         share=share, bad_images=bad_images, cache=cache, cache_gb=cache_gb, strong=strong,
+        balance=balance,
     )  # fmt: skip

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hkd.data import augment
+from hkd.data.balance import REPEATED, balanced_order, times_before
 from hkd.data.base import ArrayDataset
 from hkd.data.loader import Batches, Loader
 from hkd.data.randomness import draws, epoch_generator
@@ -36,6 +37,8 @@ class MemoryLoader(Loader):
         share: which part of every batch is this process's.
         strong: whether training has a second view of each image, which is cropped and mirrored by draws of its own and
             then changed as :func:`hkd.data.augment.strong` does.
+        balance: whether training shows every class equally often, see :func:`hkd.data.balance.balanced_order`. An image
+            that an epoch shows again has another view.
     """
 
     def __init__(
@@ -49,6 +52,7 @@ class MemoryLoader(Loader):
         seed: int = 0,
         share: Share = Share(),  # noqa: B008  (immutable)
         strong: bool = False,
+        balance: bool = False,
     ) -> None:
         self.dataset = dataset
         self.batches = Batches(len(dataset), batch_size, train, share)
@@ -57,6 +61,7 @@ class MemoryLoader(Loader):
         self.flip = flip and dataset.info.flip
         self.seed = seed
         self.strong = strong and train
+        self.balance = balance and train
         self.size = dataset.images.shape[2]
         self.padding = self.size // 8 if train else 0
         self.view_count = 2 * (2 * self.padding + 1) ** 2
@@ -73,20 +78,27 @@ class MemoryLoader(Loader):
         self._shift = (-mean / std).repeat(self.size)
 
     def epoch(self, number: int, done: int = 0) -> Iterator[Batch]:
-        order, views, views_here = torch.arange(len(self.dataset)), None, None
-        if self.train:
-            order = torch.randperm(len(self.dataset), generator=epoch_generator(self.seed, number))
-            views_here = self.views(number)
-            views = views_here.to(self.device)
-        drawn = augment.strong_draws(self.seed, number, self.dataset.positions) if self.strong else None
-        on_device = self.batches.split(order.to(self.device))
-        for index, here in islice(zip(on_device, self.batches.split(order), strict=True), done, None):
-            if views is None or views_here is None:
+        if not self.train:
+            for index in islice(self.batches.split(torch.arange(len(self.dataset), device=self.device)), done, None):
                 yield Batch(self.images(index, None), self.labels[index], index)
-            else:
-                view, place = views[index], (here, views_here[here])
-                strong = None if drawn is None else self._strong(index, drawn[here])
-                yield Batch(self.images(index, view), self.labels[index], index, view, strong, place)
+            return
+        order = self._order(number)
+        rows = self.dataset.positions[order]
+        if self.balance:
+            rows = rows + REPEATED * times_before(order)
+        views = self._views_of(number, rows)
+        drawn = augment.strong_draws(self.seed, number, rows) if self.strong else None
+        parts = [order.to(self.device), views.to(self.device), order, views, torch.arange(len(order))]
+        for index, view, *place, here in islice(zip(*map(self.batches.split, parts), strict=True), done, None):
+            strong = None if drawn is None else self._strong(index, drawn[here])
+            yield Batch(self.images(index, view), self.labels[index], index, view, strong, (place[0], place[1]))
+
+    def _order(self, epoch: int) -> Tensor:
+        """The images of an epoch of training, (N,) positions on the CPU."""
+        generator = epoch_generator(self.seed, epoch)
+        if self.balance:
+            return balanced_order(self.dataset.labels, generator)
+        return torch.randperm(len(self.dataset), generator=generator)
 
     def used_views(self) -> Tensor:
         """The views that training can show, (V',) int64."""
@@ -94,8 +106,11 @@ class MemoryLoader(Loader):
 
     def views(self, epoch: int) -> Tensor:
         """Which view each image gets in an epoch of training: (N,) int64, on the CPU. The last bit is the mirroring."""
+        return self._views_of(epoch, self.dataset.positions)
+
+    def _views_of(self, epoch: int, rows: Tensor) -> Tensor:
         count = self.view_count
-        drawn = draws(f"views {self.seed} {epoch}", self.dataset.positions) % np.uint64(count)
+        drawn = draws(f"views {self.seed} {epoch}", rows) % np.uint64(count)
         views = torch.from_numpy(drawn.astype(np.int64))
         return views if self.flip else views - views % 2
 

@@ -10,8 +10,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from hkd.data.base import STREAM_SIZE, ArrayDataset, Dataset
+from hkd.data.base import STREAM_SIZE, ArrayDataset, Dataset, NoEvaluationSplitError
 from hkd.data.convert import as_dataset
+from hkd.data.files import warn
 from hkd.data.load import load_dataset, prepare
 from hkd.data.normalisation import measure
 from hkd.data.spec import REVISION, STREAM_REVISION, DataSpec
@@ -19,12 +20,16 @@ from hkd.data.subsets import hold_out, limit
 from hkd.data.unlabelled import labelled, with_unlabelled
 from hkd.errors import RequestError
 from hkd.options import check_fields
+from hkd.outside import printable
 from hkd.types import Channels
 
 PUBLISHED, MEASURED, GIVEN, OF_NETWORK = (
     "the data set's", "the training images' own", "the given", "the trained network's",
 )  # fmt: skip
 """Where a mean or a standard deviation comes from, as :meth:`Data.describe` says it."""
+
+USUAL_HOLDOUT = 0.2
+"""Fraction of the training images that is held out where there is no evaluation split and no other is asked for."""
 
 
 @dataclass(frozen=True)
@@ -35,15 +40,17 @@ class Data:
         name: of the data set, as ``DataSpec.dataset`` or the class of a data set object.
         train: what it trains on.
         test: what it is evaluated on, in the same classes and normalisation.
-        held_out: whether ``test`` is a part of the training split.
+        holdout: the fraction of the training split that ``test`` is; 0 for a split of its own.
+        dropped: what was left out of the images that were found, in words.
         sources: where mean and standard deviation come from.
     """
 
     name: str
     train: Dataset
     test: Dataset
-    held_out: bool = False
+    holdout: float = 0.0
     sources: tuple[str, str] = (PUBLISHED, PUBLISHED)
+    dropped: tuple[str, ...] = ()
 
     @property
     def image_size(self) -> int:
@@ -92,7 +99,7 @@ class Data:
         if not isinstance(self.train, ArrayDataset):
             varying = self.train.info.image_size is None
             side = f"images of varying size, shown at {side}" if varying else f"shown at {side}"
-        evaluation = "held-out" if self.held_out else "test"
+        evaluation = "held-out" if self.holdout else "test"
         unlabelled = int((self.train.labels < 0).sum())
         training = f"training images, {unlabelled:,} of them without a label," if unlabelled else "training"
         mean, std = (" ".join(f"{value:.3f}" for value in channels) for channels in (self.mean, self.std))
@@ -118,7 +125,8 @@ def open_data(
 
     They are limited to what it asks for and decoded if small. The training images decide the size of all. With
     ``spec.holdout`` the evaluation is on a part of the training split, chosen before ``limit_train`` and
-    ``train_fraction`` reduce the rest, and the test split is not opened.
+    ``train_fraction`` reduce the rest, and the test split is not opened. Where a data set has no evaluation split, a
+    fifth is held out so, and a warning says it.
 
     The normalisation is ``spec.mean`` and ``spec.std``, else the published one of the data set, else that of the
     training images, see :func:`hkd.data.normalisation.measure`.
@@ -139,24 +147,29 @@ def open_data(
     first_row = len(whole)
     whole = limit(whole, spec.limit_classes, None)
     if test is None:
-        whole, test = hold_out(whole, spec.holdout, spec.holdout_seed)
+        holdout = spec.holdout or USUAL_HOLDOUT
+        whole, test = hold_out(whole, holdout, spec.holdout_seed)
     else:
-        test = limit(test, spec.limit_classes, None)
+        holdout, test = 0.0, limit(test, spec.limit_classes, None)
     threads = worker_count(workers)
-    train, test = (
-        prepare(part, cache, threads, spec.bad_images)
-        for part in (limit(whole, None, spec.limit_train, spec.train_fraction), test)
-    )
+    chosen = limit(whole, None, spec.limit_train, spec.train_fraction)
+    train, evaluation = (prepare(part, cache, threads, spec.bad_images) for part in (chosen, test))
+    dropped = {
+        "training images beyond the limits": len(whole) - len(chosen),
+        "unreadable training images": len(chosen) - len(train),
+        "unreadable evaluation images": len(test) - len(evaluation),
+    }
+    words = tuple(f"{count:,} {name}" for name, count in dropped.items() if count)
     if unlabelled is not None:
         train = with_unlabelled(
             train, unlabelled, first_row, root=spec.data_root, cache=cache, workers=threads, bad_images=spec.bad_images
         )
-    data = Data(name, train, test, held_out=spec.holdout > 0)
+    data = Data(name, train, evaluation, holdout, dropped=words)
     return _normalised(data, spec, threads)
 
 
 def _splits(spec: DataSpec, train: Any, test: Any) -> tuple[str, Dataset, Dataset | None]:
-    """The name of the data set, its training split, and its test split; None with a holdout."""
+    """The name of the data set, its training split, and its test split; None where a part is to be held out."""
     if train is None and test is not None:
         raise RequestError("train_data: expected a data set beside test_data; got None")
     if train is None:
@@ -168,7 +181,13 @@ def _splits(spec: DataSpec, train: Any, test: Any) -> tuple[str, Dataset, Datase
         return name, whole, None
     size = whole.info.image_size or STREAM_SIZE
     if train is None:
-        evaluation = load_dataset(name, "test", spec.data_root, size)
+        try:
+            evaluation = load_dataset(name, "test", spec.data_root, size)
+        except NoEvaluationSplitError:
+            warn(
+                f"{printable(name, 4096)} has no evaluation split; --holdout {USUAL_HOLDOUT} of its images is made one"
+            )
+            return name, whole, None
     elif test is None:
         raise RequestError("test_data: expected a data set, or a holdout of the training images; got None")
     else:

@@ -19,7 +19,9 @@ Channels = tuple[float, float, float]
 class DataSpec:
     """The images of a run. See :func:`hkd.data.open_data`."""
 
-    dataset: str = option("digits", "digits, cifar100, stl10, tiny-imagenet, imagenet or folder:PATH", key=False)
+    dataset: str = option(
+        "digits", "digits, cifar100, stl10, tiny-imagenet, imagenet, folder:PATH or csv:FILE", key=False
+    )
     data_root: str = option("data", "where data sets are stored and downloaded to", key=False)
     image_size: int | None = option(None, "resize images to squares of this side in pixels", ge=2, le=4096)
     limit_classes: int | None = option(None, "use the first N classes only", ge=2, key=False)
@@ -41,6 +43,9 @@ class DataSpec:
         None, "streamed images: views that an image has [one for each epoch]", ge=1, le=1_000_000, neutral=None
     )
     flip: bool = option(True, "flip training images at random, where the data set allows it (digits do not)")
+    balance: Literal["none", "sampler", "loss"] = option(
+        "none", "show classes equally often (sampler), or weigh their cross-entropy (loss)", neutral="none"
+    )
     bad_images: Literal["stop", "skip"] = option("stop", "an unreadable image stops the run, or is skipped", key=False)
 
     digest: str = recorded("", "data_digest")

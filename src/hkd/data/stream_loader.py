@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from hkd.data import augment
+from hkd.data.balance import balanced_order, times_before
 from hkd.data.base import FileDataset
 from hkd.data.image_copy import ImageCopy, open_copy, shrunken_side
 from hkd.data.images import Pixels, centre, random_resized_crop, to_tensor
@@ -31,7 +32,9 @@ from hkd.types import Batch, Share
 
 Shown = TypeVar("Shown")
 Key = tuple[int, int, int | None]
-"""View, index and epoch of an image; without an epoch it has no strong view."""
+"""View, index and turn of an image: the epoch, and :data:`AGAIN` for each time that the epoch has shown it before. The
+strong view is drawn by it; without a turn there is none."""
+AGAIN = 2**32
 
 
 class StreamLoader(Loader):
@@ -61,19 +64,22 @@ class StreamLoader(Loader):
         cache_gb: the most that the copy may take; 0 keeps none.
         strong: whether training has a second view of each image, which is cropped and mirrored by draws of its own, of
             the seed, the epoch and the image, and then changed as :func:`hkd.data.augment.strong` does.
+        balance: whether training shows every class equally often, see :func:`hkd.data.balance.balanced_order`. An image
+            that an epoch shows again has the next view.
     """
 
     def __init__(
         self, dataset: FileDataset, batch_size: int, device: torch.device, *, image_size: int, train: bool,
         flip: bool = True, seed: int = 0, views: int = 240, workers: int = 0,
         share: Share = Share(), bad_images: str = "stop",  # noqa: B008  (immutable)
-        cache: Path | None = None, cache_gb: float = 20.0, strong: bool = False,
+        cache: Path | None = None, cache_gb: float = 20.0, strong: bool = False, balance: bool = False,
     ) -> None:  # fmt: skip
         self.dataset = dataset
         self.batches = Batches(len(dataset), batch_size, train, share)
         self.device = device
         self.view_count = views
         self._order = _EpochOrder(self.batches, dataset, seed if train else None, views)
+        self._order.balance = balance and train
         copy = None
         if train and cache is not None and cache_gb > 0:
             copy, self.note = open_copy(dataset, shrunken_side(image_size), cache, cache_gb)
@@ -141,12 +147,15 @@ def _hook_without_reader(kind: type[BaseException], error: BaseException, trace:
 
 
 class _EpochOrder:
-    """(view, index, epoch) of the images of each batch: workers outlive an epoch and have to know which one it is."""
+    """(view, index, turn) of the images of each batch: workers outlive an epoch and have to know which one it is."""
+
+    balance = False
 
     def __init__(self, batches: Batches, dataset: FileDataset, seed: int | None, views: int) -> None:
         self.batches = batches
         self.seed = seed
         self.views = views
+        self.labels = dataset.labels
         self.starts = torch.zeros(batches.count, dtype=torch.int64)
         if seed is not None:
             drawn = draws(f"first view {seed}", dataset.positions) % np.uint64(views)
@@ -160,10 +169,17 @@ class _EpochOrder:
     def __iter__(self) -> Iterator[list[Key]]:
         order = torch.arange(self.batches.count)
         if self.seed is not None:
-            order = torch.randperm(self.batches.count, generator=epoch_generator(self.seed, self.epoch))
-        for batch in islice(self.batches.split(order), self.done, None):
-            views = (self.epoch + self.starts[batch]) % self.views
-            yield [(view, row, self.epoch) for view, row in zip(views.tolist(), batch.tolist(), strict=True)]
+            generator = epoch_generator(self.seed, self.epoch)
+            balanced = self.balance
+            order = (
+                balanced_order(self.labels, generator) if balanced else torch.randperm(len(order), generator=generator)
+            )
+        before = times_before(order) if self.balance else torch.zeros_like(order)
+        parts = zip(self.batches.split(order), self.batches.split(before), strict=True)
+        for batch, again in islice(parts, self.done, None):
+            views = (self.epoch + self.starts[batch] + again) % self.views
+            turns = self.epoch + AGAIN * again
+            yield list(zip(views.tolist(), batch.tolist(), turns.tolist(), strict=True))
 
 
 class _Views(TorchDataset[tuple[Tensor, int, int, int]]):
@@ -185,12 +201,12 @@ class _Views(TorchDataset[tuple[Tensor, int, int, int]]):
         self._warned: set[int] = set()
 
     def __getitem__(self, key: Key) -> tuple[Tensor, int, int, int]:
-        number, index, epoch = key
+        number, index, turn = key
         if self.train:
             pixels, index = self._readable(self._shrunken, index)
             views = [self._cropped(pixels, f"view {int(self.positions[index])} {number}")]
-            if self.strong_seed is not None and epoch is not None:
-                views.append(self._strong(pixels, index, self.strong_seed, epoch))
+            if self.strong_seed is not None and turn is not None:
+                views.append(self._strong(pixels, index, self.strong_seed, turn))
         else:
             image, index = self._readable(self.dataset.decode, index)
             views = [to_tensor(centre(image, self.size))]
@@ -204,10 +220,10 @@ class _Views(TorchDataset[tuple[Tensor, int, int, int]]):
             view = view.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         return to_tensor(view)
 
-    def _strong(self, pixels: Pixels, index: int, seed: int, epoch: int) -> Tensor:
+    def _strong(self, pixels: Pixels, index: int, seed: int, turn: int) -> Tensor:
         position = self.positions[index : index + 1]
-        cropped = self._cropped(pixels, f"strong {seed} {epoch} {int(position)}")
-        return augment.strong(cropped[None], augment.strong_draws(seed, epoch, position))[0]
+        cropped = self._cropped(pixels, f"strong {seed} {turn} {int(position)}")
+        return augment.strong(cropped[None], augment.strong_draws(seed, turn, position))[0]
 
     def _shrunken(self, index: int) -> Pixels:
         """The shrunken image, uint8 (H, W, 3), from the copy, or decoded and put there."""

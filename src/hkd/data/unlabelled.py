@@ -107,6 +107,9 @@ class JoinedFiles(Files):
         part, rest = self._place(name)
         return part.read(rest)
 
+    def empty_folders(self, folder: str = "") -> list[str]:
+        return []
+
     def size(self, name: str) -> int:
         part, rest = self._place(name)
         return part.size(rest)

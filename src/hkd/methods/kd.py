@@ -117,15 +117,20 @@ def kd_loss_of_teachers(
     return kd_loss(student, mean_logits(teachers_logits, standardise=standardise), temperature)
 
 
-def cross_entropy(logits: Tensor, label: Tensor, smoothing: float = 0.0) -> Tensor:
-    """The mean cross-entropy over the images that have a label, a scalar; 0 where none has.
+def cross_entropy(logits: Tensor, label: Tensor, weight: Tensor | None = None, smoothing: float = 0.0) -> Tensor:
+    r"""The mean cross-entropy over the images that have a label, a scalar; 0 where none has.
+
+    With weights it is :math:`\frac1n \sum_i w_{y_i} \mathrm{CE}_i`, divided by the number n of images and not by
+    the sum of their weights, so that what an image contributes does not depend on the rest of its batch.
 
     Args:
         logits: (B, C).
         label: (B,) classes, -1 for none.
+        weight: (C,) of the classes.
         smoothing: ε of Szegedy et al., 2016: the target is 1 - ε at the label and ε / C at every class besides.
     """
-    total = F.cross_entropy(logits, label, ignore_index=NO_LABEL, reduction="sum", label_smoothing=smoothing)
+    loss = F.cross_entropy(logits, label, ignore_index=NO_LABEL, reduction="none", label_smoothing=smoothing)
+    total = (loss if weight is None else loss * weight.to(loss.dtype)[label.clamp(min=0)]).sum()
     return total / (label != NO_LABEL).sum().clamp(min=1)
 
 

@@ -146,11 +146,12 @@ STARTS = Record({"starts": listed(of_record(PROVENANCE), MOST_STARTS)}, ("starts
 """``provenance.json``."""
 SUMMARY = Record(
     {
-        "top1_last": TOP1, "top1_best": TOP1, "best_epoch": whole(), "top5_last": TOP1, "teacher_top1": TOP1,
-        "teachers_top1": listed(TOP1), "teacher_cache": of_record(CACHED), "epochs": whole(), "seconds": SECONDS,
-        "images_per_second": SECONDS, "skipped_steps": whole(), "student": text(), "parameters": whole(),
-        "train_images": whole(), "test_images": whole(), "device": text(), "machine": text(), "torch": text(),
-        "python": text(), "hkd": text(), "key": text(), "provenance": listed(of_record(PROVENANCE), MOST_STARTS),
+        "top1_last": TOP1, "top1_best": TOP1, "best_epoch": whole(), "top5_last": TOP1, "balanced_accuracy": TOP1,
+        "teacher_top1": TOP1, "teachers_top1": listed(TOP1), "teacher_cache": of_record(CACHED), "epochs": whole(),
+        "seconds": SECONDS, "images_per_second": SECONDS, "skipped_steps": whole(), "student": text(),
+        "parameters": whole(), "train_images": whole(), "test_images": whole(), "device": text(), "machine": text(),
+        "torch": text(), "python": text(), "hkd": text(), "key": text(),
+        "provenance": listed(of_record(PROVENANCE), MOST_STARTS),
     },
     ("top1_last",),
 )  # fmt: skip

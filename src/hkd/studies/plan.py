@@ -15,6 +15,7 @@ from pathlib import Path
 
 from hkd.api import teacher_spec
 from hkd.data import ArrayDataset, Data, Dataset, open_data
+from hkd.data.load import WITH_PATH
 from hkd.data.spec import DataSpec
 from hkd.errors import RequestError
 from hkd.files import PARTIAL, inside, read_yaml, write_text
@@ -182,8 +183,8 @@ class Plan:
         """A specification with absolute paths and the study's image cache."""
         data = replace(spec.data, data_root=_absolute(spec.data.data_root))
         kind, colon, path = data.dataset.partition(":")
-        if kind == "folder" and colon:
-            data = replace(data, dataset=f"folder:{_absolute(path)}")
+        if kind in WITH_PATH and colon:
+            data = replace(data, dataset=f"{kind}:{_absolute(path)}")
         cache = os.path.abspath(spec.runtime.image_cache or inside(self.folder, IMAGE_CACHE))
         teacher, student = spec.teacher, spec.student
         if student.weights is not None:
