@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import html
 import io
 import json
 import logging
-import re
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,17 +17,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from hkd.card import evaluation_split, model_card
 from hkd.config import EvaluateConfig, ExportConfig
 from hkd.data import make_loader, prepare
-from hkd.data.base import LARGEST_IN_MEMORY
+from hkd.data.transform import crop_for
 from hkd.errors import RequestError, TrainingError
 from hkd.files import inside, replacing, write_text
 from hkd.models import load_model, save_model
-from hkd.models.about import LONGEST_DATASET
 from hkd.models.base import Model
 from hkd.models.external import WrappedModel
-from hkd.outside import printable
-from hkd.trained import Trained, crop_of, find_trained, method_label, open_test
+from hkd.trained import Trained, find_trained, open_test
 
 AT_ONCE = 256
 """Images a call while checking."""
@@ -108,13 +105,11 @@ class _Samples:
         images: (N, 3, S, S).
         labels: (N,) their classes; None for noise.
         name: what they are, in words.
-        crop: how they were made of images of another shape, a key of :data:`CROPS`; None for noise.
     """
 
     images: Images
     labels: NDArray[np.int64] | None
     name: str
-    crop: str | None
 
 
 def export(config: ExportConfig) -> Exported:
@@ -162,7 +157,8 @@ def _write_all(
             result.checks.append(_check(deployed, run, samples, file))
         result.files.append(file)
     card = output / "MODEL_CARD.md"
-    write_text(card, _card(trained, model, size, samples.crop or _crop(about, size), result))
+    checks = [check.describe() for check in result.checks]
+    write_text(card, model_card(trained, model, size, crop_for(about, size), result.files, checks))
     result.files.append(card)
     return result
 
@@ -183,26 +179,14 @@ def _samples(config: ExportConfig, trained: Trained, size: int) -> _Samples:
         if config.dataset is not None:
             raise
         noise = np.random.default_rng(0).integers(0, 256, (NOISE_IMAGES, 3, size, size), dtype=np.uint8)
-        return _Samples(noise, None, "noise", None)
+        return _Samples(noise, None, "noise")
     mean, std = (torch.tensor(value).view(3, 1, 1) for value in data.info.normalisation)
     batches = list(make_loader(data, AT_ONCE, torch.device("cpu"), train=False).epoch(0))
     # Loaders normalise; the pixels they started from are whole numbers.
     pixels = torch.cat([((batch.image * std + mean) * 255).round().to(torch.uint8) for batch in batches])
     labels = torch.cat([batch.label for batch in batches])
-    name = f"{_split(trained) if config.dataset is None else 'the test split'} of {data.info.name}"
-    return _Samples(pixels.contiguous().numpy(), labels.numpy(), name, crop_of(data))
-
-
-def _split(trained: Trained) -> str:
-    """The images that a network was evaluated on, in words."""
-    held_out = trained.spec is not None and trained.spec.data.holdout
-    return "the held-out part" if held_out else "the test split"
-
-
-def _crop(about: dict[str, Any], size: int) -> str:
-    """How images are cropped for a network whose test images are missing: what its file says, else by their size."""
-    by_size = "fit" if size <= LARGEST_IN_MEMORY else "centre"
-    return str(about.get("crop", by_size)) if size == about["image_size"] else by_size
+    name = f"{evaluation_split(trained) if config.dataset is None else 'the test split'} of {data.info.name}"
+    return _Samples(pixels.contiguous().numpy(), labels.numpy(), name)
 
 
 def _check(deployed: Deployed, run: Callable[[Images], Logits], samples: _Samples, file: Path) -> Check:
@@ -282,96 +266,3 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logger.setLevel(level)
-
-
-CARD = """# {name}
-
-{parameters:,} parameters, {count} classes, images of {size}x{size} pixels.{trained}
-
-| file | what it is |
-|---|---|
-{files}
-
-Files take uint8 images (batch, 3, {size}, {size}), red first, and return logits (batch, {count}). The normalisation is
-inside: mean {mean} and deviation {std} of channels in [0, 1].
-{crop}
-
-Checked on export:
-
-{checks}
-
-## Classify an image file
-
-```python
-import json
-import sys
-import numpy as np
-import onnxruntime
-from PIL import Image, ImageOps
-
-session = onnxruntime.InferenceSession("model.onnx")
-about = session.get_modelmeta().custom_metadata_map
-size = int(about["image_size"])
-image = ImageOps.exif_transpose(Image.open(sys.argv[1]))
-if image.has_transparency_data:
-    image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-image = image.convert("RGB")
-{snippet}
-logits = session.run(None, {{"image": np.asarray(image).transpose(2, 0, 1)[None]}})[0]
-print(json.loads(about["classes"])[logits.argmax()])
-```
-
-## Classes
-
-{classes}
-"""
-"""``MODEL_CARD.md``."""
-
-CROPS = {
-    "fit": (
-        "An image of another shape is scaled by its shorter side and cropped in the middle.",
-        "image = ImageOps.fit(image, (size, size), method=Image.Resampling.BILINEAR)",
-    ),
-    "centre": (
-        "An image of another shape is scaled so that its shorter side is 8/7 of that, and the middle is cut out.",
-        "scale = round(size * 8 / 7) / min(image.size)\n"
-        "image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BILINEAR)\n"
-        "left, top = (image.width - size) // 2, (image.height - size) // 2\n"
-        "image = image.crop((left, top, left + size, top + size))",
-    ),
-}
-"""How an evaluation crops, by the kind of data set: decoded into memory, or streamed from its files."""
-
-
-def plain(text: object) -> str:
-    """A text from a file as Markdown and HTML show it: no markup, no link, no picture, and on one line."""
-    return re.sub(r"([\\`*_{}\[\]#!|~])", r"\\\1", html.escape(printable(text, LONGEST_DATASET), quote=False))
-
-
-def _card(trained: Trained, model: Model, size: int, crop: str, result: Exported) -> str:
-    about = trained.about
-    origin = f" Trained on {plain(about.get('dataset', 'an unnamed data set'))}"
-    if trained.spec is not None and trained.spec.teacher is not None:
-        origin += f" with {plain(method_label(trained.spec))} from the teacher {plain(trained.spec.teacher.name)}"
-    if "top1" in about:
-        origin += f"; top-1 on {_split(trained)} {about['top1']:.2f} % after epoch {about.get('epoch')}"
-    kinds = {
-        ".onnx": "ONNX, for onnxruntime and others",
-        ".pt2": "for `torch.export.load`, in torch without hkd",
-        ".safetensors": "weights, for `hkd.load_model`",
-    }
-    return CARD.format(
-        name=plain(model.name),
-        parameters=model.info_at(size).parameters,
-        count=about["num_classes"],
-        size=size,
-        trained=f"{origin}.",
-        files="\n".join(f"| `{file.name}` | {kinds[file.suffix]} |" for file in result.files),
-        crop=CROPS[crop][0],
-        snippet=CROPS[crop][1],
-        mean=", ".join(f"{value:.4f}" for value in about["mean"]),
-        std=", ".join(f"{value:.4f}" for value in about["std"]),
-        checks="\n".join(f"- {plain(check.describe())}" for check in result.checks)
-        or "- no file that can be run by itself was written",
-        classes=", ".join(map(plain, about["classes"])),
-    )

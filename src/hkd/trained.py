@@ -141,7 +141,7 @@ def _spec_of_best(weights: Path) -> RunSpec | None:
 
 
 def crop_of(data: Dataset) -> str:
-    """How an evaluation crops images of another shape: "fit" in memory, "centre" from files; see hkd.deploy.CROPS."""
+    """How an evaluation crops images of another shape: "fit" in memory, "centre" from files."""
     return "fit" if isinstance(data, ArrayDataset) else "centre"
 
 

@@ -1,0 +1,140 @@
+"""The model card of an export: what a network is, and code that runs it without this package."""
+
+from __future__ import annotations
+
+import html
+import inspect
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from hkd.data.images import CROPS, FORMATS, WIDEST, to_rgb
+from hkd.models.about import LONGEST_DATASET
+from hkd.models.base import Model
+from hkd.outside import printable
+from hkd.trained import Trained, method_label
+
+CARD = """# {name}
+
+{parameters:,} parameters, {count} classes, images of {size}x{size} pixels.{trained}
+
+| file | what it is |
+|---|---|
+{files}
+
+Files take uint8 images (batch, 3, {size}, {size}), red first, and return logits (batch, {count}). The normalisation is
+inside: mean {mean} and deviation {std} of channels in [0, 1].
+{crop} It is turned as its EXIF data says, transparency
+becomes white, 16-bit grey is scaled to 8 bits, and colours are taken as they are stored. Scaling is Pillow's, bilinear.
+
+Checked on export:
+
+{checks}
+
+## Classify image files
+
+This is the preprocessing of the evaluation, word for word. Save it beside the files as `classify.py`, and run
+`python classify.py photo.jpg`.
+
+```python
+{code}
+```
+
+## Classes
+
+{classes}
+"""
+"""``MODEL_CARD.md``."""
+
+CODE = """import json
+import sys
+
+import numpy as np
+import onnxruntime
+from PIL import Image, ImageOps
+
+FORMATS = {formats}
+WIDEST = {widest}
+
+
+{to_rgb}
+
+
+{crop}
+
+
+session = onnxruntime.InferenceSession("model.onnx")
+about = session.get_modelmeta().custom_metadata_map
+classes, size = json.loads(about["classes"]), int(about["image_size"])
+for file in sys.argv[1:]:
+    image = {name}(to_rgb(Image.open(file, formats=FORMATS)), size)
+    logits = session.run(None, {{"image": np.asarray(image).transpose(2, 0, 1)[None]}})[0]
+    print(classes[logits.argmax()])"""
+"""The card's code. It takes image files and prints a class for each."""
+
+IN_WORDS = {
+    "fit": "An image of another shape is scaled by its shorter side and cropped in the middle.",
+    "centre": "An image of another shape is scaled so that its shorter side is 8/7 of that, and the middle is cut out.",
+}
+"""The crops, :data:`hkd.data.images.CROPS`."""
+KINDS = {
+    ".onnx": "ONNX, for onnxruntime and others",
+    ".pt2": "for `torch.export.load`, in torch without hkd",
+    ".safetensors": "weights, for `hkd.load_model`",
+}
+
+
+def plain(text: object) -> str:
+    """A text from a file as Markdown and HTML show it: no markup, no link, no picture, and on one line."""
+    return re.sub(r"([\\`*_{}\[\]#!|~])", r"\\\1", html.escape(printable(text, LONGEST_DATASET), quote=False))
+
+
+def card_code(crop: str) -> str:
+    """The card's code, with the source of the preprocessing that the evaluation runs.
+
+    Args:
+        crop: a key of :data:`hkd.data.images.CROPS`.
+    """
+    sources = {"to_rgb": inspect.getsource(to_rgb).strip(), "crop": inspect.getsource(CROPS[crop]).strip()}
+    return CODE.format(formats=FORMATS, widest=WIDEST, name=CROPS[crop].__name__, **sources)
+
+
+def evaluation_split(trained: Trained) -> str:
+    """The images that a network was evaluated on, in words."""
+    held_out = trained.spec is not None and trained.spec.data.holdout
+    return "the held-out part" if held_out else "the test split"
+
+
+def model_card(
+    trained: Trained, model: Model, size: int, crop: str, files: Sequence[Path], checks: Sequence[str]
+) -> str:
+    """``MODEL_CARD.md``.
+
+    Args:
+        trained: whose ``about`` has classes, mean, std and image size.
+        model: the network.
+        size: side in pixels of the images that the files take.
+        crop: a key of :data:`hkd.data.images.CROPS`.
+        files: that the card describes.
+        checks: what was found when they were compared with the network, a line each.
+    """
+    about = trained.about
+    origin = f" Trained on {plain(about.get('dataset', 'an unnamed data set'))}"
+    if trained.spec is not None and trained.spec.teacher is not None:
+        origin += f" with {plain(method_label(trained.spec))} from the teacher {plain(trained.spec.teacher.name)}"
+    if "top1" in about:
+        origin += f"; top-1 on {evaluation_split(trained)} {about['top1']:.2f} % after epoch {about.get('epoch')}"
+    return CARD.format(
+        name=plain(model.name),
+        parameters=model.info_at(size).parameters,
+        count=about["num_classes"],
+        size=size,
+        trained=f"{origin}.",
+        files="\n".join(f"| `{file.name}` | {KINDS[file.suffix]} |" for file in files),
+        crop=IN_WORDS[crop],
+        code=card_code(crop),
+        mean=", ".join(f"{value:.4f}" for value in about["mean"]),
+        std=", ".join(f"{value:.4f}" for value in about["std"]),
+        checks="\n".join(f"- {plain(check)}" for check in checks) or "- no file that can be run by itself was written",
+        classes=", ".join(map(plain, about["classes"])),
+    )
