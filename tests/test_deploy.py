@@ -18,6 +18,7 @@ import hkd
 from hkd.cli import main
 from hkd.data import ArrayDataset, load_dataset, make_loader, prepare
 from hkd.deploy import Deployed
+from hkd.models.weights import read_model
 from hkd.trained import find_trained, open_test
 from tests.data.awkward import awkward
 from tests.data.test_datasets import class_folders, encoded, picture, write_files
@@ -75,7 +76,7 @@ def test_the_torch_file_needs_no_hkd(exported: Path, tmp_path: Path) -> None:
 
 
 def test_the_weights_are_the_run_s(run: hkd.Result, exported: Path) -> None:
-    model, about = hkd.load_model(exported / "model.safetensors")
+    model, about = read_model(exported / "model.safetensors")
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), run.model.parameters(), strict=True))
     assert about["classes"] == list("0123456789")
 
@@ -92,7 +93,7 @@ def test_the_card_tells_the_truth_and_its_example_runs(run: hkd.Result, exported
         check=True,
     ).stdout.strip()  # fmt: skip
     with torch.no_grad():
-        model, about = hkd.load_model(exported / "model.safetensors")
+        model, about = read_model(exported / "model.safetensors")
         logits = Deployed(model.eval(), about["mean"], about["std"])(torch.from_numpy(images[3:4]))
     assert told == str(int(logits.argmax()))
 

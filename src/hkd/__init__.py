@@ -42,7 +42,6 @@ if TYPE_CHECKING:
     from hkd.models import create_model as create_model
     from hkd.models import list_models as list_models
     from hkd.models import load_checkpoint as load_checkpoint
-    from hkd.models import load_model as load_model
     from hkd.models import save_model as save_model
     from hkd.models import wrap_model as wrap_model
     from hkd.report.page import write_report as write_report
@@ -51,6 +50,7 @@ if TYPE_CHECKING:
     from hkd.spec import RunSpec as RunSpec
     from hkd.studies.compare import compare as compare
     from hkd.studies.sweep import sweep as sweep
+    from hkd.trained import load_model as load_model
     from hkd.types import Batch as Batch
     from hkd.types import ModelOutput as ModelOutput
 
@@ -73,13 +73,14 @@ _NAMES = {
     "hkd.deploy": ("export",),
     "hkd.holistic": ("HolisticLoss",),
     "hkd.methods": ("create_method", "list_methods"),
-    "hkd.models": ("create_model", "list_models", "load_checkpoint", "load_model", "save_model", "wrap_model"),
+    "hkd.models": ("create_model", "list_models", "load_checkpoint", "save_model", "wrap_model"),
     "hkd.report.page": ("write_report",),
     "hkd.report.topology": ("topology",),
     "hkd.report.transfer": ("transfer",),
     "hkd.spec": ("RunSpec",),
     "hkd.studies.compare": ("compare",),
     "hkd.studies.sweep": ("sweep",),
+    "hkd.trained": ("load_model",),
     "hkd.types": ("Batch", "ModelOutput"),
 }
 _MODULE_OF = {name: module for module, names in _NAMES.items() for name in names}

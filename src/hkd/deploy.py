@@ -23,7 +23,7 @@ from hkd.data import make_loader, prepare
 from hkd.data.transform import crop_for
 from hkd.errors import RequestError, TrainingError
 from hkd.files import inside, replacing, write_text
-from hkd.models import load_model, save_model
+from hkd.models import read_model, save_model
 from hkd.models.base import Model
 from hkd.models.external import WrappedModel
 from hkd.trained import Trained, find_trained, open_test
@@ -129,7 +129,7 @@ def export(config: ExportConfig) -> Exported:
     if missing := [name for name in ("num_classes", "classes", "mean", "std", "image_size") if name not in about]:
         raise RequestError(f"checkpoint: {trained.weights} was not written by hkd, it does not say its {missing[0]}")
     size = config.image_size or int(about["image_size"])
-    model, _ = load_model(trained.weights, trained.name)
+    model, _ = read_model(trained.weights, trained.name)
     deployed = Deployed(model, tuple(about["mean"]), tuple(about["std"])).eval()
     samples = _samples(config, trained, size)
     output = Path(config.output) if config.output else _beside(trained)

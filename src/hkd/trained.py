@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from hkd.config import EvaluateConfig
 from hkd.data import ArrayDataset, Dataset, list_datasets, load_dataset
 from hkd.data.open import open_data
 from hkd.data.subsets import limit
+from hkd.data.transform import transform_of
 from hkd.errors import RequestError
 from hkd.files import inside
+from hkd.models.base import Model
 from hkd.models.names import model_of_file, names_code
-from hkd.models.weights import read_about
+from hkd.models.weights import read_about, read_model
 from hkd.options import shown
+from hkd.outside import as_path
 from hkd.spec import RunSpec, locate
 
 
@@ -103,6 +110,45 @@ def find_trained(checkpoint: str | Path, model: str | None = None) -> Trained:
     about = read_about(file)
     spec = None if folder is None else RunSpec.read(folder / "config.yaml")
     return Trained(model or model_of_file(about, file), file, about, spec)
+
+
+def load_model(path: str | Path, model: str | None = None) -> Model:
+    """A trained network, ready for use: in evaluation mode, with its classes and its preprocessing.
+
+    Args:
+        path: a run folder, or a file that :func:`hkd.save_model` wrote.
+        model: the network in it, as :func:`hkd.create_model` takes it. Needed where the file does not say, or says a
+            name that imports or downloads something: a file's word is never enough for that.
+
+    Returns:
+        The network, with ``classes``, a list of their names (numbers, where the file names none), and ``transform``,
+        which makes a PIL picture what the network takes, see :class:`hkd.data.transform.Transform`. ``transform``
+        raises :class:`RequestError` where the file does not say its image size or its normalisation.
+
+    Raises:
+        RequestError: the file is missing or damaged, holds another network, or a network that ``model`` has to name.
+
+    Example::
+
+        model = hkd.load_model("runs/photos")
+        with torch.no_grad():
+            logits = model(model.transform(Image.open("a.jpg"))[None]).logits
+        print(model.classes[logits.argmax()])
+    """
+    path = as_path(path, "checkpoint")
+    file = locate(path)[0] if os.path.isdir(path) else path
+    network, about = read_model(file, model)
+    network.classes = list(about.get("classes") or map(str, range(about["num_classes"])))
+    try:
+        network.transform = transform_of(about, str(file))
+    except RequestError as error:
+        network.transform = partial(_untold, str(error))
+    return network.eval()
+
+
+def _untold(reason: str, image: Any) -> Tensor:
+    """In the place of a transform that a file does not say."""
+    raise RequestError(reason)
 
 
 def open_test(config: EvaluateConfig, trained: Trained) -> Dataset:
