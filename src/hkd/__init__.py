@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from hkd.config import DistillConfig as DistillConfig
     from hkd.config import EvaluateConfig as EvaluateConfig
     from hkd.config import ExportConfig as ExportConfig
+    from hkd.config import PredictConfig as PredictConfig
     from hkd.config import ReportConfig as ReportConfig
     from hkd.config import SweepConfig as SweepConfig
     from hkd.config import TopologyConfig as TopologyConfig
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from hkd.models import load_checkpoint as load_checkpoint
     from hkd.models import save_model as save_model
     from hkd.models import wrap_model as wrap_model
+    from hkd.prediction import predict as predict
     from hkd.report.page import write_report as write_report
     from hkd.report.topology import topology as topology
     from hkd.report.transfer import transfer as transfer
@@ -61,6 +63,7 @@ _NAMES = {
         "DistillConfig",
         "EvaluateConfig",
         "ExportConfig",
+        "PredictConfig",
         "ReportConfig",
         "SweepConfig",
         "TopologyConfig",
@@ -74,6 +77,7 @@ _NAMES = {
     "hkd.holistic": ("HolisticLoss",),
     "hkd.methods": ("create_method", "list_methods"),
     "hkd.models": ("create_model", "list_models", "load_checkpoint", "save_model", "wrap_model"),
+    "hkd.prediction": ("predict",),
     "hkd.report.page": ("write_report",),
     "hkd.report.topology": ("topology",),
     "hkd.report.transfer": ("transfer",),

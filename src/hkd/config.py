@@ -366,6 +366,29 @@ class EvaluateConfig:
             raise RequestError("checkpoint: name a run folder or a file of weights")
 
 
+@dataclass(frozen=True, kw_only=True)
+class PredictConfig:
+    """The classes of image files, by a trained network."""
+
+    checkpoint: str = option("", "a run folder or a .safetensors file")
+    images: tuple[str, ...] = option((), "image files, and folders and .zip archives of images")
+    output: str | None = option(None, "a .csv file for file, rank, class, probability [standard output]", writes="file")
+    top: int = option(5, "classes that each file gets, likeliest first", ge=1, le=1_000_000)
+    model: str | None = option(None, "the network in the file, where the file does not say")
+    batch_size: int = option(64, "images in a step", ge=1, le=2**20)
+    device: str = option("auto", "auto, cpu, cuda, cuda:N or mps")
+    workers: int | None = option(None, "threads that decode images [one a core, at most 8]", ge=0, le=1024)
+
+    def check(self) -> None:
+        """Raises :class:`RequestError` for the first field that is out of its range, or cannot be written to."""
+        check_fields(self)
+        if not self.checkpoint:
+            raise RequestError("checkpoint: name a run folder or a file of weights")
+        if not self.images:
+            raise RequestError("images: name at least one image file, or a folder or .zip archive of images")
+        check_outputs(self)
+
+
 _CACHE_NAMES = [
     "dataset",
     "data_root",
