@@ -195,7 +195,9 @@ def test_wrapped_networks_and_missing_data(tmp_path: Path) -> None:
 def test_a_file_that_answers_differently_is_an_error(
     run: hkd.Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hkd.deploy._write_torch", lambda *_: lambda images: np.zeros((len(images), 10), np.float32))
+    monkeypatch.setattr(
+        "hkd.deploy.exporting._write_torch", lambda *_: lambda images: np.zeros((len(images), 10), np.float32)
+    )
     with pytest.raises(hkd.TrainingError, match=r"model.pt2 gives \d+ of 355 images another class"):
         hkd.export(hkd.ExportConfig(checkpoint=str(run.run), output=str(tmp_path), formats=("torch",)))
 

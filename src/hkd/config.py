@@ -534,6 +534,12 @@ class ExportConfig:
     image_size: int | None = option(
         None, "side in pixels of the images that the files take [as trained]", ge=2, le=4096
     )
+    int8: bool = option(False, "write model.int8.onnx, too, calibrated on training images and tested on test images")
+    max_drop: float | None = option(None, "points of accuracy that int8 may lose, else it is refused [1]", ge=0, le=100)
+    calibration_images: int | None = option(
+        None, "training images, spread over all, that int8 is calibrated on [256]", ge=1, le=100_000
+    )
+    opset: int | None = option(None, "of the ONNX files [the exporter's own]", ge=18, le=23)
 
     def check(self) -> None:
         """Raises :class:`RequestError` for the first field that is out of its range."""
@@ -545,4 +551,10 @@ class ExportConfig:
         for name in self.formats:
             if name not in FORMATS:
                 raise unknown("formats", name, FORMATS)
+        for name in ("int8", "opset"):
+            if getattr(self, name) and "onnx" not in self.formats:
+                raise RequestError(f"{name}: is for the ONNX file; got formats {','.join(self.formats)}")
+        for name in ("max_drop", "calibration_images"):
+            if getattr(self, name) is not None and not self.int8:
+                raise RequestError(f"{name}: is for int8; name --int8, too")
         check_outputs(self)

@@ -15,7 +15,8 @@ from torch import Tensor
 from hkd.config import EvaluateConfig
 from hkd.data import ArrayDataset, Dataset, list_datasets, load_dataset
 from hkd.data.open import open_data
-from hkd.data.subsets import limit
+from hkd.data.spec import DataSpec
+from hkd.data.subsets import hold_out, limit
 from hkd.data.transform import transform_of
 from hkd.errors import RequestError
 from hkd.files import inside
@@ -153,6 +154,28 @@ def _untold(reason: str, image: Any) -> Tensor:
 
 def open_test(config: EvaluateConfig, trained: Trained) -> Dataset:
     """The images to test a trained network on, in the classes and the normalisation that it learnt."""
+    changed, of_run = _data_of(config, trained)
+    if changed.holdout and of_run:
+        data = open_data(changed).test
+    else:
+        data = load_dataset(changed.dataset, "test", changed.data_root, changed.image_size)
+    return _as_learnt(data, config, trained)
+
+
+def open_training(config: EvaluateConfig, trained: Trained) -> Dataset:
+    """The images that a trained network learnt from, or might have, without those that its run held out; as
+    :func:`open_test` otherwise."""
+    changed, of_run = _data_of(config, trained)
+    data = load_dataset(changed.dataset, "train", changed.data_root, changed.image_size)
+    if of_run:
+        data = limit(data, changed.limit_classes, None)
+        if changed.holdout:
+            data, _ = hold_out(data, changed.holdout, changed.holdout_seed)
+    return _as_learnt(data, config, trained)
+
+
+def _data_of(config: EvaluateConfig, trained: Trained) -> tuple[DataSpec, bool]:
+    """Which data a request is about, and whether it is that of the network's run."""
     about, spec = trained.about, trained.spec or _spec_of_best(trained.weights)
     dataset = config.dataset or (spec.data.dataset if spec else None) or about.get("dataset")
     if dataset is None or (config.dataset is None and ":" not in dataset and dataset not in list_datasets()):
@@ -162,11 +185,14 @@ def open_test(config: EvaluateConfig, trained: Trained) -> Dataset:
         raise RequestError(f"dataset: name the data set to test on{unknown}")
     size = config.image_size or about.get("image_size")
     root = config.data_root or (spec.data.data_root if spec else None) or "data"
-    if spec is not None and spec.data.holdout and config.dataset is None:
-        changed = dataclasses.replace(spec.data, data_root=root, image_size=size)
-        data = open_data(changed).test
-    else:
-        data = load_dataset(dataset, "test", root, size)
+    of_run = spec is not None and config.dataset is None
+    data = spec.data if spec is not None and of_run else DataSpec()
+    return dataclasses.replace(data, dataset=dataset, data_root=root, image_size=size), of_run
+
+
+def _as_learnt(data: Dataset, config: EvaluateConfig, trained: Trained) -> Dataset:
+    """Images in the classes and the normalisation that a network learnt."""
+    about = trained.about
     learnt: list[str] = about.get("classes") or list(data.info.classes)
     of_limited_run = list(data.info.classes[: len(learnt)]) == learnt
     data = limit(data, config.limit_classes or (len(learnt) if of_limited_run else None), None)

@@ -10,9 +10,9 @@ import torch
 
 import hkd
 from hkd.analysis import features
-from hkd.card import plain
 from hkd.cli import main
 from hkd.data.download import no_downloads
+from hkd.deploy.card import plain
 from hkd.errors import RequestError
 from hkd.files import appending, inside
 from hkd.report.panels import draw

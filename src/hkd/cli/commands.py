@@ -221,8 +221,7 @@ def export_command(argv: list[str]) -> int:
     from hkd.deploy import export
 
     exported = export(config)
-    for check in exported.checks:
-        print(check.describe())
+    print("\n".join(exported.describe()))
     print("\n".join(str(file) for file in exported.files))
     return DONE
 

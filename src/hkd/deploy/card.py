@@ -5,10 +5,11 @@ from __future__ import annotations
 import html
 import inspect
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from hkd.data.images import CROPS, FORMATS, WIDEST, to_rgb
+from hkd.deploy.latency import BATCHES, Latency, conditions
 from hkd.models.about import LONGEST_DATASET
 from hkd.models.base import Model
 from hkd.outside import printable
@@ -18,9 +19,11 @@ CARD = """# {name}
 
 {parameters:,} parameters, {count} classes, images of {size}x{size} pixels.{trained}
 
-| file | what it is |
-|---|---|
+| file | what it is | size | 1 image | 32 images |
+|---|---|---|---|---|
 {files}
+
+Times are medians, and in parentheses 95th percentiles, in milliseconds, with {conditions}.
 
 Files take uint8 images (batch, 3, {size}, {size}), red first, and return logits (batch, {count}). The normalisation is
 inside: mean {mean} and deviation {std} of channels in [0, 1].
@@ -63,7 +66,7 @@ WIDEST = {widest}
 {crop}
 
 
-session = onnxruntime.InferenceSession("model.onnx")
+session = onnxruntime.InferenceSession("model.onnx")  # or another of the .onnx files
 about = session.get_modelmeta().custom_metadata_map
 classes, size = json.loads(about["classes"]), int(about["image_size"])
 for file in sys.argv[1:]:
@@ -79,6 +82,7 @@ IN_WORDS = {
 """The crops, :data:`hkd.data.images.CROPS`."""
 KINDS = {
     ".onnx": "ONNX, for onnxruntime and others",
+    ".int8.onnx": "the same with 8-bit weights and activations; the code below runs it, too",
     ".pt2": "for `torch.export.load`, in torch without hkd",
     ".safetensors": "weights, for `hkd.load_model`",
 }
@@ -105,9 +109,21 @@ def evaluation_split(trained: Trained) -> str:
     return "the held-out part" if held_out else "the test split"
 
 
+def _row(file: Path, latency: Latency | None) -> str:
+    """A file's line in the card's table."""
+    times = [f"{latency.median[n]:.2f} ({latency.p95[n]:.2f})" if latency else "" for n in BATCHES]
+    return f"| `{file.name}` | {KINDS[''.join(file.suffixes)]} | {megabytes(file)} | {' | '.join(times)} |"
+
+
+def megabytes(file: Path) -> str:
+    """The size of a file."""
+    return f"{file.stat().st_size / 1e6:.2f} MB"
+
+
 def model_card(
-    trained: Trained, model: Model, size: int, crop: str, files: Sequence[Path], checks: Sequence[str]
-) -> str:
+    trained: Trained, model: Model, size: int, crop: str, files: Mapping[Path, Latency | None], threads: int,
+    checks: Sequence[str],
+) -> str:  # fmt: skip
     """``MODEL_CARD.md``.
 
     Args:
@@ -115,7 +131,8 @@ def model_card(
         model: the network.
         size: side in pixels of the images that the files take.
         crop: a key of :data:`hkd.data.images.CROPS`.
-        files: that the card describes.
+        files: that the card describes, with how long they take; None for what does not run by itself.
+        threads: with which that was measured.
         checks: what was found when they were compared with the network, a line each.
     """
     about = trained.about
@@ -130,7 +147,8 @@ def model_card(
         count=about["num_classes"],
         size=size,
         trained=f"{origin}.",
-        files="\n".join(f"| `{file.name}` | {KINDS[file.suffix]} |" for file in files),
+        files="\n".join(_row(file, latency) for file, latency in files.items()),
+        conditions=plain(conditions(threads)),
         crop=IN_WORDS[crop],
         code=card_code(crop),
         mean=", ".join(f"{value:.4f}" for value in about["mean"]),
