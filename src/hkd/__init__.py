@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from hkd.data import list_datasets as list_datasets
     from hkd.data import load_dataset as load_dataset
     from hkd.deploy import export as export
+    from hkd.deploy.hub import push_to_hub as push_to_hub
     from hkd.distiller import Distiller as Distiller
     from hkd.distiller import DistillerOutput as DistillerOutput
     from hkd.errors import RequestError as RequestError
@@ -74,6 +75,7 @@ _NAMES = {
     "hkd.distiller": ("Distiller", "DistillerOutput"),
     "hkd.errors": ("RequestError", "TrainingError"),
     "hkd.deploy": ("export",),
+    "hkd.deploy.hub": ("push_to_hub",),
     "hkd.holistic": ("HolisticLoss",),
     "hkd.methods": ("create_method", "list_methods"),
     "hkd.models": ("create_model", "list_models", "load_checkpoint", "save_model", "wrap_model"),

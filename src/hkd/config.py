@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from hkd.errors import RequestError, unknown
 from hkd.models.spec import STUDENT, TEACHER, TeacherSpec
-from hkd.options import check_fields, coerce, default_of, hints_of, option
+from hkd.options import check_fields, coerce, default_of, hints_of, option, shown
 from hkd.outside import check_outputs
 from hkd.runtime.spec import Precision
 from hkd.spec import DISTILLATION, FIELDS, PARTS, PLUS_KD, TRAINING, RunSpec, field_of
@@ -539,6 +539,9 @@ class ExportConfig:
     calibration_images: int | None = option(
         None, "training images, spread over all, that int8 is calibrated on [256]", ge=1, le=100_000
     )
+    license: str = option("unknown", "of the network, for the card's head, as the Hugging Face Hub names it")
+    data_license: str = option("unknown", "of the training images, for the card")
+    teacher_license: str = option("unknown", "of the teacher's weights, for the card")
     opset: int | None = option(None, "of the ONNX files [the exporter's own]", ge=18, le=23)
 
     def check(self) -> None:
@@ -551,6 +554,8 @@ class ExportConfig:
         for name in self.formats:
             if name not in FORMATS:
                 raise unknown("formats", name, FORMATS)
+        if not re.fullmatch(r"[a-z0-9][a-z0-9.+-]{0,63}", self.license):
+            raise RequestError(f"license: expected a name as apache-2.0 or unknown; got {shown(self.license)}")
         for name in ("int8", "opset"):
             if getattr(self, name) and "onnx" not in self.formats:
                 raise RequestError(f"{name}: is for the ONNX file; got formats {','.join(self.formats)}")

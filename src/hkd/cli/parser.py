@@ -27,6 +27,7 @@ from hkd.spec import FORMAT, RECORDED
 
 HELP_GROUPS = {
     "run": "checkpoint checkpoints runs run output title formats seed trials tensorboard evaluate keep_checkpoints",
+    "the model card": "license data_license teacher_license",
     "the ONNX files": "opset int8 max_drop calibration_images",
     "data": "dataset datasets data_root image_size limit_classes limit_train train_fraction holdout holdout_seed "
     "mean std flip views image_cache image_cache_gb",

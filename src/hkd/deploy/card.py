@@ -7,6 +7,9 @@ import inspect
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
+
+import yaml
 
 from hkd.data.images import CROPS, FORMATS, WIDEST, to_rgb
 from hkd.deploy.latency import BATCHES, Latency, conditions
@@ -15,7 +18,10 @@ from hkd.models.base import Model
 from hkd.outside import printable
 from hkd.trained import Trained, method_label
 
-CARD = """# {name}
+CARD = """---
+{head}---
+
+# {name}
 
 {parameters:,} parameters, {count} classes, images of {size}x{size} pixels.{trained}
 
@@ -42,6 +48,10 @@ This is the preprocessing of the evaluation, word for word. Save it beside the f
 ```python
 {code}
 ```
+
+## Licences
+
+Of this network: {license}. Of the training images: {data_license}.{teacher_license}
 
 ## Classes
 
@@ -88,6 +98,14 @@ KINDS = {
 }
 
 
+class Licenses(NamedTuple):
+    """Of what a card describes; unknown until somebody tells."""
+
+    network: str = "unknown"
+    data: str = "unknown"
+    teacher: str = "unknown"
+
+
 def plain(text: object) -> str:
     """A text from a file as Markdown and HTML show it: no markup, no link, no picture, and on one line."""
     return re.sub(r"([\\`*_{}\[\]#!|~])", r"\\\1", html.escape(printable(text, LONGEST_DATASET), quote=False))
@@ -109,6 +127,12 @@ def evaluation_split(trained: Trained) -> str:
     return "the held-out part" if held_out else "the test split"
 
 
+def _named(dataset: str) -> str:
+    """A data set's name, of a folder without where it lies on somebody's disk."""
+    kind, colon, path = dataset.partition(":")
+    return f"{kind}:{Path(path).name}" if colon and kind == "folder" else dataset
+
+
 def _row(file: Path, latency: Latency | None) -> str:
     """A file's line in the card's table."""
     times = [f"{latency.median[n]:.2f} ({latency.p95[n]:.2f})" if latency else "" for n in BATCHES]
@@ -122,7 +146,7 @@ def megabytes(file: Path) -> str:
 
 def model_card(
     trained: Trained, model: Model, size: int, crop: str, files: Mapping[Path, Latency | None], threads: int,
-    checks: Sequence[str],
+    checks: Sequence[str], licenses: Licenses = Licenses(),  # noqa: B008  (immutable)
 ) -> str:  # fmt: skip
     """``MODEL_CARD.md``.
 
@@ -134,14 +158,28 @@ def model_card(
         files: that the card describes, with how long they take; None for what does not run by itself.
         threads: with which that was measured.
         checks: what was found when they were compared with the network, a line each.
+        licenses: for the head, which is that of a model card of the Hugging Face Hub, and the text.
     """
     about = trained.about
-    origin = f" Trained on {plain(about.get('dataset', 'an unnamed data set'))}"
+    origin = f" Trained on {plain(_named(about.get('dataset', 'an unnamed data set')))}"
     if trained.spec is not None and trained.spec.teacher is not None:
         origin += f" with {plain(method_label(trained.spec))} from the teacher {plain(trained.spec.teacher.name)}"
     if "top1" in about:
         origin += f"; top-1 on {evaluation_split(trained)} {about['top1']:.2f} % after epoch {about.get('epoch')}"
+    head = {
+        "license": licenses.network,
+        "library_name": "hkd",
+        "pipeline_tag": "image-classification",
+        "tags": ["image-classification", *(["knowledge-distillation"] if trained.is_distilled else []),
+                 *sorted({file.suffix.removeprefix(".") for file in files} & {"onnx", "safetensors"})],
+        "metrics": ["accuracy"],
+    }  # fmt: skip
+    of_teacher = f" Of the teacher's weights: {plain(licenses.teacher)}." if trained.is_distilled else ""
     return CARD.format(
+        head=yaml.safe_dump(head, sort_keys=False),
+        license=plain(licenses.network),
+        data_license=plain(licenses.data),
+        teacher_license=of_teacher,
         name=plain(model.name),
         parameters=model.info_at(size).parameters,
         count=about["num_classes"],

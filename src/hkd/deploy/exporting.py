@@ -21,7 +21,7 @@ from hkd.config import EvaluateConfig, ExportConfig
 from hkd.data import Dataset, make_loader, prepare
 from hkd.data.open import worker_count
 from hkd.data.transform import transform_of
-from hkd.deploy.card import card_code, evaluation_split, megabytes, model_card
+from hkd.deploy.card import Licenses, card_code, evaluation_split, megabytes, model_card
 from hkd.deploy.card_check import check_card
 from hkd.deploy.latency import Latency, conditions, measure
 from hkd.deploy.quantise import quantise
@@ -202,8 +202,9 @@ def _write_all(
         found = check_card(code, output, deployed, transform, about["classes"], samples.images)
         result = replace(result, card=found)
     checks = [*(check.describe() for check in result.checks), *filter(None, [result.card])]
+    licenses = Licenses(config.license, config.data_license, config.teacher_license)
     latency = {file: result.latency.get(file) for file in result.files}
-    write_text(card, model_card(trained, model, size, transform.crop, latency, result.threads, checks))
+    write_text(card, model_card(trained, model, size, transform.crop, latency, result.threads, checks, licenses))
     result.files.append(card)
     if refused is not None:
         raise refused
