@@ -19,6 +19,7 @@ from hkd.cli.parser import HELP_GROUPS
 from hkd.config import MethodRequest
 from hkd.methods import methods
 from hkd.methods.create import method_config
+from hkd.models.weights import read_about
 from hkd.recipes import find_recipe, list_recipes
 from hkd.report.published import SETTINGS, ZHOU, published
 from hkd.spec import RunSpec, resolve_method
@@ -65,7 +66,7 @@ def test_a_pair_s_recipe_trains_either_network(tmp_path: Path, capsys: pytest.Ca
         run = tmp_path / role
         status, _, err = ask(capsys, "train", f"--config={recipe}", "--role", role, "--run", str(run), *SMALL)
         assert status == 0, err
-        assert hkd.load_model(run / "model.safetensors")[1]["model"] == name
+        assert read_about(run / "model.safetensors")["model"] == name
         assert yaml.safe_load((run / "config.yaml").read_text())["lr"] == lr
         status, out, _ = ask(capsys, "train", "--config", str(run / "config.yaml"))
         assert status == 0 and "is finished" in out
@@ -139,7 +140,7 @@ def test_train_names_its_network_by_its_role(tmp_path: Path, capsys: pytest.Capt
     status, out, err = ask(capsys, "train", f"--{role}", "wrn_16_1", "--run", str(tmp_path / "t"), *SMALL)
     assert status == 0, err
     assert "model.safetensors" in out
-    assert hkd.load_model(tmp_path / "t" / "model.safetensors")[1]["model"] == "wrn_16_1"
+    assert read_about(tmp_path / "t" / "model.safetensors")["model"] == "wrn_16_1"
 
 
 @pytest.mark.parametrize("kind", ["models", "methods", "datasets", "recipes"])

@@ -33,7 +33,7 @@ ODD_TEXTS = ("\x1b[31mred", "two\nlines", "a\0b", "half \udc80", HUGE)
 ENTRIES = (
     "hkd.api.train", "hkd.api.distill", "hkd.api.evaluate", "hkd.api.fill_cache", "hkd.studies.compare.compare",
     "hkd.studies.sweep.sweep", "hkd.report.transfer.transfer", "hkd.report.topology.topology",
-    "hkd.report.page.write_report", "hkd.deploy.export",
+    "hkd.report.page.write_report", "hkd.deploy.export", "hkd.prediction.predict_files",
 )  # fmt: skip
 """What a command calls once its options have been checked."""
 
@@ -269,6 +269,7 @@ OUTPUTS = [
     ("sweep --holdout 0.2 --search lr=0.1..1", "run"),
     ("transfer {finished}/run --datasets digits", "run"), ("topology {finished}/run {finished}/run", "run"),
     ("report {finished}/run", "output"), ("export {finished}/run", "output"),
+    ("predict {finished}/run {finished}/file", "output"),
     ("train", "image_cache"), ("distill", "teacher_cache"),
     ("cache {finished}/run", "teacher_cache"),
 ]  # fmt: skip
@@ -283,7 +284,7 @@ def test_an_output_that_cannot_be_written(
 ) -> None:
     problems = []
     for output in UNWRITABLE:
-        if field == "output" and line.startswith("report") and output == "{finished}/file":
+        if field == "output" and line.startswith(("report", "predict")) and output == "{finished}/file":
             continue  # a page replaces a file
         words = f"{line} --{field.replace('_', '-')} {output}".format(finished=finished).split()
         if wrong := problem(capsys, field, *words):
@@ -299,7 +300,7 @@ def test_wrong_requests_that_types_and_ranges_do_not_tell(place: Path, capsys: p
 
 ODD_LINES = [
     "{}", "distill --{}", "distill --{}=3", "distill -{}", "distill {}", "distill --config {}", "distill --plugin {}",
-    "distill --config={}", "evaluate {} {}", "export {} {}", "list {}", "list models {}", "list --{}",
+    "distill --config={}", "evaluate {} {}", "predict {}", "export {} {}", "list {}", "list models {}", "list --{}",
     "list models --plugin {}", "distill --method {} --holistic.k 3", "distill --{}.k 3", "distill --holistic.{} 3",
     "cache --list {}", "cache --prune {}",
 ]  # fmt: skip

@@ -18,6 +18,7 @@ from hkd import api, trainer
 from hkd.cli import main
 from hkd.distiller import Distiller
 from hkd.holistic import HolisticLoss
+from hkd.models.weights import read_about, read_model
 from hkd.runtime.progress import Progress
 from hkd.runtime.run_folder import RunFolder, RunState
 from hkd.trainer import Trainer
@@ -88,7 +89,7 @@ def test_checkpoints_are_kept_where_that_is_wanted(tmp_path: Path) -> None:
 
 
 def test_the_student_file_is_complete(finished: hkd.Result) -> None:
-    model, about = hkd.load_model(finished.run / "student.safetensors")
+    model, about = read_model(finished.run / "student.safetensors")
     assert about["classes"] == list("0123456789")
     assert len(about["mean"]) == len(about["std"]) == 3
     assert (about["model"], about["image_size"], about["epoch"]) == ("resnet8", 8, 3)
@@ -279,7 +280,7 @@ def test_a_method_knows_the_teacher_that_is_trained_first(tmp_path: Path, monkey
     result = hkd.distill(config(tmp_path / "d", method="sskd", epochs=1, settings={"init_epochs": 1}))
     distiller, teacher = seen[-1], seen[-1].teacher
     assert distiller.method.networks == (distiller.student, teacher)
-    trained, _ = hkd.load_model(result.run / "teacher" / "model.safetensors")
+    trained = hkd.load_model(result.run / "teacher")
     image = torch.randn(4, 3, 8, 8)
     torch.testing.assert_close(teacher(image).logits, trained.eval()(image).logits, rtol=1e-4, atol=1e-4)
     assert not teacher.training
@@ -403,7 +404,7 @@ def test_a_teacher_of_other_classes_is_refused_and_its_normalisation_taken(tmp_p
         hkd.distill(asked)
     mean, std = [0.1, 0.2, 0.3], [0.4, 0.5, 0.6]
     hkd.save_model(teacher, tmp_path / "t.safetensors", classes=list("0123456789"), mean=mean, std=std)
-    about = hkd.load_model(hkd.distill(asked).weights)[1]
+    about = read_about(hkd.distill(asked).weights)
     assert (about["mean"], about["std"]) == (mean, std)
 
 
@@ -415,7 +416,7 @@ def test_testing_uses_the_image_size_of_training(tmp_path: Path) -> None:
         run = tmp_path / f"run-{size}"
         asked = config(run, dataset=f"folder:{photos}", epochs=1, limit_train=None, image_size=size)
         result = hkd.distill(asked)
-        about = hkd.load_model(result.weights)[1]
+        about = read_about(result.weights)
         assert about["image_size"] == (size or 16)
         for checkpoint in (run, result.weights, run / "checkpoints" / "best.safetensors"):
             found = hkd.evaluate(hkd.EvaluateConfig(checkpoint=str(checkpoint), device="cpu"))
@@ -512,7 +513,7 @@ def test_photographs_stream_through_library_networks(tmp_path: Path) -> None:
     )  # fmt: skip
     result = hkd.distill(asked)
     assert result.summary["train_images"] == 9
-    about = hkd.load_model(result.run / "student.safetensors")[1]
+    about = read_about(result.run / "student.safetensors")
     assert (about["classes"], about["image_size"]) == (["cat", "dog", "eel"], 224)
     found = hkd.evaluate(hkd.EvaluateConfig(checkpoint=str(result.run), device="cpu", workers=0))
     assert found.images == 6
@@ -817,7 +818,7 @@ def test_another_teacher_in_the_run_s_own_folder_is_noticed(tmp_path: Path, monk
             hkd.distill(asked)
     weights = tmp_path / "d" / "teacher" / "model.safetensors"
     before = weights.read_bytes()
-    _, about = hkd.load_model(weights)
+    about = read_about(weights)
     del about["model"], about["num_classes"]
     hkd.save_model(hkd.create_model("resnet8", 10), weights, **about)
     with pytest.raises(hkd.RequestError, match="teacher: the teacher's weights are not what the run in .* began with"):

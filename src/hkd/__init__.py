@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from hkd.config import DistillConfig as DistillConfig
     from hkd.config import EvaluateConfig as EvaluateConfig
     from hkd.config import ExportConfig as ExportConfig
+    from hkd.config import PredictConfig as PredictConfig
     from hkd.config import ReportConfig as ReportConfig
     from hkd.config import SweepConfig as SweepConfig
     from hkd.config import TopologyConfig as TopologyConfig
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from hkd.data import list_datasets as list_datasets
     from hkd.data import load_dataset as load_dataset
     from hkd.deploy import export as export
+    from hkd.deploy.hub import push_to_hub as push_to_hub
     from hkd.distiller import Distiller as Distiller
     from hkd.distiller import DistillerOutput as DistillerOutput
     from hkd.errors import RequestError as RequestError
@@ -42,15 +44,16 @@ if TYPE_CHECKING:
     from hkd.models import create_model as create_model
     from hkd.models import list_models as list_models
     from hkd.models import load_checkpoint as load_checkpoint
-    from hkd.models import load_model as load_model
     from hkd.models import save_model as save_model
     from hkd.models import wrap_model as wrap_model
+    from hkd.prediction import predict as predict
     from hkd.report.page import write_report as write_report
     from hkd.report.topology import topology as topology
     from hkd.report.transfer import transfer as transfer
     from hkd.spec import RunSpec as RunSpec
     from hkd.studies.compare import compare as compare
     from hkd.studies.sweep import sweep as sweep
+    from hkd.trained import load_model as load_model
     from hkd.types import Batch as Batch
     from hkd.types import ModelOutput as ModelOutput
 
@@ -61,6 +64,7 @@ _NAMES = {
         "DistillConfig",
         "EvaluateConfig",
         "ExportConfig",
+        "PredictConfig",
         "ReportConfig",
         "SweepConfig",
         "TopologyConfig",
@@ -71,15 +75,18 @@ _NAMES = {
     "hkd.distiller": ("Distiller", "DistillerOutput"),
     "hkd.errors": ("RequestError", "TrainingError"),
     "hkd.deploy": ("export",),
+    "hkd.deploy.hub": ("push_to_hub",),
     "hkd.holistic": ("HolisticLoss",),
     "hkd.methods": ("create_method", "list_methods"),
-    "hkd.models": ("create_model", "list_models", "load_checkpoint", "load_model", "save_model", "wrap_model"),
+    "hkd.models": ("create_model", "list_models", "load_checkpoint", "save_model", "wrap_model"),
+    "hkd.prediction": ("predict",),
     "hkd.report.page": ("write_report",),
     "hkd.report.topology": ("topology",),
     "hkd.report.transfer": ("transfer",),
     "hkd.spec": ("RunSpec",),
     "hkd.studies.compare": ("compare",),
     "hkd.studies.sweep": ("sweep",),
+    "hkd.trained": ("load_model",),
     "hkd.types": ("Batch", "ModelOutput"),
 }
 _MODULE_OF = {name: module for module, names in _NAMES.items() for name in names}

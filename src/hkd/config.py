@@ -11,7 +11,7 @@ from typing import Any, Literal
 from hkd.errors import RequestError, unknown
 from hkd.models.names import resized
 from hkd.models.spec import STUDENT, TEACHER, TeacherSpec
-from hkd.options import check_fields, coerce, default_of, hints_of, option
+from hkd.options import check_fields, coerce, default_of, hints_of, option, shown
 from hkd.outside import check_outputs
 from hkd.runtime.spec import Precision
 from hkd.spec import DISTILLATION, FIELDS, PARTS, PLUS_KD, SEVERAL, TRAINING, RunSpec, field_of
@@ -392,6 +392,29 @@ class EvaluateConfig:
             raise RequestError("checkpoint: name a run folder or a file of weights")
 
 
+@dataclass(frozen=True, kw_only=True)
+class PredictConfig:
+    """The classes of image files, by a trained network."""
+
+    checkpoint: str = option("", "a run folder or a .safetensors file")
+    images: tuple[str, ...] = option((), "image files, and folders and .zip archives of images")
+    output: str | None = option(None, "a .csv file for file, rank, class, probability [standard output]", writes="file")
+    top: int = option(5, "classes that each file gets, likeliest first", ge=1, le=1_000_000)
+    model: str | None = option(None, "the network in the file, where the file does not say")
+    batch_size: int = option(64, "images in a step", ge=1, le=2**20)
+    device: str = option("auto", "auto, cpu, cuda, cuda:N or mps")
+    workers: int | None = option(None, "threads that decode images [one a core, at most 8]", ge=0, le=1024)
+
+    def check(self) -> None:
+        """Raises :class:`RequestError` for the first field that is out of its range, or cannot be written to."""
+        check_fields(self)
+        if not self.checkpoint:
+            raise RequestError("checkpoint: name a run folder or a file of weights")
+        if not self.images:
+            raise RequestError("images: name at least one image file, or a folder or .zip archive of images")
+        check_outputs(self)
+
+
 _CACHE_NAMES = [
     "dataset",
     "data_root",
@@ -540,6 +563,15 @@ class ExportConfig:
     image_size: int | None = option(
         None, "side in pixels of the images that the files take [as trained]", ge=2, le=4096
     )
+    int8: bool = option(False, "write model.int8.onnx, too, calibrated on training images and tested on test images")
+    max_drop: float | None = option(None, "points of accuracy that int8 may lose, else it is refused [1]", ge=0, le=100)
+    calibration_images: int | None = option(
+        None, "training images, spread over all, that int8 is calibrated on [256]", ge=1, le=100_000
+    )
+    license: str = option("unknown", "of the network, for the card's head, as the Hugging Face Hub names it")
+    data_license: str = option("unknown", "of the training images, for the card")
+    teacher_license: str = option("unknown", "of the teacher's weights, for the card")
+    opset: int | None = option(None, "of the ONNX files [the exporter's own]", ge=18, le=23)
 
     def check(self) -> None:
         """Raises :class:`RequestError` for the first field that is out of its range."""
@@ -551,4 +583,12 @@ class ExportConfig:
         for name in self.formats:
             if name not in FORMATS:
                 raise unknown("formats", name, FORMATS)
+        if not re.fullmatch(r"[a-z0-9][a-z0-9.+-]{0,63}", self.license):
+            raise RequestError(f"license: expected a name as apache-2.0 or unknown; got {shown(self.license)}")
+        for name in ("int8", "opset"):
+            if getattr(self, name) and "onnx" not in self.formats:
+                raise RequestError(f"{name}: is for the ONNX file; got formats {','.join(self.formats)}")
+        for name in ("max_drop", "calibration_images"):
+            if getattr(self, name) is not None and not self.int8:
+                raise RequestError(f"{name}: is for int8; name --int8, too")
         check_outputs(self)

@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from hkd.config import EvaluateConfig
 from hkd.data import ArrayDataset, Dataset, list_datasets, load_dataset
 from hkd.data.open import open_data
-from hkd.data.subsets import limit
+from hkd.data.spec import DataSpec
+from hkd.data.subsets import hold_out, limit
+from hkd.data.transform import transform_of
 from hkd.errors import RequestError
 from hkd.files import inside
+from hkd.models.base import Model
 from hkd.models.names import model_of_file, names_code, resized
 from hkd.models.spec import TeacherSpec
-from hkd.models.weights import read_about
+from hkd.models.weights import read_about, read_model
 from hkd.options import shown
+from hkd.outside import as_path
 from hkd.spec import RunSpec, locate
 
 
@@ -106,8 +114,69 @@ def find_trained(checkpoint: str | Path, model: str | None = None) -> Trained:
     return Trained(model or model_of_file(about, file), file, about, spec)
 
 
+def load_model(path: str | Path, model: str | None = None) -> Model:
+    """A trained network, ready for use: in evaluation mode, with its classes and its preprocessing.
+
+    Args:
+        path: a run folder, or a file that :func:`hkd.save_model` wrote.
+        model: the network in it, as :func:`hkd.create_model` takes it. Needed where the file does not say, or says a
+            name that imports or downloads something: a file's word is never enough for that.
+
+    Returns:
+        The network, with ``classes``, a list of their names (numbers, where the file names none), and ``transform``,
+        which makes a PIL picture what the network takes, see :class:`hkd.data.transform.Transform`. ``transform``
+        raises :class:`RequestError` where the file does not say its image size or its normalisation.
+
+    Raises:
+        RequestError: the file is missing or damaged, holds another network, or a network that ``model`` has to name.
+
+    Example::
+
+        model = hkd.load_model("runs/photos")
+        with torch.no_grad():
+            logits = model(model.transform(Image.open("a.jpg"))[None]).logits
+        print(model.classes[logits.argmax()])
+    """
+    path = as_path(path, "checkpoint")
+    file = locate(path)[0] if os.path.isdir(path) else path
+    network, about = read_model(file, model)
+    network.classes = list(about.get("classes") or map(str, range(about["num_classes"])))
+    try:
+        network.transform = transform_of(about, str(file))
+    except RequestError as error:
+        network.transform = partial(_untold, str(error))
+    return network.eval()
+
+
+def _untold(reason: str, image: Any) -> Tensor:
+    """In the place of a transform that a file does not say."""
+    raise RequestError(reason)
+
+
 def open_test(config: EvaluateConfig, trained: Trained) -> Dataset:
     """The images to test a trained network on, in the classes and the normalisation that it learnt."""
+    changed, of_run = _data_of(config, trained)
+    if changed.holdout and of_run:
+        data = open_data(changed).test
+    else:
+        data = load_dataset(changed.dataset, "test", changed.data_root, changed.image_size)
+    return _as_learnt(data, config, trained)
+
+
+def open_training(config: EvaluateConfig, trained: Trained) -> Dataset:
+    """The images that a trained network learnt from, or might have, without those that its run held out; as
+    :func:`open_test` otherwise."""
+    changed, of_run = _data_of(config, trained)
+    data = load_dataset(changed.dataset, "train", changed.data_root, changed.image_size)
+    if of_run:
+        data = limit(data, changed.limit_classes, None)
+        if changed.holdout:
+            data, _ = hold_out(data, changed.holdout, changed.holdout_seed)
+    return _as_learnt(data, config, trained)
+
+
+def _data_of(config: EvaluateConfig, trained: Trained) -> tuple[DataSpec, bool]:
+    """Which data a request is about, and whether it is that of the network's run."""
     about, spec = trained.about, trained.spec or _spec_of_best(trained.weights)
     dataset = config.dataset or (spec.data.dataset if spec else None) or about.get("dataset")
     if dataset is None or (config.dataset is None and ":" not in dataset and dataset not in list_datasets()):
@@ -117,11 +186,14 @@ def open_test(config: EvaluateConfig, trained: Trained) -> Dataset:
         raise RequestError(f"dataset: name the data set to test on{unknown}")
     size = config.image_size or about.get("image_size")
     root = config.data_root or (spec.data.data_root if spec else None) or "data"
-    if spec is not None and spec.data.holdout and config.dataset is None:
-        changed = dataclasses.replace(spec.data, data_root=root, image_size=size)
-        data = open_data(changed).test
-    else:
-        data = load_dataset(dataset, "test", root, size)
+    of_run = spec is not None and config.dataset is None
+    data = spec.data if spec is not None and of_run else DataSpec()
+    return dataclasses.replace(data, dataset=dataset, data_root=root, image_size=size), of_run
+
+
+def _as_learnt(data: Dataset, config: EvaluateConfig, trained: Trained) -> Dataset:
+    """Images in the classes and the normalisation that a network learnt."""
+    about = trained.about
     learnt: list[str] = about.get("classes") or list(data.info.classes)
     of_limited_run = list(data.info.classes[: len(learnt)]) == learnt
     data = limit(data, config.limit_classes or (len(learnt) if of_limited_run else None), None)
@@ -142,7 +214,7 @@ def _spec_of_best(weights: Path) -> RunSpec | None:
 
 
 def crop_of(data: Dataset) -> str:
-    """How an evaluation crops images of another shape: "fit" in memory, "centre" from files; see hkd.deploy.CROPS."""
+    """How an evaluation crops images of another shape: "fit" in memory, "centre" from files."""
     return "fit" if isinstance(data, ArrayDataset) else "centre"
 
 

@@ -14,6 +14,7 @@ import torch
 import hkd
 from hkd.analysis import features
 from hkd.analysis.content import content_digest
+from hkd.models.weights import read_model
 from hkd.runtime.engine import Engine
 from hkd.trained import Trained, find_trained
 from tests.data.test_datasets import encoded, picture, write_files, zipped
@@ -147,7 +148,7 @@ def test_content_is_not_where_it_lies(tmp_path: Path) -> None:
 def test_features_are_what_the_network_gives(network: Trained, runs: Path, tmp_path: Path) -> None:
     data = hkd.load_dataset("digits", "test")
     found = features.extract(network, data, Engine("cpu"), tmp_path)
-    model, about = hkd.load_model(runs / "alone" / "model.safetensors")
+    model, about = read_model(runs / "alone" / "model.safetensors")
     image = torch.stack([data[n][0] for n in range(5)]).float() / 255
     mean, std = (torch.tensor(about[name]).view(3, 1, 1) for name in ("mean", "std"))
     with torch.no_grad():

@@ -123,12 +123,14 @@ def test_a_stream_is_measured_on_a_sample(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr("hkd.data.normalisation.LARGEST_SAMPLE", 5)
     data = hkd.load_dataset(photos(tmp_path, size=(40, 30)))
     looked: list[int] = []
-    decode = FileDataset.decode
-    monkeypatch.setattr(FileDataset, "decode", lambda self, index: looked.append(index) or decode(self, index))
+    prepared = FileDataset.prepared
+    monkeypatch.setattr(
+        FileDataset, "prepared", lambda self, index, *how: looked.append(index) or prepared(self, index, *how)
+    )
     alone = measure(data, 32)
     assert sorted(looked) == [0, 2, 4, 7, 9], "evenly spaced"
     assert measure(data, 32, workers=3) == alone
-    expected = plain_moments([to_tensor(centre(decode(data, i), 32)) for i in (0, 2, 4, 7, 9)])
+    expected = plain_moments([to_tensor(centre(data.decode(i), 32)) for i in (0, 2, 4, 7, 9)])
     np.testing.assert_allclose(alone, expected, rtol=1e-12)
 
 

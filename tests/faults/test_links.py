@@ -9,10 +9,10 @@ import pytest
 import torch
 
 import hkd
-from hkd import deploy
 from hkd.analysis import features
 from hkd.cli import main
 from hkd.data.download import no_downloads
+from hkd.deploy.card import plain
 from hkd.errors import RequestError
 from hkd.files import appending, inside
 from hkd.report.panels import draw
@@ -217,9 +217,9 @@ def test_a_full_disk_in_an_export_leaves_what_was_there(
 
 
 def test_names_from_files_are_plain_text_in_a_model_card() -> None:
-    text = deploy.plain("<img src=x>\n# [a](javascript:b) `c` ![d](e) f_g | \x1b[2J")
+    text = plain("<img src=x>\n# [a](javascript:b) `c` ![d](e) f_g | \x1b[2J")
     assert not any(mark in text for mark in "<>\n\x1b") and text.startswith("&lt;img src=x&gt;\\\\n\\# \\[a\\](")
-    assert deploy.plain("tabby cat") == "tabby cat"
+    assert plain("tabby cat") == "tabby cat"
 
 
 @pytest.mark.parametrize("name", ["cifar100", "stl10", "tiny-imagenet"])

@@ -10,6 +10,7 @@ import hkd
 from hkd.config import DistillConfig, EvaluateConfig, TrainConfig
 from hkd.models.names import model_of_file, names_code
 from hkd.models.projected import ProjectedModel
+from hkd.models.weights import read_model
 from hkd.report.cost import cost_of
 
 C = 10
@@ -31,8 +32,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 def test_what_is_kept_evaluated_and_exported_is_the_predictor(run: tuple[Path, Path], tmp_path: Path) -> None:
-    teacher, _ = hkd.load_model(run[0] / "model.safetensors")
-    model, about = hkd.load_model(run[1] / "student.safetensors")
+    teacher = hkd.load_model(run[0] / "model.safetensors")
+    model, about = read_model(run[1] / "student.safetensors")
     assert about["model"] == model.name == "projected-256-2-2:resnet8"
     assert isinstance(model, ProjectedModel)
     torch.testing.assert_close(model.classifier.weight, teacher.fc.weight)

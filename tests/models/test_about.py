@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import hkd
 from hkd.models.about import FIELDS, checked
-from hkd.models.weights import read_about
+from hkd.models.weights import read_about, read_model
 from tests.models.test_names import one_line, weights
 
 GOOD = {
@@ -130,7 +130,7 @@ def test_what_is_no_regular_file_is_not_opened(tmp_path: Path, kind: str, suffix
         os.mknod(path, 0o140600)
     expected = "no file" if kind == "missing" else "is not a regular file"
     model = hkd.create_model("resnet8", 10)
-    for read in (read_about, hkd.load_model, lambda path: hkd.load_checkpoint(model, path)):
+    for read in (read_about, read_model, lambda path: hkd.load_checkpoint(model, path)):
         with pytest.raises(hkd.RequestError, match=expected):
             read(path)
 
@@ -139,7 +139,7 @@ def test_a_link_that_a_person_names_is_followed(tmp_path: Path) -> None:
     """As the cache of a hub has them."""
     file = weights(tmp_path / "blob", GOOD | {"num_classes": 10, "classes": list("0123456789")})
     (tmp_path / "m.safetensors").symlink_to(file)
-    assert hkd.load_model(tmp_path / "m.safetensors")[1]["epoch"] == 7
+    assert read_model(tmp_path / "m.safetensors")[1]["epoch"] == 7
 
 
 @pytest.mark.parametrize("path", [None, 3, b"m.safetensors", ["m.safetensors"], "a\0b.safetensors", "x" * 5000])

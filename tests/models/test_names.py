@@ -13,7 +13,7 @@ import torch
 
 import hkd
 from hkd.models import model_of_file, names_code
-from hkd.models.weights import read_about
+from hkd.models.weights import read_about, read_model
 
 PAYLOAD = "import pathlib\npathlib.Path({marker!r}).touch()\ndef net(classes): ...\n"
 CODE = (
@@ -97,7 +97,7 @@ def test_a_network_of_its_own_has_to_be_named(tmp_path: Path) -> None:
     file = weights(tmp_path / "m.safetensors", {"model": "MyNet", "num_classes": 10})
     with pytest.raises(hkd.RequestError, match=r"holds a network of its own, 'MyNet'; name its factory with --model"):
         hkd.load_model(file)
-    model, about = hkd.load_model(file, model="resnet8")
+    model, about = read_model(file, model="resnet8")
     assert model.name == "resnet8" and about["model"] == "MyNet"
 
 
@@ -106,7 +106,7 @@ def test_a_typed_name_is_enough(tmp_path: Path) -> None:
     hkd.save_model(model, tmp_path / "m.safetensors")
     with pytest.raises(hkd.RequestError, match="name the network yourself with --model"):
         hkd.load_model(tmp_path / "m.safetensors")
-    again, _ = hkd.load_model(tmp_path / "m.safetensors", model="tests.models.test_external:factory")
+    again = hkd.load_model(tmp_path / "m.safetensors", model="tests.models.test_external:factory")
     assert torch.equal(again.module.head.weight, model.module.head.weight)
 
 

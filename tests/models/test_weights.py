@@ -15,6 +15,7 @@ import safetensors.torch
 import torch
 
 import hkd
+from hkd.models.weights import read_model
 from tests.models.test_external import Own
 from tests.models.test_names import one_line
 
@@ -28,7 +29,7 @@ def assert_same_weights(a: torch.nn.Module, b: torch.nn.Module) -> None:
 def test_own_files_rebuild_the_network(tmp_path: Path) -> None:
     model = hkd.create_model("resnet8", 5).to(memory_format=torch.channels_last)
     hkd.save_model(model, tmp_path / "m.safetensors", classes=list("abcde"))
-    again, about = hkd.load_model(tmp_path / "m.safetensors")
+    again, about = read_model(tmp_path / "m.safetensors")
     assert about == {"model": "resnet8", "num_classes": 5, "classes": list("abcde")}
     assert_same_weights(model, again)
 

@@ -20,6 +20,7 @@ from hkd.config import (
     DistillConfig,
     EvaluateConfig,
     ExportConfig,
+    PredictConfig,
     ReportConfig,
     SweepConfig,
     TopologyConfig,
@@ -186,6 +187,20 @@ def _accuracy_table(result: Any) -> str:
     return table if len(rows) <= MOST_ROWS else f"{table}\n({len(rows) - MOST_ROWS:,} classes more)"
 
 
+def predict_command(argv: list[str]) -> int:
+    """the classes of image files, folders and zip archives, as CSV: file, rank, class, probability"""
+    _, config = _request("predict", predict_command, argv, positional="checkpoint images")
+    from hkd.prediction import predict_files
+
+    predictions = predict_files(config)
+    if config.output is None:
+        print(predictions.as_csv(escaped=sys.stdout.isatty()), end="")
+    else:
+        predictions.save(config.output)
+        print(f"{config.output} ({len(predictions.of):,} images)")
+    return FAILED if predictions.skipped else DONE
+
+
 def transfer_command(argv: list[str]) -> int:
     """a linear classifier on frozen networks' features, on other data: how far what was learnt carries"""
     _, config = _request("transfer", transfer_command, argv, positional="checkpoints")
@@ -225,8 +240,7 @@ def export_command(argv: list[str]) -> int:
     from hkd.deploy import export
 
     exported = export(config)
-    for check in exported.checks:
-        print(check.describe())
+    print("\n".join(exported.describe()))
     print("\n".join(str(file) for file in exported.files))
     return DONE
 
@@ -304,6 +318,7 @@ COMMANDS: dict[str, Command] = {
     "train": train_command,
     "distill": distill_command,
     "evaluate": evaluate_command,
+    "predict": predict_command,
     "compare": compare_command,
     "sweep": sweep_command,
     "transfer": transfer_command,
@@ -319,6 +334,7 @@ CONFIGS: dict[str, Any] = {
     "train": TrainConfig,
     "distill": DistillConfig,
     "evaluate": EvaluateConfig,
+    "predict": PredictConfig,
     "compare": CompareConfig,
     "sweep": SweepConfig,
     "transfer": TransferConfig,

@@ -27,6 +27,8 @@ from hkd.spec import FORMAT, RECORDED
 
 HELP_GROUPS = {
     "run": "checkpoint checkpoints runs run output title formats seed trials tensorboard evaluate keep_checkpoints",
+    "the model card": "license data_license teacher_license",
+    "the ONNX files": "opset int8 max_drop calibration_images",
     "data": "dataset datasets data_root image_size limit_classes limit_train train_fraction holdout holdout_seed "
     "unlabelled pseudo_labels mean std flip balance views image_cache image_cache_gb",
     "networks": "model student teacher role teachers students pairs teacher_checkpoint teacher_checkpoints "
@@ -34,7 +36,7 @@ HELP_GROUPS = {
     "student_train teacher_image_size",
     "the teacher's table": "list prune teacher_cache teacher_cache_gb teacher_cache_dtype",
     "what is learnt": "method methods baseline method_weight kd_weight ce_weight kd_temperature kd_standardise",
-    "what is shown": "images neighbours edges k",
+    "what is shown": "images top neighbours edges k",
     "what varies": "field values search tries",
     "how": "probe epochs batch_size accumulate scale_with_processes optimizer lr lr_of teacher_lr schedule lr_decay "
     "milestones min_lr warmup_epochs momentum weight_decay decay_all label_smoothing clip_grad ema",
@@ -82,7 +84,7 @@ class Parser:
         name: of the command.
         description: a sentence.
         config: the dataclass whose fields are the options; ``field_name`` is ``--field-name``.
-        positional: the field that words without an option fill.
+        positional: the fields that words without an option fill, in order; the last may take several.
         run: whether the command has a run folder to start over in.
         epilog: printed below.
     """
@@ -90,8 +92,8 @@ class Parser:
     def __init__(
         self, name: str, description: str, config: type, *, positional: str = "", run: bool = False, epilog: str = ""
     ) -> None:
-        words = f" {positional.upper().rstrip('S')}{'...' if positional.endswith('s') else ''}" if positional else ""
-        self.name, self.config, self.positional = name, config, positional
+        self.name, self.config, self.positional = name, config, positional.split()
+        words = "".join(f" {w.upper().rstrip('S')}{'...' if w.endswith('s') else ''}" for w in self.positional)
         self.repeated: set[str] = set()  # options that may be given several times
         self.parser = _Arguments(
             prog=f"hkd {name}", usage=f"hkd {name}{words} [options]", description=description, epilog=epilog or None,
@@ -154,7 +156,7 @@ class Parser:
         for name in self.repeated & given.keys():
             given[name] = given[name][0] if len(given[name]) == 1 else tuple(given[name])
         if words:
-            given[self.positional] = self._positional(words, given)
+            given |= self._positional(words, given)
         config: dict[str, Any] = {}
         origin: dict[str, Path] = {}
         for name in files:
@@ -183,16 +185,20 @@ class Parser:
                 assigned.append(f"{word}={rest.pop(0)}")
         return assigned, words
 
-    def _positional(self, words: list[str], given: Mapping[str, Any]) -> str | tuple[str, ...]:
-        """The value of the field that words without an option fill."""
+    def _positional(self, words: list[str], given: Mapping[str, Any]) -> dict[str, str | tuple[str, ...]]:
+        """The values of the fields that words without an option fill: of those that no option names."""
         if not self.positional:
             raise RequestError(f"option: unexpected {shown(words[0])}; see hkd {self.name} --help")
-        several = hints_of(self.config)[self.positional] is not str
-        if self.positional in given:
-            raise RequestError(f"{self.positional}: named with --{self.positional} and again as {shown(words[0])}")
-        if not several and len(words) > 1:
-            raise RequestError(f"{self.positional}: takes one; got {shown(' '.join(words))}")
-        return tuple(words) if several else words[0]
+        if not (free := [name for name in self.positional if name not in given]):
+            name = self.positional[0]
+            raise RequestError(f"{name}: named with --{name} and again as {shown(words[0])}")
+        *single, last = free
+        values: dict[str, str | tuple[str, ...]] = dict(zip(single, words, strict=False))
+        rest = words[len(single) :]
+        several = hints_of(self.config)[last] is not str
+        if not several and len(rest) > 1:
+            raise RequestError(f"{last}: takes one; got {shown(' '.join(rest))}")
+        return values | ({last: tuple(rest) if several else rest[0]} if rest else {})
 
 
 class _Arguments(argparse.ArgumentParser):

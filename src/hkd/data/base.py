@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from hkd.data.files import Files
-from hkd.data.images import fit, open_image, shrunken, to_rgb, to_tensor
+from hkd.data.images import open_image, preprocess, shrunken, to_rgb, to_tensor, unreadable
 from hkd.errors import RequestError
 from hkd.options import shown
 from hkd.outside import printable
@@ -215,21 +215,29 @@ class FileDataset(Dataset):
         Raises:
             RequestError: the file is not a readable image.
         """
+        return self._read(index, lambda image: to_rgb(image) if side is None else shrunken(image, side))
+
+    def prepared(self, index: int, size: int, crop: str) -> Image.Image:
+        """One image as an evaluation shows it, see :func:`hkd.data.images.preprocess`.
+
+        Raises:
+            RequestError: the file is not a readable image.
+        """
+        return self._read(index, lambda image: preprocess(image, size, crop))
+
+    def _read(self, index: int, make: Callable[[Image.Image], Image.Image]) -> Image.Image:
         name = self.names[index]
         try:
-            image = open_image(self.files.read(name))
-            return to_rgb(image) if side is None else shrunken(image, side)
+            return make(open_image(self.files.read(name)))
         except RequestError:
             raise
         except Exception as error:  # a decoder given a hostile file may raise anything
-            reason = "not an image" if isinstance(error, UnidentifiedImageError) else printable(error)
             place = printable(self.files.path / name, 4096)
-            raise RequestError(f"dataset: cannot read {place} ({reason})") from error
+            raise RequestError(f"dataset: cannot read {place} ({unreadable(error)})") from error
 
     def image(self, index: int) -> Tensor:
-        image = self.decode(index)
         size = self.info.image_size
-        return to_tensor(image if size is None else fit(image, size))
+        return to_tensor(self.decode(index) if size is None else self.prepared(index, size, "fit"))
 
     def select(self, indices: Tensor, info: DatasetInfo) -> FileDataset:
         names = [self.names[i] for i in indices.tolist()]

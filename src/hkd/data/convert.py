@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from hkd.data.base import ArrayDataset, Dataset, DatasetInfo, checked_labels
-from hkd.data.images import check_size, fit, resize, to_rgb, to_tensor
+from hkd.data.images import check_size, preprocess, resize, to_rgb, to_tensor
 from hkd.errors import RequestError
 from hkd.options import shown
 from hkd.outside import has_controls, printable
@@ -162,8 +162,7 @@ def _uint8(image: Any, size: int | None, name: str) -> Tensor:
             return pixels
         image = Image.fromarray(np.asarray(pixels.permute(1, 2, 0)))
     if isinstance(image, Image.Image) and image.mode != "F" and 0 not in image.size:
-        image = to_rgb(image)
-        return to_tensor(image if size is None else fit(image, size))
+        return to_tensor(to_rgb(image) if size is None else preprocess(image, size, "fit"))
     raise RequestError(
         f"dataset: expected PIL images or uint8 tensors (3, H, W) from {name}, before any augmentation or "
         f"normalisation; got {_described(image)}"

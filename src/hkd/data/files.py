@@ -35,11 +35,13 @@ class Files(ABC):
     Attributes:
         path: of the folder or archive.
         names: of all files.
+        prefix: what stands before each name in the folder or archive itself, with its slash.
         fingerprint: changes when a file is added, removed or rewritten.
     """
 
     path: Path
     names: list[str]
+    prefix: str = ""
     fingerprint: str
 
     @abstractmethod
@@ -124,11 +126,11 @@ class Archive(Files):
         for entry in entries:
             _refuse_hostile(path, entry)
         tops = {entry.filename.split("/", 1)[0] for entry in entries if not entry.filename.startswith("__MACOSX/")}
-        self._prefix = f"{tops.pop()}/" if len(tops) == 1 else ""
-        inside = {e.filename: e.file_size for e in entries if e.filename.startswith(self._prefix)}
-        self._sizes = {name.removeprefix(self._prefix): size for name, size in inside.items()}
+        self.prefix = f"{tops.pop()}/" if len(tops) == 1 else ""
+        inside = {e.filename: e.file_size for e in entries if e.filename.startswith(self.prefix)}
+        self._sizes = {name.removeprefix(self.prefix): size for name, size in inside.items()}
         self.names = sorted(self._sizes)
-        self._folders = [e.filename.removeprefix(self._prefix) for e in listed if e.is_dir()]
+        self._folders = [e.filename.removeprefix(self.prefix) for e in listed if e.is_dir()]
         status = path.stat()
         identity = f"{path.resolve()}\0{status.st_size}\0{status.st_mtime_ns}"
         self.fingerprint = hashlib.sha256(identity.encode(errors="surrogateescape")).hexdigest()
@@ -138,7 +140,7 @@ class Archive(Files):
         try:
             if self._archive is None or self._archive[0] != os.getpid():  # a forked worker has its own file position
                 self._archive = (os.getpid(), zipfile.ZipFile(self.path))
-            with self._archive[1].open(self._prefix + name) as file:
+            with self._archive[1].open(self.prefix + name) as file:
                 return file.read(self._sizes[name] + 1)  # unpacks no more than the archive declares
         except BROKEN as error:
             raise RequestError(f"dataset: cannot read {printable(name)} in {self.path} ({printable(error)})") from error

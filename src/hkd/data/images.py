@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from hkd.data.formats import readable_formats
-from hkd.outside import whole_number
+from hkd.outside import printable, whole_number
 
 Pixels = NDArray[np.uint8]
 
@@ -43,8 +43,15 @@ def open_image(data: bytes) -> Image.Image:
     return Image.open(io.BytesIO(data), formats=readable_formats())
 
 
+def unreadable(error: Exception) -> str:
+    """Why a file could not be read as a picture, in words."""
+    return "not an image" if isinstance(error, UnidentifiedImageError) else printable(error)
+
+
 def to_rgb(image: Image.Image) -> Image.Image:
     """Any picture as 8-bit RGB, turned as its EXIF data says: 16-bit grey is scaled, transparency becomes white.
+
+    Colours are taken as they are stored: ICC profiles change nothing, and CMYK becomes the complements of its inks.
 
     Raises:
         ValueError: its pixels are floating-point numbers, whose range is not known, or there are none.
@@ -105,6 +112,27 @@ def centre(image: Image.Image, size: int) -> Image.Image:
     scaled = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BILINEAR)
     left, top = (scaled.width - size) // 2, (scaled.height - size) // 2
     return scaled.crop((left, top, left + size, top + size))
+
+
+CROPS = {"fit": fit, "centre": centre}
+"""How an evaluation crops, by the kind of data set: decoded into memory, or streamed from its files."""
+
+
+def preprocess(image: Image.Image, size: int, crop: str) -> Image.Image:
+    """Any picture as an evaluation shows it to a network: RGB, ``size`` x ``size`` pixels.
+
+    The one way from a picture to pixels: of evaluations, of ``hkd predict`` and of ``model.transform``; the model card
+    of an export repeats the source of :func:`to_rgb` and of the crop.
+
+    Args:
+        image: of any mode, with its EXIF data.
+        size: side in pixels.
+        crop: a key of :data:`CROPS`.
+
+    Raises:
+        ValueError: see :func:`to_rgb`.
+    """
+    return CROPS[crop](to_rgb(image), size)
 
 
 def random_resized_crop(pixels: Pixels, size: int, generator: random.Random) -> Image.Image:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hkd.data.base import ArrayDataset, Dataset, FileDataset
-from hkd.data.images import centre, to_tensor
+from hkd.data.images import to_tensor
 from hkd.errors import RequestError
 from hkd.types import Channels
 
@@ -68,7 +68,7 @@ def _streamed(dataset: FileDataset, image_size: int, workers: int, bad_images: s
 
     def look(number: int) -> Tensor | RequestError:
         try:
-            image = centre(dataset.decode(number * len(dataset) // sample), image_size)
+            image = dataset.prepared(number * len(dataset) // sample, image_size, "centre")
         except RequestError as error:
             return error
         return _counts(to_tensor(image)[None])

@@ -24,7 +24,7 @@ from hkd.data import augment
 from hkd.data.balance import balanced_order, times_before
 from hkd.data.base import FileDataset
 from hkd.data.image_copy import ImageCopy, open_copy, shrunken_side
-from hkd.data.images import Pixels, centre, random_resized_crop, to_tensor
+from hkd.data.images import Pixels, random_resized_crop, to_tensor
 from hkd.data.loader import Batches, Loader
 from hkd.data.randomness import draws, epoch_generator
 from hkd.errors import RequestError
@@ -208,8 +208,8 @@ class _Views(TorchDataset[tuple[Tensor, int, int, int]]):
             if self.strong_seed is not None and turn is not None:
                 views.append(self._strong(pixels, index, self.strong_seed, turn))
         else:
-            image, index = self._readable(self.dataset.decode, index)
-            views = [to_tensor(centre(image, self.size))]
+            image, index = self._readable(lambda number: self.dataset.prepared(number, self.size, "centre"), index)
+            views = [to_tensor(image)]
         return torch.stack(views), int(self.dataset.labels[index]), index, number
 
     def _cropped(self, pixels: Pixels, name: str) -> Tensor:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from hkd.models.names import model_of_file as model_of_file
     from hkd.models.names import names_code as names_code
     from hkd.models.weights import load_checkpoint as load_checkpoint
-    from hkd.models.weights import load_model as load_model
+    from hkd.models.weights import read_model as read_model
     from hkd.models.weights import save_model as save_model
 else:
     __getattr__, __dir__ = lazy(
@@ -26,6 +26,6 @@ else:
             "hkd.models.create": ("create_model", "list_models"),
             "hkd.models.external": ("wrap_model",),
             "hkd.models.names": ("model_of_file", "names_code"),
-            "hkd.models.weights": ("load_checkpoint", "load_model", "save_model"),
+            "hkd.models.weights": ("load_checkpoint", "read_model", "save_model"),
         },
     )

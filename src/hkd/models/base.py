@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -51,6 +52,11 @@ class Model(nn.Module, ABC):
     """Those of the weights that its library has for it, whether it has them or not."""
     pretrained_classifier: bool = False
     """Whether the classifier, too, came with a library's weights."""
+
+    classes: list[str]
+    """Names of the classes, by label; of a network that :func:`hkd.load_model` returned."""
+    transform: Callable[[Any], Tensor]
+    """From a PIL picture to what the network takes, float32 (3, H, W), as its evaluation did it; of the same."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -42,12 +42,12 @@ def save_model(model: Model, path: str | Path, **about: Any) -> None:
     Args:
         model: whose ``name`` and ``info`` go into the file.
         path: of the .safetensors file.
-        about: more to write beside them; anything JSON can say. :func:`load_model` gives back ``classes``, ``mean``,
+        about: more to write beside them; anything JSON can say. :func:`read_model` gives back ``classes``, ``mean``,
             ``std``, ``image_size``, ``crop``, ``dataset``, ``epoch`` and ``top1``.
 
     Raises:
         OSError: the file cannot be written.
-        RequestError: one of these fields is not what :func:`load_model` would read.
+        RequestError: one of these fields is not what :func:`read_model` would read.
     """
     text = json.dumps({"model": model.name, "num_classes": model.info.num_classes, **about})
     checked(json.loads(text), path)
@@ -64,8 +64,8 @@ def save_model(model: Model, path: str | Path, **about: Any) -> None:
             raise OSError(errno.EIO, f"could not be written: {error}", str(path)) from error
 
 
-def load_model(path: str | Path, model: str | None = None) -> tuple[Model, dict[str, Any]]:
-    """Rebuilds a network from a file that :func:`save_model` wrote.
+def read_model(path: str | Path, model: str | None = None) -> tuple[Model, dict[str, Any]]:
+    """Rebuilds a network from a file that :func:`save_model` wrote; :func:`hkd.load_model` makes it ready for use.
 
     Args:
         path: of the file.
