@@ -129,6 +129,22 @@ def cross_entropy(logits: Tensor, label: Tensor, smoothing: float = 0.0) -> Tens
     return total / (label != NO_LABEL).sum().clamp(min=1)
 
 
+def batch_cross_entropy(logits: Tensor, batch: Batch, smoothing: float = 0.0) -> Tensor:
+    r"""The cross-entropy of a batch, a scalar; of mixed images that with both classes.
+
+    .. math:: (1 - w)\, \mathrm{CE}(l, y) + w\, \mathrm{CE}(l, y')
+
+    Args:
+        logits: (B, C).
+        batch: its classes y and, of :attr:`hkd.Batch.mixture`, y' and w.
+        smoothing: of both.
+    """
+    loss = cross_entropy(logits, batch.label, smoothing)
+    if batch.mixture is None:
+        return loss
+    return torch.lerp(loss, cross_entropy(logits, batch.mixture.label, smoothing), batch.mixture.weight.to(loss.dtype))
+
+
 @methods.register("kd")
 class KD(Method[KDConfig]):
     """Hinton et al., "Distilling the Knowledge in a Neural Network", 2015.
@@ -141,6 +157,7 @@ class KD(Method[KDConfig]):
     Config = KDConfig
     weights = Weights(ce=0.1, kd=0.9, method=0.0)
     needs = frozenset({"logits"})
+    takes_mixed = True
 
     def __init__(self, setup: Setup, config: KDConfig) -> None:
         super().__init__(setup, config)
