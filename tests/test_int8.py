@@ -67,6 +67,16 @@ def test_the_normalisation_stays_in_float_and_the_weights_do_not() -> None:
     assert large and all(tensor.data_type in (onnx.TensorProto.INT8, onnx.TensorProto.INT32) for tensor in large)
 
 
+def test_batch_norms_that_no_convolution_takes_stay_in_float(caplog: pytest.LogCaptureFixture) -> None:
+    model = hkd.create_model("wrn_16_1", 4).eval()  # its batch norms stand before the activations
+    proto = onnx_model(Deployed(model, (0.5,) * 3, (0.2,) * 3).eval(), 16, {"classes": list("abcd")})
+    made = quantise(proto, np.random.default_rng(0).integers(0, 256, (16, 3, 16, 16), dtype=np.uint8))
+    norms = [node for node in made.graph.node if node.op_type == "BatchNormalization"]
+    stored = {tensor.name: tensor.data_type for tensor in made.graph.initializer}
+    assert norms and all(stored[name] == onnx.TensorProto.FLOAT for node in norms for name in node.input[1:])
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+
+
 def test_calibration_is_on_training_images_without_the_held_out(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

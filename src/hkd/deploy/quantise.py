@@ -63,13 +63,19 @@ def quantise(proto: Any, calibration: NDArray[np.uint8]) -> Any:
             per_channel=True,
             activation_type=QuantType.QInt8,
             weight_type=QuantType.QInt8,
-            nodes_to_exclude=normalising(onnx.load(fused)),
+            nodes_to_exclude=in_float(onnx.load(fused)),
         )
         result = onnx.load(quantised)
     del result.metadata_props[:]
     result.metadata_props.extend(proto.metadata_props)
     onnx.checker.check_model(result)
     return result
+
+
+def in_float(proto: Any) -> list[str]:
+    """The names of the nodes that stay in float32: the normalisation, and batch norms that stand before activations and
+    so are in no convolution, whose factors are too unlike for the 8 bits of one scale."""
+    return [*normalising(proto), *(node.name for node in proto.graph.node if node.op_type == "BatchNormalization")]
 
 
 def normalising(proto: Any) -> list[str]:
