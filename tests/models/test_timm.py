@@ -37,6 +37,13 @@ def test_a_transformer_is_built_for_the_images(tmp_path: Path) -> None:
     assert about["image_size"] == 32
 
 
+@pytest.mark.parametrize(("name", "size"), [("timm:vit_tiny_patch16_224", 8), ("timm:maxvit_tiny_tf_224", 112)])
+def test_a_size_that_no_grid_fits_is_told(name: str, size: int) -> None:
+    model = hkd.create_model(name, 10, image_size=size)
+    with pytest.raises(hkd.RequestError, match=f"image_size: {name} does not take images of {size}x{size}"):
+        model.info_at(size)
+
+
 @pytest.mark.parametrize("name", ["timm:test_resnet", "resnet8", "torchvision:resnet18", "timm:fastvit_t8"])
 def test_the_others_are_built_as_ever(name: str) -> None:
     torch.manual_seed(0)

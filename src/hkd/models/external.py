@@ -310,16 +310,24 @@ def _built_for(name: str, num_classes: int, image_size: int | None) -> dict[str,
         about = module.pretrained_cfg
         if not about.get("fixed_input_size") or about["input_size"][-1] == image_size:
             return {}
+        if _runs(module, image_size):
+            return {}
         try:
-            with torch.no_grad(), evaluating(module):
-                module(torch.zeros(1, 3, image_size, image_size))
-        except Exception:  # whatever it says of a size that it does not take
-            try:
-                timm.create_model(name, num_classes=num_classes, img_size=image_size)
-            except (TypeError, AssertionError):  # an architecture without that argument, or of another grid
-                return {}
-            return {"img_size": image_size}
-    return {}
+            module = timm.create_model(name, num_classes=num_classes, img_size=image_size)
+        except Exception:  # an architecture without that argument, or of another grid
+            return {}
+        return {"img_size": image_size} if _runs(module, image_size) else {}
+
+
+@torch.no_grad()
+def _runs(module: nn.Module, image_size: int) -> bool:
+    """Whether a network takes images of a size."""
+    try:
+        with evaluating(module):
+            module(torch.zeros(1, 3, image_size, image_size))
+    except Exception:  # whatever it says of a size that it does not take
+        return False
+    return True
 
 
 WITHOUT_NETWORK = "copy their file here and name it with --teacher-weights or --student-weights"
