@@ -69,7 +69,8 @@ def test_an_operation_is_pillows(name: str, side: int) -> None:
     batch = images(side)
     for turn in range(len(MAGNITUDES)):
         magnitudes = MAGNITUDES.roll(turn)
-        made = augment.operate(batch, torch.full((10,), OPERATIONS.index(name)), magnitudes)
+        operations = torch.full((10,), OPERATIONS.index(name))
+        made = augment.operate(batch, operations, augment.strong_amounts(operations, magnitudes, side))
         difference = (made.int() - as_pillow(batch, name, magnitudes).int()).abs()
         assert made.dtype == torch.uint8 and difference.max() <= (name == "autocontrast")
 
@@ -104,7 +105,8 @@ def test_the_strong_view_is_two_operations_and_a_rectangle() -> None:
     for image, row in zip(batch, drawn, strict=True):
         step = image[None]
         for slot in (1, 2):
-            step = augment.operate(step, row[None, slot], row[None, slot + 2])
+            amounts = augment.strong_amounts(row[None, slot], row[None, slot + 2], 32)
+            step = augment.operate(step, row[None, slot], amounts)
         assert torch.equal(augment.strong(image[None], row[None]), augment.rectangle(step, row[None, 5:]))
 
 

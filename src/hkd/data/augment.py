@@ -1,13 +1,13 @@
-"""The strong view of an image: two of 14 operations and a filled rectangle, drawn for each image, made in batches.
+"""14 operations on images, one drawn for each, made in batches; and the strong view: two of them and a rectangle.
 
-All arithmetic is on integers, with magnitudes in steps of 1 / 65536, so that a view has the same pixels on every device
+All arithmetic is on integers, with amounts in steps of 1 / 65536, so that a view has the same pixels on every device
 and in every batch. The operations are Pillow's on 8-bit RGB; :func:`autocontrast` rounds without the error of a float,
 which differs from it by one level at most.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
@@ -42,33 +42,27 @@ def affine(images: Tensor, matrices: Tensor) -> Tensor:
     return moved * inside[:, None]
 
 
-def matrices(operations: Tensor, magnitudes: Tensor, side: int) -> Tensor:
+def matrices(operations: Tensor, amounts: Tensor, side: int) -> Tensor:
     """(B, 6) for :func:`affine` of some of the last five :data:`OPERATIONS`; on the CPU, in float64 until rounded.
 
     Args:
         operations: (B,) their numbers.
-        magnitudes: (B,) from 0 to 65535: the place within the range.
+        amounts: (B,) float64, of :func:`operate`.
         side: S in pixels.
     """
-    part, signed = magnitudes.double() / ONE, torch.zeros(len(magnitudes), 6, dtype=torch.float64)
+    signed = torch.zeros(len(amounts), 6, dtype=torch.float64)
     a, b, c, d, e, f = signed.T
     a += 1
     e += 1
-    amount = 0.6 * part - 0.3
-    for name, column, scale in (
-        ("shear-x", b, 1),
-        ("shear-y", d, 1),
-        ("translate-x", c, side),
-        ("translate-y", f, side),
-    ):
-        column.add_(scale * amount * (operations == OPERATIONS.index(name)))
-    angle = torch.deg2rad(60 * part - 30) * (operations == OPERATIONS.index("rotate"))
+    for name, column in (("shear-x", b), ("shear-y", d), ("translate-x", c), ("translate-y", f)):
+        column.add_(amounts * (operations == OPERATIONS.index(name)))
+    turned = operations == OPERATIONS.index("rotate")
+    angle = torch.deg2rad(amounts) * turned
     cos, sin, middle = angle.cos(), angle.sin(), side / 2
     a += cos - 1
     e += cos - 1
     b -= sin
     d += sin
-    turned = operations == OPERATIONS.index("rotate")
     c += (middle - cos * middle + sin * middle) * turned
     f += (middle - sin * middle - cos * middle) * turned
     c += (a + b) / 2  # of the middle of a pixel
@@ -76,11 +70,11 @@ def matrices(operations: Tensor, magnitudes: Tensor, side: int) -> Tensor:
     return (signed * ONE + 0.5).floor().long()
 
 
-def blend(other: Tensor, images: Tensor, magnitude: Tensor) -> Tensor:
-    """Images between others (0) and themselves (1): .05 + .9 of the magnitude, rounded down."""
-    factor = ((18 * magnitude + ONE + 10) // 20)[:, None, None, None]
+def blend(other: Tensor, images: Tensor, factor: Tensor) -> Tensor:
+    """Images between others (0) and themselves (65536), or beyond themselves, rounded down and clipped to a byte."""
     start = other.int()
-    return (start + ((images.int() - start) * factor.int() >> 16)).to(torch.uint8)
+    mixed = start + ((images.int() - start) * factor.int()[:, None, None, None] >> 16)
+    return mixed.clamp(0, 255).to(torch.uint8)
 
 
 def grey(images: Tensor) -> Tensor:
@@ -90,45 +84,43 @@ def grey(images: Tensor) -> Tensor:
     return luma
 
 
-def brightness(images: Tensor, magnitude: Tensor) -> Tensor:
+def brightness(images: Tensor, factor: Tensor) -> Tensor:
     """Towards black."""
-    return blend(torch.zeros_like(images), images, magnitude)
+    return blend(torch.zeros_like(images), images, factor)
 
 
-def colour(images: Tensor, magnitude: Tensor) -> Tensor:
+def colour(images: Tensor, factor: Tensor) -> Tensor:
     """Towards grey."""
-    return blend(grey(images), images, magnitude)
+    return blend(grey(images), images, factor)
 
 
-def contrast(images: Tensor, magnitude: Tensor) -> Tensor:
+def contrast(images: Tensor, factor: Tensor) -> Tensor:
     """Towards the mean luma of the image."""
     count = images.shape[2] * images.shape[3]
     total = grey(images).sum(dim=(1, 2, 3), keepdim=True)
-    return blend((2 * total + count) // (2 * count), images, magnitude)
+    return blend((2 * total + count) // (2 * count), images, factor)
 
 
-def sharpness(images: Tensor, magnitude: Tensor) -> Tensor:
+def sharpness(images: Tensor, factor: Tensor) -> Tensor:
     """Towards a mean over 3 x 3 pixels in which the middle counts five times; the border stays."""
     pixels = images.int()
     rows = pixels[:, :, :-2] + pixels[:, :, 1:-1] + pixels[:, :, 2:]
     total = rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:] + 4 * pixels[:, :, 1:-1, 1:-1]
     pixels[:, :, 1:-1, 1:-1] = (2 * total + 13) // 26
-    return blend(pixels, images, magnitude)
+    return blend(pixels, images, factor)
 
 
-def posterize(images: Tensor, magnitude: Tensor) -> Tensor:
-    """Keeps the upper 4 to 7 bits."""
-    bits = 4 + (magnitude >> 14)
-    return images & (256 - (1 << (8 - bits))).to(torch.uint8)[:, None, None, None]
+def posterize(images: Tensor, bits: Tensor) -> Tensor:
+    """Keeps the upper bits, so many of 8."""
+    return images & (256 - (1 << (8 - (bits >> 16)))).to(torch.uint8)[:, None, None, None]
 
 
-def solarize(images: Tensor, magnitude: Tensor) -> Tensor:
+def solarize(images: Tensor, threshold: Tensor) -> Tensor:
     """Inverts what is at or above a threshold from 0 to 256."""
-    threshold = ((magnitude + 255) >> 8)[:, None, None, None]
-    return torch.where(images < threshold, images, 255 - images)
+    return torch.where(images < (threshold >> 16)[:, None, None, None], images, 255 - images)
 
 
-def autocontrast(images: Tensor, magnitude: Tensor) -> Tensor:
+def autocontrast(images: Tensor, _: Tensor) -> Tensor:
     """Stretches each channel from 0 to 255."""
     pixels = images.int()
     low, high = pixels.amin(dim=(2, 3), keepdim=True), pixels.amax(dim=(2, 3), keepdim=True)
@@ -136,7 +128,7 @@ def autocontrast(images: Tensor, magnitude: Tensor) -> Tensor:
     return torch.where(high > low, stretched, pixels).to(torch.uint8)
 
 
-def equalize(images: Tensor, magnitude: Tensor) -> Tensor:
+def equalize(images: Tensor, _: Tensor) -> Tensor:
     """Spreads the levels of each channel so that they are equally frequent."""
     pixels = images.flatten(2).long()
     counts = torch.zeros(*pixels.shape[:2], 256, dtype=torch.int64, device=images.device)
@@ -148,7 +140,7 @@ def equalize(images: Tensor, magnitude: Tensor) -> Tensor:
     return torch.where(step > 0, levels.gather(2, pixels), pixels).view(images.shape).to(torch.uint8)
 
 
-def identity(images: Tensor, magnitude: Tensor) -> Tensor:
+def identity(images: Tensor, _: Tensor) -> Tensor:
     """The images as they are."""
     return images
 
@@ -164,31 +156,69 @@ BY_VALUE: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "sharpness": sharpness,
     "solarize": solarize,
 }
-"""What changes the values of pixels: uint8 (B, 3, S, S) and (B,) magnitudes from 0 to 65535 -> uint8 (B, 3, S, S)."""
+"""What changes the values of pixels: uint8 (B, 3, S, S) and (B,) amounts in 65536ths -> uint8 (B, 3, S, S)."""
 OPERATIONS = (*BY_VALUE, "rotate", "shear-x", "shear-y", "translate-x", "translate-y")
-"""All that may be drawn. Rotations go from -30 to 30 degrees about the middle; shears, from the upper left corner, from
--.3 to .3; translations from -.3 to .3 of the side."""
+"""All that may be drawn. Rotations are about the middle, shears from the upper left corner."""
+ENHANCEMENTS = ("brightness", "colour", "contrast", "sharpness")
 
 
-def operate(images: Tensor, operations: Tensor, magnitudes: Tensor) -> Tensor:
+def operate(images: Tensor, operations: Tensor, amounts: Tensor) -> Tensor:
     """One operation for each image.
 
     Args:
         images: (B, 3, S, S) uint8, on any device.
-        operations, magnitudes: (B,) int64 on the CPU, so that no device is asked which images an operation has.
+        operations: (B,) int64 numbers of :data:`OPERATIONS`, on the CPU, so that no device is asked which images an
+            operation has.
+        amounts: (B,) float64 on the CPU, what each operation is done by: the part of the image that is kept (1 is all;
+            beyond 1 its difference grows), bits, a threshold, degrees, a shear as a tangent, or pixels.
     """
     made, device = images.clone(), images.device
+    steps = (amounts * ONE).round().long()
     for number, function in enumerate(BY_VALUE.values()):
         rows = (operations == number).nonzero()[:, 0]
         if len(rows) and function is not identity:
             here = rows.to(device, non_blocking=True)
-            made[here] = function(images[here], magnitudes[rows].to(device, non_blocking=True))
+            made[here] = function(images[here], steps[rows].to(device, non_blocking=True))
     rows = (operations >= len(BY_VALUE)).nonzero()[:, 0]
     if len(rows):
         here = rows.to(device, non_blocking=True)
-        maps = matrices(operations[rows], magnitudes[rows], images.shape[2])
+        maps = matrices(operations[rows], amounts[rows], images.shape[2])
         made[here] = affine(images[here], maps.to(device, non_blocking=True))
     return made
+
+
+def chosen(operations: Tensor, amounts: Mapping[str, Tensor]) -> Tensor:
+    """(B,) float64: of the amounts (B,) of each operation by its name, that of each image's operation; else 0."""
+    made = torch.zeros(len(operations), dtype=torch.float64)
+    for name, values in amounts.items():
+        made = torch.where(operations == OPERATIONS.index(name), values.double(), made)
+    return made
+
+
+def strong_amounts(operations: Tensor, magnitudes: Tensor, side: int) -> Tensor:
+    """(B,) for :func:`operate`, within the ranges of the strong view.
+
+    Enhancements keep .05 to .95, posterize 4 to 7 bits, solarize a threshold from 0 to 256; rotations go from -30 to 30
+    degrees, shears from -.3 to .3, translations from -.3 to .3 of the side.
+
+    Args:
+        operations: (B,) numbers of :data:`OPERATIONS`.
+        magnitudes: (B,) from 0 to 65535: the place within the range.
+        side: S in pixels.
+    """
+    part = magnitudes.double() / ONE
+    shift = 0.6 * part - 0.3
+    return chosen(
+        operations,
+        {
+            **dict.fromkeys(ENHANCEMENTS, ((18 * magnitudes + ONE + 10) // 20).double() / ONE),
+            "posterize": 4 + (magnitudes >> 14),
+            "solarize": (magnitudes + 255) >> 8,
+            "rotate": 60 * part - 30,
+            **dict.fromkeys(("shear-x", "shear-y"), shift),
+            **dict.fromkeys(("translate-x", "translate-y"), side * shift),
+        },
+    )
 
 
 def rectangle(images: Tensor, places: Tensor) -> Tensor:
@@ -240,5 +270,6 @@ def strong(images: Tensor, drawn: Tensor) -> Tensor:
         drawn: (B, 8) on the CPU, of :func:`strong_draws`.
     """
     for slot in (1, 2):
-        images = operate(images, drawn[:, slot], drawn[:, slot + 2])
+        operations = drawn[:, slot]
+        images = operate(images, operations, strong_amounts(operations, drawn[:, slot + 2], images.shape[2]))
     return rectangle(images, drawn[:, 5:].to(images.device, non_blocking=True))
