@@ -378,7 +378,7 @@ def fill_cache(config: CacheConfig) -> str:
     views = spec.data.views or spec.optimisation.epochs
     loader = make_loader(
         parts.data.train, 64, engine.device, train=True, flip=spec.data.flip, views=views,
-        cache=folder, cache_gb=config.image_cache_gb,
+        cache=folder, cache_gb=config.image_cache_gb, augment=spec.data.augment, min_crop=spec.data.min_crop,
     )  # fmt: skip
     images = engine.share.of(torch.arange(len(loader.dataset)))
     request = CacheRequest(

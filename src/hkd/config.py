@@ -403,6 +403,8 @@ _CACHE_NAMES = [
     "holdout_seed",
     "mean",
     "std",
+    "augment",
+    "min_crop",
     "views",
     "flip",
     "teacher_image_size",

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from hkd.errors import RequestError
 from hkd.methods import create_method, methods
-from hkd.methods.base import Initialisation, Method, Progress, Weights
-from hkd.methods.kd import KD, NO_LABEL, cross_entropy, kd_loss_of_teachers
+from hkd.methods.base import Initialisation, Method, Progress, Weights, mixing_refused
+from hkd.methods.kd import KD, NO_LABEL, batch_cross_entropy, cross_entropy, kd_loss_of_teachers
 from hkd.methods.of_teachers import OfTeachers
 from hkd.methods.spec import MethodSpec
 from hkd.models import wrap_model
@@ -333,13 +333,15 @@ class Distiller(nn.Module):
             logits = at_least_float32(self.student(batch.image).logits)
             loss = cross_entropy(logits, batch.label)
             return DistillerOutput(loss, {"ce": loss}, logits)
+        if batch.mixture is not None and self.method is not None:
+            self._check_mixed(self.method)
         self._before_step(batch)
         taught = self._taught(batch.image, teacher)
         if self.in_initialisation:
             return self._initialise(batch, taught)
         student: ModelOutput = self.student(batch.image)
         logits = at_least_float32(student.logits)
-        terms = {"ce": cross_entropy(logits, batch.label, self.class_weights, self.label_smoothing)}
+        terms = {"ce": batch_cross_entropy(logits, batch, self.class_weights, self.label_smoothing)}
         if taught and self.weights.kd:
             theirs = [output.logits for output in taught]
             if strange := [tuple(one.shape) for one in theirs if one.shape != logits.shape]:
@@ -348,6 +350,11 @@ class Distiller(nn.Module):
         if taught and self._uses_method:
             terms |= self._method_terms(batch, student, taught)
         return DistillerOutput(self._total(terms), terms, logits)
+
+    @staticmethod
+    def _check_mixed(method: Method[Any]) -> None:
+        if why := mixing_refused(method, type(method).__name__):
+            raise RequestError(f"method: {why}")
 
     def _batch(self, image: Tensor, label: Tensor | None, index: Tensor | None, strong: Tensor | None) -> Batch:
         if not image.is_floating_point():

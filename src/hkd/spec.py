@@ -187,8 +187,11 @@ class RunSpec:
             raise RequestError(
                 "teacher_train: expected all for a teacher that is trained, teacher_checkpoint; got head"
             )
+        if self.data.min_crop is not None and self.data.augment == "crop":
+            raise RequestError("min_crop: is of resized crops, and --augment crop has none")
         if self.method is not None:
             check_weights(self.method)
+            check_mixing(self.data, self.method)
 
     @property
     def is_resolved(self) -> bool:
@@ -451,6 +454,18 @@ def check_weights(method: MethodSpec) -> None:
         raise RequestError("method_weight: kd is the KD term, whose weight is kd_weight")
     if 0 == method.weight == method.kd_weight == method.ce_weight:
         raise RequestError("method_weight: all weights are 0, so there is nothing to learn from")
+
+
+def check_mixing(data: DataSpec, method: MethodSpec) -> None:
+    """Raises :class:`RequestError` where images are mixed and the method cannot learn from such."""
+    if not (data.mixup or data.cutmix):
+        return
+    from hkd.methods import methods
+    from hkd.methods.base import mixing_refused
+
+    if why := mixing_refused(methods[method.name], method.name):
+        taken = ", ".join(sorted(name for name in methods if methods[name].takes_mixed))
+        raise RequestError(f"{'mixup' if data.mixup else 'cutmix'}: {why}; methods that take them: {taken}")
 
 
 def resolve_method(method: MethodSpec) -> MethodSpec:

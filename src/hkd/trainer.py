@@ -110,6 +110,10 @@ class Trainer:
             cache_gb=spec.runtime.image_cache_gb,
             strong=self.distiller.needs_strong,
             balance=spec.data.balance == "sampler",
+            augment=spec.data.augment,
+            min_crop=spec.data.min_crop,
+            mixup=spec.data.mixup,
+            cutmix=spec.data.cutmix,
             **options,
         )
         if train.note and self.engine.is_main:
@@ -212,7 +216,8 @@ class Trainer:
         for teacher in teachers:
             fold_batch_norms(teacher, self.data.image_size)
         if request is not None and self.distiller.needs_teacher:
-            reason = cacheable(self.distiller) or next(filter(None, (fits(k, self.loader, request) for k in keys)), "")
+            reason = self.loader.unrepeated or cacheable(self.distiller)
+            reason = reason or next(filter(None, (fits(k, self.loader, request) for k in keys)), "")
             if not reason:
                 pairs = zip(keys, teachers, strict=True)
                 self.teacher_caches = [TeacherCache(k, t, self.loader, self.engine, request) for k, t in pairs]
@@ -259,7 +264,7 @@ class Trainer:
             return f"  teacher {100 * hits / max(1, hits + misses):.0f} % read"
         share = self._teacher_seconds / len(self.data.test) * len(self.data.train) / seconds
         self._teacher_seconds = 0.0
-        if share < TEACHER_IS_MOST or epoch + 1 == self.epochs or cacheable(self.distiller):
+        if share < TEACHER_IS_MOST or epoch + 1 == self.epochs or self.loader.unrepeated or cacheable(self.distiller):
             return ""
         return (
             f"\nthe teacher takes about {100 * min(share, 0.99):.0f} % of this time; with --teacher-cache auto its "

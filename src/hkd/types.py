@@ -14,6 +14,18 @@ IMAGENET_MEAN: Channels = (0.485, 0.456, 0.406)
 IMAGENET_STD: Channels = (0.229, 0.224, 0.225)
 
 
+class Mixture(NamedTuple):
+    """What was mixed into the images of a batch, from others of them.
+
+    Attributes:
+        label: (B,) int64 their classes; -1 where an image has none.
+        weight: a scalar, their part of each mixed image, up to 1/2.
+    """
+
+    label: Tensor
+    weight: Tensor
+
+
 @dataclass(frozen=True)
 class Batch:
     """Some images of a data set.
@@ -25,6 +37,7 @@ class Batch:
         view: (B,) int64 numbers of the augmented views, where they have any: (index, view) decides the pixels.
         place: index and view once more, on the CPU, for tables on disk: reading them must not wait for the device.
         strong: (B, 3, H, W) float, the strong view of the same images, normalised, for methods that need one.
+        mixture: what was mixed into the images, where they are mixed; ``label`` and ``index`` are of the larger part.
     """
 
     image: Tensor
@@ -33,6 +46,7 @@ class Batch:
     view: Tensor | None = None
     strong: Tensor | None = None
     place: tuple[Tensor, Tensor] | None = None
+    mixture: Mixture | None = None
 
 
 @dataclass(frozen=True)

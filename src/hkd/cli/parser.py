@@ -28,7 +28,7 @@ from hkd.spec import FORMAT, RECORDED
 HELP_GROUPS = {
     "run": "checkpoint checkpoints runs run output title formats seed trials tensorboard evaluate keep_checkpoints",
     "data": "dataset datasets data_root image_size limit_classes limit_train train_fraction holdout holdout_seed "
-    "unlabelled pseudo_labels mean std flip balance views image_cache image_cache_gb",
+    "unlabelled pseudo_labels mean std augment min_crop flip mixup cutmix balance views image_cache image_cache_gb",
     "networks": "model student teacher role teachers students pairs teacher_checkpoint teacher_checkpoints "
     "student_pretrained teacher_pretrained student_weights teacher_weights teacher_train "
     "student_train teacher_image_size",

@@ -107,8 +107,16 @@ def centre(image: Image.Image, size: int) -> Image.Image:
     return scaled.crop((left, top, left + size, top + size))
 
 
-def random_resized_crop(pixels: Pixels, size: int, generator: random.Random) -> Image.Image:
-    """A random part of an image, uint8 (H, W, 3), scaled to a square: 8 to 100 % of its area, aspect 3:4 to 4:3.
+def random_crop(pixels: Pixels, size: int, generator: random.Random) -> Image.Image:
+    """A random square of an image, uint8 (H, W, 3), that is first scaled to that size and padded by an eighth."""
+    padding = size // 8
+    image = fit(Image.fromarray(pixels), size)
+    top, left = (generator.randint(-padding, padding) for _ in range(2))
+    return image.crop((left, top, left + size, top + size))  # black where there is no image
+
+
+def random_resized_crop(pixels: Pixels, size: int, generator: random.Random, smallest: float = 0.08) -> Image.Image:
+    """A random part of an image, uint8 (H, W, 3), scaled to a square: up to all of its area, aspect 3:4 to 4:3.
 
     Pixels outside of the part are not looked at.
 
@@ -116,7 +124,7 @@ def random_resized_crop(pixels: Pixels, size: int, generator: random.Random) -> 
     """
     height, width = pixels.shape[:2]
     for _ in range(10):
-        area = width * height * generator.uniform(0.08, 1)
+        area = width * height * generator.uniform(smallest, 1)
         aspect = math.exp(generator.uniform(math.log(3 / 4), math.log(4 / 3)))
         w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
         if 0 < w <= width and 0 < h <= height:

@@ -16,6 +16,8 @@ from hkd.data.folder import folder
 from hkd.data.images import check_size
 from hkd.data.loader import Loader
 from hkd.data.memory_loader import MemoryLoader
+from hkd.data.mixing import MixedLoader
+from hkd.data.policy import Augmentation
 from hkd.data.stream_loader import StreamLoader
 from hkd.errors import RequestError, unknown
 from hkd.options import shown
@@ -99,10 +101,17 @@ def make_loader(
     cache_gb: float = 20.0,
     strong: bool = False,
     balance: bool = False,
+    augment: str | None = None,
+    min_crop: float | None = None,
+    mixup: float = 0.0,
+    cutmix: float = 0.0,
 ) -> Loader:
     """The loader that suits a prepared data set; see :class:`MemoryLoader` and :class:`StreamLoader`.
 
-    ``views``, ``cache`` and ``cache_gb`` are for streams; images in memory have all the views that their padding gives.
+    ``cache`` and ``cache_gb`` are for streams. ``views`` are for all augmentations but the plain crops of images in
+    memory, which have all the views that their padding gives. ``augment`` and ``min_crop`` are those of
+    :class:`hkd.data.policy.Augmentation`; with ``mixup`` or ``cutmix`` above 0 training images are mixed as
+    :class:`hkd.data.mixing.MixedLoader` does.
 
     Raises:
         RequestError: it is no data set, or the batch size or the number of workers is no number from 1, or 0.
@@ -110,14 +119,19 @@ def make_loader(
     _check_dataset(dataset)
     whole_number("batch_size", batch_size, 1)
     whole_number("workers", workers, 0)
+    augmentation = Augmentation(augment, min_crop)
+    loader: Loader
     if isinstance(dataset, ArrayDataset):
-        return MemoryLoader(
-            dataset, batch_size, device, train=train, flip=flip, seed=seed, share=share, strong=strong, balance=balance
-        )
-    assert isinstance(dataset, FileDataset)
-    size = dataset.info.image_size or STREAM_SIZE
-    return StreamLoader(
-        dataset, batch_size, device, image_size=size, train=train, flip=flip, seed=seed, views=views, workers=workers,
-        share=share, bad_images=bad_images, cache=cache, cache_gb=cache_gb, strong=strong,
-        balance=balance,
-    )  # fmt: skip
+        loader = MemoryLoader(
+            dataset, batch_size, device, train=train, flip=flip, seed=seed, share=share, strong=strong,
+            balance=balance, augmentation=augmentation, views=views,
+        )  # fmt: skip
+    else:
+        assert isinstance(dataset, FileDataset)
+        size = dataset.info.image_size or STREAM_SIZE
+        loader = StreamLoader(
+            dataset, batch_size, device, image_size=size, train=train, flip=flip, seed=seed, views=views,
+            workers=workers, share=share, bad_images=bad_images, cache=cache, cache_gb=cache_gb, strong=strong,
+            balance=balance, augmentation=augmentation,
+        )  # fmt: skip
+    return MixedLoader(loader, mixup, cutmix, seed) if train and (mixup or cutmix) else loader

@@ -75,12 +75,17 @@ class Loader(ABC):
         dataset: whose images come out.
         batches: how an epoch is cut; :meth:`Batches.size_of` says how many images a batch has.
         view_count: V, how many augmented views an image has.
+        augmentation, padding: what decides the pixels of a view beside the image and the view's number.
+        unrepeated: why an epoch shows images that no view's number stands for; empty where it does not.
         note: a line for the start of a run, or nothing.
     """
 
     dataset: Dataset
     batches: Batches
     view_count: int
+    augmentation: str
+    padding: int
+    unrepeated: str = ""
     note: str = ""
 
     def __len__(self) -> int:

@@ -14,7 +14,9 @@ from hkd.data import augment
 from hkd.data.balance import REPEATED, balanced_order, times_before
 from hkd.data.base import ArrayDataset
 from hkd.data.loader import Batches, Loader
+from hkd.data.policy import Augmentation, altered, view_keys
 from hkd.data.randomness import draws, epoch_generator
+from hkd.data.resized_crop import drawn_boxes, resized
 from hkd.types import Batch, Share
 
 
@@ -26,6 +28,9 @@ class MemoryLoader(Loader):
     of padding, view v = (top (2p + 1) + left) 2 + flip of an image has the same pixels in every run. Which view an
     image gets depends on the seed, the epoch and the image's row in the whole split alone: not on the batch size, the
     device, the number of processes, or which other images take part. For evaluation images come as they are, in order.
+
+    Under every other augmentation than that crop an image has V views, whose crop and operations depend on the image's
+    row and the view's number alone; epochs show them in turn, as :class:`hkd.data.StreamLoader` does.
 
     Args:
         dataset: what to load.
@@ -39,6 +44,8 @@ class MemoryLoader(Loader):
             then changed as :func:`hkd.data.augment.strong` does.
         balance: whether training shows every class equally often, see :func:`hkd.data.balance.balanced_order`. An image
             that an epoch shows again has another view.
+        augmentation: how training images are cropped, and the operations on top of that.
+        views: V.
     """
 
     def __init__(
@@ -53,6 +60,8 @@ class MemoryLoader(Loader):
         share: Share = Share(),  # noqa: B008  (immutable)
         strong: bool = False,
         balance: bool = False,
+        augmentation: Augmentation = Augmentation(),  # noqa: B008  (immutable)
+        views: int = 240,
     ) -> None:
         self.dataset = dataset
         self.batches = Batches(len(dataset), batch_size, train, share)
@@ -63,8 +72,13 @@ class MemoryLoader(Loader):
         self.strong = strong and train
         self.balance = balance and train
         self.size = dataset.images.shape[2]
-        self.padding = self.size // 8 if train else 0
-        self.view_count = 2 * (2 * self.padding + 1) ** 2
+        self._policy = augmentation.policy if train else None
+        self._smallest = augmentation.smallest if train and augmentation.resizes(in_memory=True) else None
+        self.padding = self.size // 8 if train and self._smallest is None else 0
+        self._crops = 2 * (2 * self.padding + 1) ** 2
+        self._in_turn = self._policy is not None or self._smallest is not None
+        self.view_count = views if self._in_turn else self._crops
+        self.augmentation = augmentation.name(in_memory=True, flip=self.flip)
         self.labels = dataset.labels.to(device)
         padded = F.pad(dataset.images, (self.padding,) * 4)
         # NHWC, which is channels-last for the network. Every window of the padded image is a view of its memory:
@@ -91,7 +105,8 @@ class MemoryLoader(Loader):
         parts = [order.to(self.device), views.to(self.device), order, views, torch.arange(len(order))]
         for index, view, *place, here in islice(zip(*map(self.batches.split, parts), strict=True), done, None):
             strong = None if drawn is None else self._strong(index, drawn[here])
-            yield Batch(self.images(index, view), self.labels[index], index, view, strong, (place[0], place[1]))
+            image = self._normalised(self._pixels(index, view, *place))
+            yield Batch(image, self.labels[index], index, view, strong, (place[0], place[1]))
 
     def _order(self, epoch: int) -> Tensor:
         """The images of an epoch of training, (N,) positions on the CPU."""
@@ -102,33 +117,62 @@ class MemoryLoader(Loader):
 
     def used_views(self) -> Tensor:
         """The views that training can show, (V',) int64."""
-        return torch.arange(0, self.view_count, 1 if self.flip else 2)
+        return torch.arange(0, self.view_count, 1 if self.flip or self._in_turn else 2)
 
     def views(self, epoch: int) -> Tensor:
-        """Which view each image gets in an epoch of training: (N,) int64, on the CPU. The last bit is the mirroring."""
+        """Which view each image gets in an epoch of training: (N,) int64, on the CPU.
+
+        The last bit of a plain crop's number is the mirroring.
+        """
         return self._views_of(epoch, self.dataset.positions)
 
     def _views_of(self, epoch: int, rows: Tensor) -> Tensor:
         count = self.view_count
+        if self._in_turn:
+            first = draws(f"first view {self.seed}", rows % REPEATED) % np.uint64(count)
+            return (epoch + rows // REPEATED + torch.from_numpy(first.astype(np.int64))) % count
         drawn = draws(f"views {self.seed} {epoch}", rows) % np.uint64(count)
         views = torch.from_numpy(drawn.astype(np.int64))
         return views if self.flip else views - views % 2
 
     def images(self, index: Tensor, view: Tensor | None) -> Tensor:
         """Images in views, (B,) each: (B, 3, H, W) in channels-last order, cropped, mirrored and normalised."""
-        return self._normalised(self._windows[index, 0, 0] if view is None else self._pixels(index, view))
+        if view is None:
+            return self._normalised(self._windows[index, 0, 0])
+        place = (index.cpu(), view.cpu()) if self._in_turn else (index, view)
+        return self._normalised(self._pixels(index, view, *place))
 
     def _strong(self, index: Tensor, drawn: Tensor) -> Tensor:
         """Images in the strong views that were drawn for them, (B, 8) on the CPU; as :meth:`images` gives them."""
-        view = drawn[:, 0] % self.view_count
-        view = (view if self.flip else view - view % 2).to(self.device, non_blocking=True)
-        pixels = augment.strong(self._pixels(index, view).permute(0, 3, 1, 2), drawn)
+        pixels = augment.strong(self._drawn(index, drawn[:, 0]).permute(0, 3, 1, 2), drawn)
         return self._normalised(pixels.permute(0, 2, 3, 1).contiguous())
 
-    def _pixels(self, index: Tensor, view: Tensor) -> Tensor:
-        """Images cropped and mirrored: uint8 (B, side, side, 3)."""
+    def _pixels(self, index: Tensor, view: Tensor, rows: Tensor, views: Tensor) -> Tensor:
+        """Images in views, which are given a second time on the CPU: uint8 (B, side, side, 3)."""
+        if not self._in_turn:
+            return self._cropped(index, view)
+        keys = view_keys(self.dataset.positions[rows], views)
+        pixels = self._drawn(index, torch.from_numpy((draws("crop", keys) >> np.uint64(1)).astype(np.int64)))
+        if self._policy is not None:
+            pixels = altered(pixels.permute(0, 3, 1, 2), self._policy, keys).permute(0, 2, 3, 1).contiguous()
+        return pixels
+
+    def _drawn(self, index: Tensor, drawn: Tensor) -> Tensor:
+        """Images in the crops that 63 random bits each, (B,) on the CPU, decide: uint8 (B, side, side, 3)."""
+        view = drawn % self._crops
+        view = (view if self.flip else view - view % 2).to(self.device, non_blocking=True)
+        if self._smallest is None:
+            return self._cropped(index, view)
+        return self._mirrored(
+            resized(self._windows[:, 0, 0], index, drawn_boxes(drawn, self.size, self._smallest)), view
+        )
+
+    def _cropped(self, index: Tensor, view: Tensor) -> Tensor:
+        """Images in plain crops of those numbers."""
         offset, offsets = view // 2, 2 * self.padding + 1
-        pixels = self._windows[index, offset // offsets, offset % offsets]
+        return self._mirrored(self._windows[index, offset // offsets, offset % offsets], view)
+
+    def _mirrored(self, pixels: Tensor, view: Tensor) -> Tensor:
         return torch.where((view % 2 == 1).view(-1, 1, 1, 1), pixels.flip(2), pixels) if self.flip else pixels
 
     def _normalised(self, pixels: Tensor) -> Tensor:

@@ -39,8 +39,28 @@ class DataSpec:
     std: Channels | None = option(
         None, "channel standard deviations R,G,B [the data set's, else measured]", gt=0, le=1, neutral=None
     )
+    augment: Literal["crop", "resized-crop", "trivial", "randaugment"] | None = option(
+        None,
+        "how training images are changed; trivial and randaugment draw operations for the cropped image [crop; "
+        "streamed images: resized-crop]",
+        neutral=None,
+    )
+    min_crop: float | None = option(
+        None, "resized crops, which this asks for: the smallest part of an image's area [0.08]", gt=0, le=1,
+        neutral=None,
+    )  # fmt: skip
+    mixup: float = option(
+        0.0, "mix training images with others of their batch; the α of mixup, such as 0.2", ge=0, le=100, neutral=0.0
+    )
+    cutmix: float = option(
+        0.0, "put boxes of others into training images; the α of cutmix, such as 1", ge=0, le=100, neutral=0.0
+    )
     views: int | None = option(
-        None, "streamed images: views that an image has [one for each epoch]", ge=1, le=1_000_000, neutral=None
+        None,
+        "views that an image has, except crops of images in memory [one for each epoch]",
+        ge=1,
+        le=1_000_000,
+        neutral=None,
     )
     flip: bool = option(True, "flip training images at random, where the data set allows it (digits do not)")
     balance: Literal["none", "sampler", "loss"] = option(

@@ -24,8 +24,9 @@ from hkd.data import augment
 from hkd.data.balance import balanced_order, times_before
 from hkd.data.base import FileDataset
 from hkd.data.image_copy import ImageCopy, open_copy, shrunken_side
-from hkd.data.images import Pixels, centre, random_resized_crop, to_tensor
+from hkd.data.images import Pixels, centre, random_crop, random_resized_crop, to_tensor
 from hkd.data.loader import Batches, Loader
+from hkd.data.policy import Augmentation, altered, view_keys
 from hkd.data.randomness import draws, epoch_generator
 from hkd.errors import RequestError
 from hkd.types import Batch, Share
@@ -35,17 +36,19 @@ Key = tuple[int, int, int | None]
 """View, index and turn of an image: the epoch, and :data:`AGAIN` for each time that the epoch has shown it before. The
 strong view is drawn by it; without a turn there is none."""
 AGAIN = 2**32
+USUAL = Augmentation()
 
 
 class StreamLoader(Loader):
     """Batches of a data set that stays in its files, with the usual ImageNet augmentation.
 
     For training, an image whose shorter side is more than twice the size of the network is shrunken to that. A random
-    part of it (8 to 100 % of its area, aspect 3:4 to 4:3) is scaled to the size of the network and mirrored at random.
-    Shrunken images are kept on disk, so that later epochs need not decode: all epochs crop the same pixels. For
-    evaluation the shorter side is scaled to 8/7 of the network's size, and the middle is cut out. An image has V views,
-    and view v of it has the same pixels in every run; epochs show them in turn, from a start that depends on seed and
-    image, so that with V epochs or more an image is shown in all of them.
+    part of it (8 to 100 % of its area, aspect 3:4 to 4:3) is scaled to the size of the network and mirrored at random;
+    another :class:`hkd.data.policy.Augmentation` may crop otherwise, and has operations on top of that. Shrunken images
+    are kept on disk, so that later epochs need not decode: all epochs crop the same pixels. For evaluation the shorter
+    side is scaled to 8/7 of the network's size, and the middle is cut out. An image has V views, and view v of it has
+    the same pixels in every run; epochs show them in turn, from a start that depends on seed and image, so that with V
+    epochs or more an image is shown in all of them.
 
     Args:
         dataset: what to load.
@@ -66,6 +69,7 @@ class StreamLoader(Loader):
             the seed, the epoch and the image, and then changed as :func:`hkd.data.augment.strong` does.
         balance: whether training shows every class equally often, see :func:`hkd.data.balance.balanced_order`. An image
             that an epoch shows again has the next view.
+        augmentation: how training images are cropped, and the operations on top of that.
     """
 
     def __init__(
@@ -73,6 +77,7 @@ class StreamLoader(Loader):
         flip: bool = True, seed: int = 0, views: int = 240, workers: int = 0,
         share: Share = Share(), bad_images: str = "stop",  # noqa: B008  (immutable)
         cache: Path | None = None, cache_gb: float = 20.0, strong: bool = False, balance: bool = False,
+        augmentation: Augmentation = USUAL,
     ) -> None:  # fmt: skip
         self.dataset = dataset
         self.batches = Batches(len(dataset), batch_size, train, share)
@@ -85,6 +90,9 @@ class StreamLoader(Loader):
             copy, self.note = open_copy(dataset, shrunken_side(image_size), cache, cache_gb)
         self._views = _Views(dataset, image_size, flip and dataset.info.flip, train, bad_images == "skip", copy)
         self._views.strong_seed = seed if strong and train else None
+        self._views.augmentation = augmentation
+        self.augmentation = augmentation.name(in_memory=False, flip=self._views.flip)
+        self.padding = 0 if augmentation.resizes(in_memory=False) else image_size // 8
         self._loader = DataLoader(
             self._views,
             batch_sampler=self._order,
@@ -186,6 +194,7 @@ class _Views(TorchDataset[tuple[Tensor, int, int, int]]):
     """What the network is shown of each image, uint8 (1, 3, size, size), or (2, ...) with its strong view."""
 
     strong_seed: int | None = None
+    augmentation: Augmentation = USUAL
 
     def __init__(
         self, dataset: FileDataset, size: int, flip: bool, train: bool, skip_bad: bool = False,
@@ -204,7 +213,7 @@ class _Views(TorchDataset[tuple[Tensor, int, int, int]]):
         number, index, turn = key
         if self.train:
             pixels, index = self._readable(self._shrunken, index)
-            views = [self._cropped(pixels, f"view {int(self.positions[index])} {number}")]
+            views = [self._altered(self._cropped(pixels, f"view {int(self.positions[index])} {number}"), index, number)]
             if self.strong_seed is not None and turn is not None:
                 views.append(self._strong(pixels, index, self.strong_seed, turn))
         else:
@@ -215,10 +224,20 @@ class _Views(TorchDataset[tuple[Tensor, int, int, int]]):
     def _cropped(self, pixels: Pixels, name: str) -> Tensor:
         """A crop, mirrored or not, of the shrunken image; the name decides which."""
         generator = random.Random(name)
-        view = random_resized_crop(pixels, self.size, generator)
+        if self.augmentation.resizes(in_memory=False):
+            view = random_resized_crop(pixels, self.size, generator, self.augmentation.smallest)
+        else:
+            view = random_crop(pixels, self.size, generator)
         if self.flip and generator.random() < 0.5:
             view = view.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         return to_tensor(view)
+
+    def _altered(self, view: Tensor, index: int, number: int) -> Tensor:
+        """A view after the operations of the policy, where there is one."""
+        if self.augmentation.policy is None:
+            return view
+        key = view_keys(self.positions[index : index + 1], torch.tensor([number]))
+        return altered(view[None], self.augmentation.policy, key)[0]
 
     def _strong(self, pixels: Pixels, index: int, seed: int, turn: int) -> Tensor:
         position = self.positions[index : index + 1]

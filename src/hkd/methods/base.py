@@ -126,6 +126,8 @@ class Method(nn.Module, ABC, Generic[C]):
             weight is not 0. False where parts are trained in its initialisation alone.
         remembers_classes: whether it has a memory of the training images and their classes, ``Setup.labels``.
         follows_progress: whether its terms or their gradients change with ``progress``.
+        takes_mixed: whether it learns from mixed images (:attr:`hkd.Batch.mixture`), which are of two classes and no
+            row of a data set: of a method of logits that reads neither ``label`` nor ``index``.
 
     Attributes:
         initialisation: the stage before the training, of a method that has one.
@@ -146,6 +148,7 @@ class Method(nn.Module, ABC, Generic[C]):
     always_trains_all: ClassVar[bool] = True
     remembers_classes: ClassVar[bool] = False
     follows_progress: ClassVar[bool] = False
+    takes_mixed: ClassVar[bool] = False
 
     initialisation: Initialisation | None = None
     warmup_epochs: int = 0
@@ -231,6 +234,17 @@ class Method(nn.Module, ABC, Generic[C]):
         A method with a memory overrides it, so that a skipped step leaves no trace in it; without waiting for the
         device. A second call does nothing.
         """
+
+
+def mixing_refused(kind: Method[Any] | type[Method[Any]], name: str) -> str:
+    """Why a method cannot learn from mixed images: an empty string where it can."""
+    if kind.takes_mixed:
+        return ""
+    if kind.remembers_classes:
+        return f"{name} has a memory of images, which mixed images have no place in"
+    if others := sorted(kind.needs - {"logits"}):
+        return f"{name} reads the teacher's {' and '.join(others)}, and mixed images are for methods of logits alone"
+    return f"{name} does not take mixed images, which are of two classes each"
 
 
 @contextmanager

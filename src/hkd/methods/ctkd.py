@@ -47,6 +47,7 @@ class CTKD(Method[CurriculumConfig]):
     settings = "ctkd"
     weights = Weights(ce=0.1, method=0.9)
     needs = frozenset({"logits"})
+    takes_mixed = True
     follows_progress = True
 
     def __init__(self, setup: Setup, config: CurriculumConfig) -> None:

@@ -42,6 +42,7 @@ class DIST(Method[DistConfig]):
     settings = "dist"
     weights = Weights(method=2.0)
     needs = frozenset({"logits"})
+    takes_mixed = True
 
     def __init__(self, setup: Setup, config: DistConfig) -> None:
         super().__init__(setup, config)

@@ -134,6 +134,24 @@ def cross_entropy(logits: Tensor, label: Tensor, weight: Tensor | None = None, s
     return total / (label != NO_LABEL).sum().clamp(min=1)
 
 
+def batch_cross_entropy(logits: Tensor, batch: Batch, weight: Tensor | None = None, smoothing: float = 0.0) -> Tensor:
+    r"""The cross-entropy of a batch, a scalar; of mixed images that with both classes.
+
+    .. math:: (1 - w)\, \mathrm{CE}(l, y) + w\, \mathrm{CE}(l, y')
+
+    Args:
+        logits: (B, C).
+        batch: its classes y and, of :attr:`hkd.Batch.mixture`, y' and w.
+        weight, smoothing: of both, see :func:`cross_entropy`.
+    """
+    loss = cross_entropy(logits, batch.label, weight, smoothing)
+    if batch.mixture is None:
+        return loss
+    return torch.lerp(
+        loss, cross_entropy(logits, batch.mixture.label, weight, smoothing), batch.mixture.weight.to(loss.dtype)
+    )
+
+
 @methods.register("kd")
 class KD(Method[KDConfig]):
     """Hinton et al., "Distilling the Knowledge in a Neural Network", 2015.
@@ -146,6 +164,7 @@ class KD(Method[KDConfig]):
     Config = KDConfig
     weights = Weights(ce=0.1, kd=0.9, method=0.0)
     needs = frozenset({"logits"})
+    takes_mixed = True
 
     def __init__(self, setup: Setup, config: KDConfig) -> None:
         super().__init__(setup, config)

@@ -34,6 +34,7 @@ class LSKD(Method[StandardisedConfig]):
     settings = "lskd"
     weights = Weights(ce=0.1, method=9.0)
     needs = frozenset({"logits"})
+    takes_mixed = True
 
     def __init__(self, setup: Setup, config: StandardisedConfig) -> None:
         super().__init__(setup, config)

@@ -37,6 +37,7 @@ class NormKD(Method[NormConfig]):
     settings = "normkd"
     weights = Weights(ce=0.1, method=0.9)
     needs = frozenset({"logits"})
+    takes_mixed = True
 
     def __init__(self, setup: Setup, config: NormConfig) -> None:
         super().__init__(setup, config)

@@ -48,7 +48,10 @@ class OfTeachers(Method[Any]):
         if first.initialisation is not None:
             raise _refused(type(first), "has a stage before the training")
         # On the instance, since they are those of the method: its needs, its published weights and so on.
-        of_kind = ("settings", "weights", "needs", "revision", "always_trains_all", "follows_progress", "Config")
+        of_kind = (
+            "settings", "weights", "needs", "revision", "always_trains_all", "follows_progress", "takes_mixed",
+            "remembers_classes", "Config",
+        )  # fmt: skip
         self.__dict__.update({name: getattr(first, name) for name in (*of_kind, "default_weights", "warmup_epochs")})
         self.instances = nn.ModuleList(instances)
 

@@ -80,6 +80,7 @@ class SKD(Method[StreamlinedConfig]):
     settings = "skd"
     weights = Weights(ce=0.1, method=0.9)
     needs = frozenset({"logits"})
+    takes_mixed = True
 
     def __init__(self, setup: Setup, config: StreamlinedConfig) -> None:
         super().__init__(setup, config)

@@ -56,6 +56,7 @@ class TTM(Method[TransformedConfig]):
     settings = "ttm"
     weights = Weights(method=45.0)
     needs = frozenset({"logits"})
+    takes_mixed = True
 
     def __init__(self, setup: Setup, config: TransformedConfig) -> None:
         super().__init__(setup, config)

@@ -34,6 +34,7 @@ class WTTM(Method[WeightedTransformedConfig]):
     settings = "wttm"
     weights = Weights(method=4.0)
     needs = frozenset({"logits"})
+    takes_mixed = True
 
     def __init__(self, setup: Setup, config: WeightedTransformedConfig) -> None:
         super().__init__(setup, config)
