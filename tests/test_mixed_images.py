@@ -63,7 +63,15 @@ def test_both_classes_are_smoothed() -> None:
     batch = mixed_batch(0.3)
     target = 0.7 * torch.eye(C)[batch.label] + 0.3 * torch.eye(C)[batch.label.flip(0)]
     expected = -((0.9 * target + 0.1 / C) * logits.log_softmax(dim=1)).sum(dim=1).mean()
-    torch.testing.assert_close(batch_cross_entropy(logits, batch, 0.1), expected)
+    torch.testing.assert_close(batch_cross_entropy(logits, batch, smoothing=0.1), expected)
+
+
+def test_both_classes_have_their_weights() -> None:
+    logits = torch.randn(B, C, generator=torch.Generator().manual_seed(0))
+    batch, weight = mixed_batch(0.3), torch.tensor([0.5, 1.0, 2.0, 4.0])
+    target = 0.7 * torch.eye(C)[batch.label] + 0.3 * torch.eye(C)[batch.label.flip(0)]
+    expected = -(weight * target * logits.log_softmax(dim=1)).sum(dim=1).mean()
+    torch.testing.assert_close(batch_cross_entropy(logits, batch, weight), expected)
 
 
 @pytest.mark.parametrize("method", [*TAKEN, None])

@@ -329,3 +329,15 @@ def test_tables_of_mirrored_and_other_views_differ(tmp_path: Path) -> None:
     assert [loader.augmentation for loader in loaders] == ["resized-crop", "resized-crop, unflipped"]
     plain = [make_loader(noise(flip=flip), 4, CPU, train=True) for flip in (True, False)]
     assert [(loader.augmentation, loader.padding) for loader in plain] == [("crop", 2)] * 2, "their numbers differ"
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_an_image_that_a_balanced_epoch_shows_again_has_the_next_view(tmp_path: Path, stream: bool) -> None:
+    data = photos(tmp_path) if stream else noise(10)
+    data.labels = (torch.arange(10) > 1).long()
+    loader = make_loader(data, 10, CPU, train=True, seed=3, views=6, augment="trivial", min_crop=0.3, balance=True)
+    batch = next(loader.epoch(2))
+    rare = [sorted(view for i, view in zip(batch.index, batch.view.tolist(), strict=True) if i == n) for n in (0, 1)]
+    assert sum(map(len, rare)) == 5 and all(len(set(views)) == len(views) for views in rare)
+    assert all((views[-1] - views[0] < len(views)) or {0, 5} <= set(views) for views in rare), "one after the other"
+    assert torch.equal(loader.images(batch.index, batch.view), batch.image)

@@ -129,8 +129,8 @@ class MemoryLoader(Loader):
     def _views_of(self, epoch: int, rows: Tensor) -> Tensor:
         count = self.view_count
         if self._in_turn:
-            first = draws(f"first view {self.seed}", rows) % np.uint64(count)
-            return (epoch + torch.from_numpy(first.astype(np.int64))) % count
+            first = draws(f"first view {self.seed}", rows % REPEATED) % np.uint64(count)
+            return (epoch + rows // REPEATED + torch.from_numpy(first.astype(np.int64))) % count
         drawn = draws(f"views {self.seed} {epoch}", rows) % np.uint64(count)
         views = torch.from_numpy(drawn.astype(np.int64))
         return views if self.flip else views - views % 2
