@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import hkd
+from hkd.cli import main
 from hkd.methods import methods
 from tests.data.test_datasets import picture
 from tests.models.test_external import Own
@@ -50,6 +51,24 @@ def test_the_loop_of_the_readme_learns() -> None:
     before = F.cross_entropy(student(image)[1], labels)
     exec(next(block for block in python_blocks("README.md") if "HolisticLoss" in block), names)
     assert F.cross_entropy(student(image)[1], labels) < before
+
+
+def test_the_first_screen_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder in, predictions and a file out: its commands, with smaller networks, images and epochs."""
+    commands = re.findall(r"```\n(hkd distill.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)[
+        0
+    ].splitlines()
+    monkeypatch.chdir(tmp_path)
+    for n in range(40):
+        file = tmp_path / ("photos" if n < 36 else "holiday") / ("cat", "dog")[n % 2] / f"{n}.jpg"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        picture((80, 70), n).save(file)
+    smaller = "--teacher resnet14 --student resnet8 --epochs 4 --batch-size 8 --image-size 16 --device cpu --workers 0"
+    for line in commands:
+        words = line.partition("#")[0].replace("--teacher-pretrained --student-pretrained", smaller).split()[1:]
+        words += ["--device", "cpu"] if words[0] == "predict" else ["--max-drop", "100"] if words[0] == "export" else []
+        assert main(words) == 0, line
+    assert (tmp_path / "runs" / "photos" / "export" / "model.int8.onnx").is_file()
 
 
 def test_own_modules_and_data_as_in_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -57,7 +57,7 @@ def test_a_backbone_gets_a_head_and_teaches_through_the_table(
     assert f"{backbone} has no head; timm:test_vit3 gets a fresh one of 10 classes" in told
     assert "200 images as 96 features of resized-48:timm:test_vit3; a linear head, penalty" in told
     assert result.summary["teacher_top1"] > 40, "random features of digits tell digits apart"
-    state = hkd.load_model(result.run / "teacher" / "model.safetensors")[0].state_dict()
+    state = hkd.load_model(result.run / "teacher" / "model.safetensors").state_dict()
     for name, value in torch.load(backbone, weights_only=True).items():
         torch.testing.assert_close(state[f"network.module.{name}"], value, msg=name)
     summary = json.loads((result.run / "teacher" / "summary.json").read_text())
@@ -79,7 +79,7 @@ def test_a_head_that_fits_is_trained_again_where_asked(tmp_path: Path) -> None:
     hkd.save_model(source, tmp_path / "w.safetensors")
     given = {"teacher": None, "teacher_weights": str(tmp_path / "w.safetensors"), "teacher_image_size": None}
     distilled(tmp_path / "d", student="resnet8", method="kd", **given)
-    trained: Any = hkd.load_model(tmp_path / "d" / "teacher" / "model.safetensors")[0]
+    trained: Any = hkd.load_model(tmp_path / "d" / "teacher" / "model.safetensors")
     assert trained.conv1.weight.equal(source.state_dict()["conv1.weight"])
     assert not trained.fc.weight.equal(source.state_dict()["fc.weight"])
 
@@ -127,6 +127,7 @@ def test_too_few_images_to_choose_a_penalty(tmp_path: Path, capsys: pytest.Captu
         ),
         ("distill --teacher-train head --teacher-checkpoint x", "teacher_train: expected all for a teacher that is"),
         ("distill --teacher-train some", "teacher_train: expected one of all, head; got 'some'"),
+        ("train --student resnet8 --student-train head --mixup 0.2", "mixup: expected with student_train all; a head"),
         ("compare --student-train head", "option: unknown option"),
     ],
 )

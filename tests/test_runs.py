@@ -381,7 +381,7 @@ def test_the_default_teacher_and_a_teachers_accuracy_are_told(
     assert f"teacher resnet8: top-1 {right.summary['teacher_top1']:.2f} % on the evaluation images\n" in told
     assert "no teacher is named" not in told and "near chance" not in told
     assert told.index("teacher resnet8: top-1") < told.index("epoch 1/1")
-    permuted = hkd.load_model(finished.run / "teacher" / "model.safetensors")[0]
+    permuted = hkd.load_model(finished.run / "teacher" / "model.safetensors")
     with torch.no_grad():
         for value in permuted.fc.parameters():
             value.copy_(value.roll(3, dims=0))

@@ -247,11 +247,12 @@ def new_engine(spec: RunSpec) -> Engine:
 def teacher_spec(spec: RunSpec, run: Path, seed: int) -> RunSpec:
     """The specification of the training of a distillation's teacher."""
     assert spec.teacher is not None
-    schedule = replace(spec.optimisation, lr=spec.teacher.lr or spec.optimisation.lr)
-    if spec.teacher.train == "head":  # has none, and the same head serves students of any
-        schedule = OptimisationSpec()
+    schedule, data = replace(spec.optimisation, lr=spec.teacher.lr or spec.optimisation.lr), spec.data
+    if spec.teacher.train == "head":  # has neither schedule nor augmentation, and serves students of any
+        schedule, data = OptimisationSpec(), replace(data, augment=None, min_crop=None, mixup=0.0, cutmix=0.0)
     return replace(
         spec,
+        data=data,
         student=StudentSpec(
             name=spec.teacher.name and resized(spec.teacher.name, spec.teacher.image_size),
             pretrained=spec.teacher.pretrained,

@@ -183,6 +183,12 @@ class RunSpec:
                 others = {f"{role}_{name}": getattr(network, name, None) for name in ("pretrained", "checkpoint")}
                 if given := [name for name, value in others.items() if value]:
                     raise RequestError(f"{role}_weights: expected one origin of the weights; got {given[0]}, too")
+        if self.student.train == "head":
+            changing = {name: getattr(self.data, name) for name in ("augment", "min_crop", "mixup", "cutmix")}
+            if given := [name for name, value in changing.items() if value]:
+                raise RequestError(
+                    f"{given[0]}: expected with student_train all; a head learns from images as they are"
+                )
         if self.teacher is not None and self.teacher.train == "head" and self.teacher.checkpoint is not None:
             raise RequestError(
                 "teacher_train: expected all for a teacher that is trained, teacher_checkpoint; got head"

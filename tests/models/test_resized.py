@@ -73,7 +73,7 @@ def test_a_file_keeps_what_the_network_saw(tmp_path: Path) -> None:
     model: Any = hkd.create_model("resized-24:resnet8", 10)
     model.sees(*OWN)
     hkd.save_model(model, tmp_path / "m.safetensors", image_size=8)
-    loaded: Any = hkd.load_model(tmp_path / "m.safetensors")[0]
+    loaded: Any = hkd.load_model(tmp_path / "m.safetensors")
     pixels = torch.rand(2, 3, 8, 8)
     expected = model.eval()(normalised(pixels, *OWN))
     loaded.sees(*RUN)

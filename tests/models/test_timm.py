@@ -9,6 +9,7 @@ import timm
 import torch
 
 import hkd
+from hkd.models import read_model
 from hkd.spec import RunSpec
 
 TINY = "test_vit3"
@@ -31,7 +32,7 @@ def test_a_transformer_is_built_for_the_images(tmp_path: Path) -> None:
     with pytest.raises(hkd.RequestError, match="image_size: timm:test_vit3 does not take images of 32x32"):
         hkd.create_model(f"timm:{TINY}", 10).info_at(32)
     hkd.save_model(model, tmp_path / "m.safetensors", image_size=32)
-    loaded, about = hkd.load_model(tmp_path / "m.safetensors")
+    loaded, about = read_model(tmp_path / "m.safetensors")
     image = torch.rand(2, 3, 32, 32)
     torch.testing.assert_close(loaded.eval()(image).logits, model.eval()(image).logits)
     assert about["image_size"] == 32
