@@ -663,16 +663,35 @@ def test_the_progress_counts_the_images_of_each_batch(
     assert totals == [sum(counted)]
 
 
+def test_a_loss_says_what_it_is_the_sum_of(
+    tmp_path: Path, finished: hkd.Result, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = hkd.distill(
+        staged(tmp_path / "d", "dkd", finished, settings={"warmup_epochs": 4}, epochs=2, kd_weight=0.5)
+    )
+    lines = [line for line in capsys.readouterr().err.splitlines() if " epoch " in line and line.startswith("d ")]
+    assert len(lines) == 2
+    for line, row, weight in zip(lines, rows_of(result.run), (0.25, 0.5), strict=True):
+        dkd = row["target"] + row["nontarget"]
+        assert (
+            f"loss {row['loss']:.3f} = ce {row['ce']:.2f} + 0.5 x kd {row['kd']:.2f} + {weight:g} x dkd {dkd:.2f}"
+            in line
+        )
+
+
 def test_a_bar_on_a_terminal_ends_at_its_total(monkeypatch: pytest.MonkeyPatch) -> None:
     class Terminal(io.StringIO):
         def isatty(self) -> bool:
             return True
 
     monkeypatch.setattr(sys, "stderr", Terminal())
-    progress = Progress("a (resnet8)", 300, 100, 2)
+    progress, asked = Progress("a (resnet8)", 300, 100, 2), []
+    progress.begin(2)
     for count in (64, 64, 22):
-        progress.images(count)
+        progress.images(count, lambda: asked.append(1) or 1.25)
     assert progress._bar.n == 250 and progress._bar.total == 300
+    assert str(progress._bar).startswith("a (resnet8)  epoch 2/2: ") and "loss 1.250" in str(progress._bar)
+    assert asked == [1], "it waits for the device once a second"
     progress.close()
 
 

@@ -26,6 +26,7 @@ CHECKED_STEPS = 16
 """The parameters of several processes are compared until a step has changed them, in so many steps at most."""
 D = TypeVar("D", bound="Distiller")
 M = TypeVar("M", bound=Callable[..., Any])
+Value = TypeVar("Value", Tensor, float)
 
 
 def eager(method: M) -> M:
@@ -399,7 +400,7 @@ class Distiller(nn.Module):
         first, *others = self.weighted(terms).values()
         return sum(others, first)
 
-    def weighted(self, terms: dict[str, Tensor]) -> dict[str, Tensor]:
+    def weighted(self, terms: dict[str, Value]) -> dict[str, Value]:
         """The terms of a training step as they enter its loss, which is their sum."""
         if self.in_initialisation:
             return dict(terms)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -42,6 +43,10 @@ class Sums:
         self._count += count
         for name, value in sums.items():
             self._sums[name] = self._sums[name] + value.detach() if name in self._sums else value.detach()
+
+    def mean_here(self, name: str) -> float:
+        """The mean of one of the sums in this process, NaN where nothing is known. Waits for the device."""
+        return float(self._sums[name]) / self._count if self._count and name in self._sums else math.nan
 
     def means(self, engine: Engine) -> dict[str, float]:
         """The means over all images added, in all processes."""

@@ -60,6 +60,7 @@ class Trainer:
         self.epochs, self.first_epoch = spec.optimisation.epochs, distiller.first_epoch
         self.loader, self.test_loader = self._loaders()
         self.teachers_top1: list[float] = []
+        self._terms: tuple[str, ...] = ()  # the names of the last step's
         self._teacher_seconds = 0.0  # that the teachers took for all evaluation images, where they were measured
         self._counts = (0, 0)  # of the tables, at the start of the epoch
         self.teacher_caches: list[TeacherCache] = []
@@ -192,7 +193,7 @@ class Trainer:
             self._optimise(step)
         self.guard.record(step, out)
 
-        count = len(batch.label)
+        count, self._terms = len(batch.label), tuple(out.terms)
         with torch.no_grad():
             self.sums.add({name: count * value for name, value in {"loss": out.loss, **out.terms}.items()}, count)
             if out.logits is not None:
@@ -275,6 +276,21 @@ class Trainer:
         """Images whose teachers' outputs were read and computed so far, in this process."""
         return sum(cache.hits for cache in self.teacher_caches), sum(cache.misses for cache in self.teacher_caches)
 
+    def _sum_of(self, row: dict[str, Any]) -> str:
+        """What an epoch's loss is the sum of, with weights: " = ce 1.90 + 3 x hkd 0.31"; empty for a single term.
+
+        A method's terms are one, under its name.
+        """
+        method = "" if self.spec.method is None else self.spec.method.name
+        named: dict[str, tuple[float, float]] = {}
+        for name, weight in self.distiller.weighted(dict.fromkeys(self._terms, 1.0)).items():
+            own = name if name in ("ce", "kd") else method
+            named[own] = (weight, named.get(own, (0.0, 0.0))[1] + row[name])
+        used = {name: part for name, part in named.items() if part[0]}
+        if len(used) < 2:
+            return ""
+        return " = " + " + ".join(f"{_times(weight)}{name} {value:.2f}" for name, (weight, value) in used.items())
+
     def lr_at(self, epoch: int) -> float:
         """The learning rate of an epoch; those below 0 are of the method's initialisation."""
         stage = self.distiller.initialisation
@@ -289,6 +305,7 @@ class Trainer:
                 self.average.set(self.distiller.student)
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr_at(epoch)
+        self.progress.begin(epoch + 1)
         self.prepared.train()
         self.distiller.set_epoch(epoch, self.epochs)
         self.guard.begin_epoch()
@@ -297,7 +314,7 @@ class Trainer:
 
     def _save_or_stop(self, step: int, started: float) -> None:
         """After each step, skipped or not: the progress, and what a signal or the clock demands."""
-        self.progress.images(self.loader.batches.size_of(step - 1))
+        self.progress.images(self.loader.batches.size_of(step - 1), lambda: self.sums.mean_here("loss"))
         if step % self.schedule.accumulate and step < len(self.loader):  # gradients of a step are no part of the state
             return
         action = self.stopping.action(step)
@@ -339,7 +356,8 @@ class Trainer:
         saved = self._save()
         self.curves.write(row)
         left = state.seconds / (state.epoch - self.first_epoch) * (self.epochs - state.epoch)
-        self.progress.epoch(row, state.best_top1, left, self._teacher_note(epoch, images / row["images_per_second"]))
+        note = self._teacher_note(epoch, images / row["images_per_second"])
+        self.progress.epoch(row, state.best_top1, left, self._sum_of(row), note)
         if epoch + 1 < self.epochs and self.engine.all_reduce_max(int(self.stopping.signal is not None)):
             self._stop(saved)
 
@@ -395,6 +413,10 @@ class Trainer:
             f"the loss is NaN or infinite in epoch {epoch + 1}, {details}; {kept}; start over with --fresh and a lower "
             "--lr, or skip such steps with --skip-bad-steps"
         )
+
+
+def _times(weight: float) -> str:
+    return "" if weight == 1 else f"{weight:g} x "
 
 
 def metadata(data: Data, epoch: int, top1: float) -> dict[str, Any]:

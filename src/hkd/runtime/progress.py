@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ class Progress:
         self.title = title
         self.silent = silent
         self.epochs = epochs
+        self._told = 0.0  # when the bar last had the loss
         self._bar = tqdm(
             total=images,
             initial=done,
@@ -38,19 +40,32 @@ class Progress:
             leave=False,
         )
 
-    def images(self, count: int) -> None:
+    def begin(self, epoch: int) -> None:
+        """An epoch, counted from 1, starts."""
+        self._bar.set_description(f"{self.title}  epoch {epoch}/{self.epochs}", refresh=False)
+
+    def images(self, count: int, loss: Callable[[], float] | None = None) -> None:
+        """So many images more are done.
+
+        Args:
+            loss: says the epoch's mean loss so far, for which it waits for the device: asked for once a second, and
+                only where there is a bar.
+        """
+        if not self._bar.disable and loss is not None and time.monotonic() - self._told > 1.0:
+            self._bar.set_postfix_str(f"loss {loss():.3f}", refresh=False)
+            self._told = time.monotonic()
         self._bar.update(count)
 
-    def epoch(self, row: dict[str, Any], best: float, seconds_left: float, note: str = "") -> None:
-        """Prints the line of a finished epoch, with a note at its end."""
+    def epoch(self, row: dict[str, Any], best: float, seconds_left: float, parts: str = "", note: str = "") -> None:
+        """Prints the line of a finished epoch: what the loss is the sum of behind it, and a note at the end."""
         if self.silent:
             return
         accuracy = f"train {row['train_top1']:.1f}" if "train_top1" in row else "initialisation"
         if "test_top1" in row:
             accuracy += f"  test {row['test_top1']:.2f} (best {best:.2f})"
         line = (
-            f"{self.title}  epoch {row['epoch']:>{len(str(self.epochs))}}/{self.epochs}  loss {row['loss']:.3f}  "
-            f"{accuracy}  {row['images_per_second']:,.0f} img/s  left {duration(seconds_left)}{note}"
+            f"{self.title}  epoch {row['epoch']:>{len(str(self.epochs))}}/{self.epochs}  "
+            f"loss {row['loss']:.3f}{parts}  {accuracy}  {row['images_per_second']:,.0f} img/s  left {duration(seconds_left)}{note}"
         )
         if self._bar.disable:
             print(line, file=sys.stderr, flush=True)
