@@ -65,7 +65,8 @@ class Progress:
             accuracy += f"  test {row['test_top1']:.2f} (best {best:.2f})"
         line = (
             f"{self.title}  epoch {row['epoch']:>{len(str(self.epochs))}}/{self.epochs}  "
-            f"loss {row['loss']:.3f}{parts}  {accuracy}  {row['images_per_second']:,.0f} img/s  left {duration(seconds_left)}{note}"
+            f"loss {row['loss']:.3f}{parts}  {accuracy}  {row['images_per_second']:,.0f} img/s  "
+            f"left {duration(seconds_left)}{note}"
         )
         if self._bar.disable:
             print(line, file=sys.stderr, flush=True)
