@@ -115,11 +115,11 @@ def test_smoothed_labels() -> None:
         if y >= 0:
             log_p = row - row.exp().sum().log()
             total += sum(-(smoothing / 4 + (1 - smoothing) * (c == y)) * log_p[c] for c in range(4))
-    torch.testing.assert_close(cross_entropy(logits, label, smoothing).double(), total / 4, rtol=1e-6, atol=0)
+    torch.testing.assert_close(cross_entropy(logits, label, smoothing=smoothing).double(), total / 4, rtol=1e-6, atol=0)
     distiller = Distiller(Plain(), label_smoothing=smoothing)
     image, label = torch.randn(6, 3, 8, 8), torch.arange(6)
     out = distiller(image, label)
-    assert out.loss == cross_entropy(out.logits, label, smoothing)
+    assert out.loss == cross_entropy(out.logits, label, smoothing=smoothing)
     assert distiller.eval()(image, label).loss == cross_entropy(out.logits, label)
 
 
