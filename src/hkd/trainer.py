@@ -289,11 +289,7 @@ class Trainer:
         A method's terms are one, under its name.
         """
         method = "" if self.spec.method is None else self.spec.method.name
-        named: dict[str, tuple[float, float]] = {}
-        for name, weight in self.distiller.weighted(dict.fromkeys(self._terms, 1.0)).items():
-            own = name if name in ("ce", "kd") else method
-            named[own] = (weight, named.get(own, (0.0, 0.0))[1] + row[name])
-        used = {name: part for name, part in named.items() if part[0]}
+        used = self.distiller.parts({name: row[name] for name in self._terms}, method)
         if len(used) < 2:
             return ""
         return " = " + " + ".join(f"{_times(weight)}{name} {value:.2f}" for name, (weight, value) in used.items())
