@@ -22,10 +22,11 @@ from hkd.models import Model
 from hkd.models.fold import fold_batch_norms
 from hkd.models.weights import weights_digest
 from hkd.runtime.checkpoint import Checkpoint
+from hkd.runtime.curves import Curves
 from hkd.runtime.engine import Engine
 from hkd.runtime.guard import Guard, NotFiniteError
 from hkd.runtime.optimizers import make_optimizer, moving_average
-from hkd.runtime.progress import Curves, Progress
+from hkd.runtime.progress import Progress
 from hkd.runtime.run_folder import RunFolder
 from hkd.runtime.stopping import StopAction, Stopping
 from hkd.runtime.teacher_cache import CacheRequest, TeacherCache, cacheable, fits, summary_of, table_key
@@ -137,8 +138,8 @@ class Trainer:
         done += sum(batches.size_of(step) for step in range(state.step))
         title = f"{Path(self.spec.run).name} ({self.distiller.student.name})"
         total = (self.epochs - self.first_epoch) * batches.images
-        curves = self.folder.file("tensorboard") if self.spec.runtime.tensorboard and writes else None
-        return Progress(title, total, done, self.epochs, silent=not writes), Curves(curves, state.epoch)
+        curves = Curves(self.spec, self.folder, self.engine, self.first_epoch, state.epoch)
+        return Progress(title, total, done, self.epochs, silent=not writes), curves
 
     def run(self) -> dict[str, Any]:
         """Trains to the last epoch.

@@ -26,7 +26,8 @@ from hkd.recipes import find_recipe
 from hkd.spec import FORMAT, RECORDED
 
 HELP_GROUPS = {
-    "run": "checkpoint checkpoints runs run output title formats seed trials tensorboard evaluate keep_checkpoints",
+    "run": "checkpoint checkpoints runs run output title formats seed trials logger tensorboard evaluate "
+    "keep_checkpoints",
     "the model card": "license data_license teacher_license",
     "the ONNX files": "opset int8 max_drop calibration_images",
     "data": "dataset datasets data_root image_size limit_classes limit_train train_fraction holdout holdout_seed "
