@@ -326,7 +326,8 @@ def in_words(error: BaseException, spec: RunSpec, engine: Engine) -> TrainingErr
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
         return TrainingError(
             f"out of memory with {spec.optimisation.batch_size} images in a step on {engine.device}; lower "
-            "--batch-size, or use --precision bf16; HKD and CRD keep smaller banks with --holistic.bank-dtype, "
+            "--batch-size, compute it in parts with --accumulate, or use --precision bf16; "
+            "HKD and CRD keep smaller banks with --holistic.bank-dtype, "
             "--crd.bank-dtype bfloat16"
         )
     if "DataLoader worker" in str(error):  # torch notices it wherever the run is

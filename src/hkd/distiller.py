@@ -408,6 +408,20 @@ class Distiller(nn.Module):
         method = self.weights.method * (1.0 if self.method is None else self.method.ramp)
         return {name: weights.get(name, method) * value for name, value in terms.items()}
 
+    def parts(self, terms: dict[str, float], method: str) -> dict[str, tuple[float, float]]:
+        """What a loss is the sum of, as a person reads it: cross-entropy, KD and the method's terms as one, under its
+        name, each with its weight and its unweighted value; without those of weight 0.
+
+        Args:
+            terms: by their names, all those of a step, or their means.
+            method: its name.
+        """
+        found: dict[str, tuple[float, float]] = {}
+        for name, weight in self.weighted(dict.fromkeys(terms, 1.0)).items():
+            own = name if name in ("ce", "kd") else method
+            found[own] = (weight, found.get(own, (0.0, 0.0))[1] + terms[name])
+        return {name: part for name, part in found.items() if part[0]}
+
     def undo_step(self) -> None:
         """Takes back what the last call left in the method's memories, for a step that is skipped."""
         if self.method is not None:

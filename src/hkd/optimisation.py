@@ -15,14 +15,16 @@ class OptimisationSpec:
 
     epochs: int = option(240, "passes over the training images", ge=1, le=1_000_000)
     batch_size: int = option(64, "images in a step, of all processes together", ge=2, le=2**20)
-    accumulate: int = option(1, "batches whose gradients make one step of the optimiser", ge=1, le=2**20, neutral=1)
+    accumulate: int = option(
+        1, "equal parts in which a batch is computed, each with its own graphs", ge=1, le=2**20, neutral=1
+    )
     scale_with_processes: bool = option(
         False, "multiply batch size and learning rate by the number of processes", neutral=False
     )
     optimizer: str = option("sgd", "sgd, or one of timm's: adamw, lamb, muon, nadamw, ...", neutral="sgd")
     lr: float = option(0.05, "learning rate (the paper: 0.01 for MobileNetV2 and ShuffleNet students)", gt=0)
     schedule: Literal["multistep", "cosine"] = option(
-        "multistep", "the learning rate falls at milestones, or along a cosine", neutral="multistep"
+        "multistep", "the learning rate falls at milestones, or along a cosine, epoch by epoch", neutral="multistep"
     )
     lr_decay: float = option(0.1, "multistep: the learning rate is multiplied by this at each milestone", gt=0, le=1)
     milestones: tuple[float, ...] = option(

@@ -25,7 +25,7 @@ from hkd.runtime.checkpoint import Checkpoint
 from hkd.runtime.curves import Curves
 from hkd.runtime.engine import Engine
 from hkd.runtime.guard import Guard, NotFiniteError
-from hkd.runtime.optimizers import make_optimizer, moving_average
+from hkd.runtime.optimizers import forget, make_optimizer, moving_average
 from hkd.runtime.progress import Progress
 from hkd.runtime.run_folder import RunFolder
 from hkd.runtime.stopping import StopAction, Stopping
@@ -57,6 +57,7 @@ class Trainer:
         self.distiller = distiller
         scale = engine.share.processes if spec.optimisation.scale_with_processes else 1
         self.batch_size = spec.optimisation.batch_size * scale
+        self.parts = spec.optimisation.accumulate  # of a batch; each is a step of the loop
         self.schedule = dataclasses.replace(spec.optimisation, lr=spec.optimisation.lr * scale)
         self.epochs, self.first_epoch = spec.optimisation.epochs, distiller.first_epoch
         self.loader, self.test_loader = self._loaders()
@@ -81,6 +82,7 @@ class Trainer:
             for network in (distiller.student, *distiller.teachers):
                 network.compile()
         self.guard = Guard(engine, distiller, spec.runtime.skip_bad_steps, self.state.skipped_steps)
+        self._is_spoilt = False  # the step of the optimiser that is being made, by a part that was skipped
         self.stopping = Stopping(engine, spec.runtime.save_minutes)
         self.sums = Sums()
         self.evaluated: Evaluation | None = None
@@ -102,7 +104,7 @@ class Trainer:
         }
         train = make_loader(
             self.data.train,
-            self.batch_size,
+            self.batch_size // self.parts,
             device,
             train=True,
             flip=spec.data.flip,
@@ -169,14 +171,13 @@ class Trainer:
         return self._summary(self.evaluated)
 
     def train_step(self, step: int, batch: Batch) -> None:
-        """One batch, and behind the last of ``accumulate`` batches one step of the optimiser with their mean gradient.
+        """One part of a batch, and behind the last one a step of the optimiser with the gradient of the whole batch.
 
-        In one process nothing in it waits for the device. A batch that is skipped adds nothing; where it is the last
-        of several, the others' gradients are dropped.
+        In one process nothing in it waits for the device. Where a part is skipped, the optimiser does not step.
         """
-        before = step - 1 - (step - 1) % self.schedule.accumulate
-        count = min(self.schedule.accumulate, len(self.loader) - before)
-        is_last = step == before + count
+        first = (step - 1) // self.parts * self.parts
+        sizes = [self.loader.batches.size_of(part) for part in range(first, min(first + self.parts, len(self.loader)))]
+        is_last = step == first + len(sizes)
         self.guard.before_step()
         with nullcontext() if is_last else self.engine.alone(self.prepared):
             with self.engine.autocast():
@@ -184,14 +185,17 @@ class Trainer:
                 taught = [cache(batch) for cache in self.teacher_caches] if known else None
                 out = self.prepared(batch, teacher=taught)
             if skipped := self.guard.skips(out):
-                if is_last:
-                    self.optimizer.zero_grad()
-            else:
-                self.engine.backward(out.loss if count == 1 else out.loss / count)
+                self._is_spoilt = True
+            else:  # losses are means over images, so a part counts as many as it has
+                share = sizes[step - 1 - first] / sum(sizes)
+                self.engine.backward(out.loss if len(sizes) == 1 else out.loss * share)
+        if is_last and self._is_spoilt:
+            self.optimizer.zero_grad()
+            self._is_spoilt = False
+        elif is_last:
+            self._optimise(step)
         if skipped:
             return
-        if is_last:
-            self._optimise(step)
         self.guard.record(step, out)
 
         count, self._terms = len(batch.label), tuple(out.terms)
@@ -207,9 +211,12 @@ class Trainer:
         self.optimizer.step()
         self.optimizer.zero_grad()
         if self.average is not None and not self.distiller.in_initialisation:
-            steps = -(-len(self.loader) // self.schedule.accumulate)
-            done = self.state.epoch * steps + -(-step // self.schedule.accumulate)
+            done = self.state.epoch * self._steps(len(self.loader)) + self._steps(step)
             self.average.update(self.distiller.student, done + 1)
+
+    def _steps(self, parts: int) -> int:
+        """Of the optimiser, in so many parts of batches from the start of an epoch."""
+        return -(-parts // self.parts)
 
     def _open_teachers(self, teachers: Sequence[Model]) -> None:
         """Folds each teacher, opens the tables of their outputs where they are asked for, and measures accuracies."""
@@ -283,11 +290,7 @@ class Trainer:
         A method's terms are one, under its name.
         """
         method = "" if self.spec.method is None else self.spec.method.name
-        named: dict[str, tuple[float, float]] = {}
-        for name, weight in self.distiller.weighted(dict.fromkeys(self._terms, 1.0)).items():
-            own = name if name in ("ce", "kd") else method
-            named[own] = (weight, named.get(own, (0.0, 0.0))[1] + row[name])
-        used = {name: part for name, part in named.items() if part[0]}
+        used = self.distiller.parts({name: row[name] for name in self._terms}, method)
         if len(used) < 2:
             return ""
         return " = " + " + ".join(f"{_times(weight)}{name} {value:.2f}" for name, (weight, value) in used.items())
@@ -301,7 +304,7 @@ class Trainer:
 
     def _begin(self, epoch: int) -> None:
         if epoch == 0 and self.state.step == 0:  # the training does not inherit the momentum of an initialisation
-            self.optimizer.state.clear()
+            forget(self.optimizer)
             if self.average is not None:
                 self.average.set(self.distiller.student)
         for group in self.optimizer.param_groups:
@@ -316,9 +319,9 @@ class Trainer:
     def _save_or_stop(self, step: int, started: float) -> None:
         """After each step, skipped or not: the progress, and what a signal or the clock demands."""
         self.progress.images(self.loader.batches.size_of(step - 1), lambda: self.sums.mean_here("loss"))
-        if step % self.schedule.accumulate and step < len(self.loader):  # gradients of a step are no part of the state
+        if step % self.parts and step < len(self.loader):  # gradients of a step are no part of the state
             return
-        action = self.stopping.action(step)
+        action = self.stopping.action(self._steps(step))
         if action is StopAction.CONTINUE:
             return
         self.guard.check()
@@ -456,10 +459,13 @@ def check_shares(spec: RunSpec, data: Data, engine: Engine) -> None:
     """Raises :class:`RequestError` where the processes would not have equal work, of two images a step at least."""
     processes = engine.share.processes
     scale = processes if spec.optimisation.scale_with_processes else 1
-    batch_size = spec.optimisation.batch_size * scale
-    if processes > 1 and (batch_size % processes or batch_size < 2 * processes):
+    batch_size, parts = spec.optimisation.batch_size * scale, spec.optimisation.accumulate
+    shares = processes * parts
+    if processes > 1 and (batch_size % shares or batch_size < 2 * shares):
+        times = f" {parts} times" if parts > 1 else ""
         raise RequestError(
-            f"batch_size: {processes} processes share every batch in equal parts of 2 images or more; got {batch_size}"
+            f"batch_size: {processes} processes share every batch{times} in equal parts of 2 images or more; "
+            f"got {batch_size}"
         )
     for split in (data.train, data.test):
         if processes > 1 and len(split) < 2 * processes:

@@ -19,7 +19,7 @@ def counted(*labels: int) -> Data:
 
 def test_classes_of_one_size() -> None:
     assert summarise(counted(0, 1, 2, 0, 1, 2)) == "2 training images in each class"
-    assert summarise(counted(0, 1, 2, -1, -1)) == "1 training images in each class; 2 images have no label"
+    assert summarise(counted(0, 1, 2, -1, -1)) == "1 training images in each class"
 
 
 def test_classes_of_different_sizes() -> None:

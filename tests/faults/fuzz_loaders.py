@@ -55,6 +55,9 @@ class One(Files):
     def size(self, name: str) -> int:
         return len(self.data)
 
+    def empty_folders(self, folder: str = "") -> list[str]:
+        return []
+
 
 def written(data: bytes, name: str) -> Path:
     path = FOLDER / name

@@ -245,6 +245,10 @@ def momentum(value: Any) -> Callable[[dict[str, Any]], Any]:
     return lambda saved: saved["optimizer"]["state"][0].update(momentum_buffer=value)
 
 
+def group(**values: Any) -> Callable[[dict[str, Any]], Any]:
+    return lambda saved: saved["optimizer"]["param_groups"][0].update(values)
+
+
 STATES: dict[str, Callable[[dict[str, Any]], Any]] = {
     "no state": lambda saved: saved.pop("state"), "no student": lambda saved: saved.pop("student"),
     "student is a list": part(student=[1]), "another network": part(student={"a": torch.ones(1)}),
@@ -254,7 +258,9 @@ STATES: dict[str, Callable[[dict[str, Any]], Any]] = {
     "a row is NaN": in_state(rows=[{"epoch": math.nan}]), "sums are texts": in_state(sums={"loss": "x"}),
     "sums are many": in_state(sums={"loss": torch.ones(3)}), "no sums": in_state(sums=None),
     "optimizer is a text": part(optimizer="x"), "momentum of another shape": momentum(torch.ones(7)),
-    "momentum is a text": momentum("x"), "random is gone": part(random={}),
+    "momentum is a text": momentum("x"), "steps are a text": group(step="x"),
+    "steps are many": group(step=torch.ones(3)), "no groups": lambda saved: saved["optimizer"].update(param_groups=[]),
+    "random is gone": part(random={}),
     "random is a float": part(random={"cpu": torch.ones(3)}), "method is a text": part(method="x"),
     "format is a text": part(format="\x1b[2J"),
 }  # fmt: skip

@@ -114,7 +114,7 @@ WORDS = {
     "sweep": "--dry-run --field student --run sweep", "evaluate": "{honest}/t",
     "export": "{honest}/t --output out --formats safetensors",
     "cache": "{honest}/t --teacher-cache table --views 1 --limit-train 4", "transfer": "{honest}/t --datasets none",
-    "topology": "{honest}/t {honest}/s --images 12 --neighbours 3",
+    "predict": "{honest}/t r.yaml", "topology": "{honest}/t {honest}/s --images 12 --neighbours 3",
 }  # fmt: skip
 """What lets a command come to where networks are built."""
 

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 import yaml
 
@@ -114,11 +115,32 @@ def test_two_processes_leave_one_run_folder(tmp_path: Path) -> None:
     assert summary["machine"].startswith("2 x ")
 
 
+def test_two_processes_make_the_steps_of_one(tmp_path: Path) -> None:
+    """Each with two parts of a batch, of which the last is smaller, a clipped gradient and an average."""
+    options = ["--epochs", "2", "--batch-size", "32", "--ema", "0.8", "--clip-grad", "0.1", "--skip-bad-steps", "1"]
+    words = ["train", "--student", "tests.runtime.two_processes:plain", "--limit-train", "9", "--device", "cpu"]
+    found = []
+    for processes, parts in ((2, "2"), (1, "1")):
+        run = tmp_path / parts
+        done = launch(
+            "hkd", "--", *words, *options, "--accumulate", parts, "--no-tensorboard", "--run", str(run),
+            processes=processes,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        found.append(safetensors.torch.load_file(run / "model.safetensors"))
+    for name, value in found[1].items():
+        torch.testing.assert_close(found[0][name], value, rtol=1e-4, atol=1e-6, msg=name)
+
+
 @pytest.mark.slow
 def test_what_several_processes_cannot_do(tmp_path: Path) -> None:
     run = tmp_path / "run"
     for arguments, message in (
         (["train", "--batch-size", "3", "--run", str(run), *SMALL], "batch_size: 2 processes share every batch"),
+        (
+            ["train", "--batch-size", "12", "--accumulate", "6", "--run", str(run), *SMALL],
+            "batch_size: 2 processes share every batch 6 times in equal parts of 2 images or more; got 12",
+        ),
         (["compare", "--run", str(run)], "processes: compare uses one process, and 2 were started"),
     ):
         done = launch("hkd", "--", *arguments)

@@ -17,6 +17,7 @@ from hkd.distiller import Distiller
 from hkd.methods.kd import cross_entropy
 from hkd.optimisation import OptimisationSpec
 from hkd.runtime.optimizers import check_optimizer, make_optimizer
+from hkd.runtime.stopping import StopAction, Stopping
 from hkd.trainer import Trainer
 
 
@@ -89,6 +90,10 @@ def test_the_default_is_the_papers() -> None:
         ({"clip_grad": 0.0}, "clip_grad: expected"),
         ({"label_smoothing": 1.0}, "label_smoothing: expected"),
         ({"accumulate": 0}, "accumulate: expected"),
+        ({"accumulate": 3}, "accumulate: expected a divisor of the batch size, 16, with 2 images or more .* got 3"),
+        ({"accumulate": 16}, "accumulate: expected a divisor of the batch size, 16, with 2 images or more .* got 16"),
+        ({"optimizer": "adahessian"}, "optimizer: adahessian needs second derivatives"),
+        ({"min_lr": 0.01}, "min_lr: expected with --schedule cosine; got 0.01 with multistep"),
         ({"schedule": "step"}, "schedule: expected"),
     ],
 )
@@ -115,20 +120,59 @@ def test_smoothed_labels() -> None:
         if y >= 0:
             log_p = row - row.exp().sum().log()
             total += sum(-(smoothing / 4 + (1 - smoothing) * (c == y)) * log_p[c] for c in range(4))
-    torch.testing.assert_close(cross_entropy(logits, label, smoothing).double(), total / 4, rtol=1e-6, atol=0)
+    torch.testing.assert_close(cross_entropy(logits, label, smoothing=smoothing).double(), total / 4, rtol=1e-6, atol=0)
     distiller = Distiller(Plain(), label_smoothing=smoothing)
     image, label = torch.randn(6, 3, 8, 8), torch.arange(6)
     out = distiller(image, label)
-    assert out.loss == cross_entropy(out.logits, label, smoothing)
+    assert out.loss == cross_entropy(out.logits, label, smoothing=smoothing)
     assert distiller.eval()(image, label).loss == cross_entropy(out.logits, label)
 
 
-def test_accumulated_batches_are_one_of_their_size(tmp_path: Path) -> None:
-    """80 images in 5 batches of 16, two at a time: 32, 32 and the last 16."""
-    whole = hkd.train(config(tmp_path / "whole", batch_size=32), Plain())
-    parts = hkd.train(config(tmp_path / "parts", accumulate=2), Plain())
+def test_the_parts_of_a_batch_are_a_step_of_all_its_images(tmp_path: Path) -> None:
+    """90 images: steps of 32, 32 and 26, which two parts of 16 and 10 make."""
+    whole = hkd.train(config(tmp_path / "whole", batch_size=32, limit_train=9), Plain())
+    parts = hkd.train(config(tmp_path / "parts", batch_size=32, limit_train=9, accumulate=2), Plain())
+    assert parts.summary["images_per_second"] > 0
     for a, b in zip(whole.model.state_dict().values(), parts.model.state_dict().values(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_a_bad_part_of_a_batch_drops_its_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever in the step it is; the average does not move, either."""
+    forward, train_step, calls, moved = Distiller.forward, Trainer.train_step, [0], []
+
+    def spoiling(self: Distiller, *given: object, **more: object) -> object:
+        out = forward(self, *given, **more)
+        calls[0] += self.training
+        return out._replace(loss=out.loss * torch.nan) if self.training and calls[0] in (3, 6) else out
+
+    def watched(self: Trainer, step: int, batch: hkd.Batch) -> None:
+        networks = self.distiller.student, self.kept
+        before = [deepcopy(dict(network.named_parameters())) for network in networks]
+        train_step(self, step, batch)
+        now = [dict(network.named_parameters()) for network in networks]
+        student, average = (any(not torch.equal(b[k], n[k]) for k in b) for b, n in zip(before, now, strict=True))
+        assert step == 2 or student == average  # the first update of the average is of the decay 0.37
+        moved.append(student)
+
+    monkeypatch.setattr(Distiller, "forward", spoiling)
+    monkeypatch.setattr(Trainer, "train_step", watched)
+    result = hkd.train(config(tmp_path / "run", epochs=1, ema=0.9, accumulate=2, skip_bad_steps=2), Plain())
+    assert moved == [False, True, False, False, False, False, False, True, False, True]
+    assert result.summary["skipped_steps"] == 2
+
+
+def test_processes_agree_after_steps_of_the_optimiser(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every twentieth of them, whatever makes a step; only there can a run be saved."""
+    action, asked = Stopping.action, []
+
+    def watched(self: Stopping, step: int) -> StopAction:
+        asked.append(step)
+        return action(self, step)
+
+    monkeypatch.setattr(Stopping, "action", watched)
+    hkd.train(config(tmp_path / "run", epochs=1, batch_size=24, accumulate=3), Plain())
+    assert asked == [1, 2, 3, 4]
 
 
 def test_a_gradient_is_shortened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -158,7 +202,7 @@ def test_what_is_kept_is_the_moving_average(tmp_path: Path, monkeypatch: pytest.
         students.append(deepcopy(self.distiller.student.state_dict()))
 
     monkeypatch.setattr(Trainer, "_optimise", watched)
-    result = hkd.train(config(tmp_path / "run", student="resnet8", ema=0.8, accumulate=2))
+    result = hkd.train(config(tmp_path / "run", student="resnet8", batch_size=32, ema=0.8, accumulate=2))
     first, *later = students
     assert len(later) == 2 * 3
     saved = safetensors.torch.load_file(str(result.weights))
@@ -181,7 +225,7 @@ def test_a_killed_run_of_all_of_it_ends_with_the_same_bits(
     recipe = {
         "student": "resnet8", "teacher": "resnet14", "method": "hkd+kd", "epochs": 3, "optimizer": optimizer,
         "lr": 0.01, "schedule": "cosine", "warmup_epochs": 1, "accumulate": 2, "ema": 0.9, "clip_grad": 1.0,
-        "label_smoothing": 0.1, "decay_all": False, "batch_size": 16, "limit_train": 8, "device": "cpu",
+        "label_smoothing": 0.1, "decay_all": False, "batch_size": 32, "limit_train": 8, "device": "cpu",
         "tensorboard": False, "save_minutes": 1e-6,
     }  # fmt: skip
     teacher = hkd.train(config(tmp_path / "teacher", student="resnet14", epochs=1))
@@ -204,3 +248,45 @@ def test_a_killed_run_of_all_of_it_ends_with_the_same_bits(
     assert parts.summary["top1_last"] == whole.summary["top1_last"]
     for (name, a), (_, b) in zip(whole.model.state_dict().items(), parts.model.state_dict().items(), strict=True):
         assert torch.equal(a, b), name
+
+
+@pytest.mark.parametrize("optimizer", ["adafactor", "adan", "lamb", "lion", "madgrad", "muon", "nadam", "novograd"])
+def test_optimisers_continue_where_they_stood(optimizer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some count their steps in a group of parameters, some keep a number for each parameter."""
+    changes = {"optimizer": optimizer, "lr": 0.01, "decay_all": False, "save_minutes": 1e-6}
+    whole = hkd.train(config(tmp_path / "whole", **changes), Plain())
+    train_step = Trainer.train_step
+
+    def killing(self: Trainer, step: int, batch: hkd.Batch) -> None:
+        if step == 4:
+            raise Killed
+        train_step(self, step, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "train_step", killing)
+        with pytest.raises(Killed):
+            hkd.train(config(tmp_path / "parts", **changes), Plain())
+    parts = hkd.train(config(tmp_path / "parts", **changes), Plain())
+    for (name, a), (_, b) in zip(whole.model.state_dict().items(), parts.model.state_dict().items(), strict=True):
+        assert torch.equal(a, b), name
+
+
+def test_the_training_does_not_inherit_the_steps_of_an_initialisation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train_step, counts = Trainer.train_step, []
+
+    def watched(self: Trainer, step: int, batch: hkd.Batch) -> None:
+        train_step(self, step, batch)
+        counts.append((self.state.epoch, int(self.optimizer.param_groups[0]["step"])))
+
+    hkd.train(config(tmp_path / "teacher", student="resnet14", epochs=1))
+    monkeypatch.setattr(Trainer, "train_step", watched)
+    hkd.distill(
+        DistillConfig(
+            run=str(tmp_path / "run"), student="resnet8", teacher="resnet14", method="ft",
+            settings={"init_epochs": 1}, teacher_checkpoint=str(tmp_path / "teacher"), optimizer="lamb", epochs=1,
+            batch_size=40, limit_train=8, device="cpu", tensorboard=False,
+        )
+    )  # fmt: skip
+    assert counts == [(-1, 1), (-1, 2), (0, 1), (0, 2)]

@@ -118,9 +118,10 @@ class Archive(Files):
         try:
             with zipfile.ZipFile(path) as archive:
                 listed = archive.infolist()
+            folders = {entry.filename for entry in listed if entry.is_dir()}  # a name may be empty, which breaks this
         except BROKEN as error:
             raise RequestError(f"dataset: {path} is not a readable zip archive ({printable(error)})") from error
-        entries = [entry for entry in listed if not entry.is_dir()]
+        entries = [entry for entry in listed if entry.filename not in folders]
         if len(listed) > MOST_FILES:
             raise RequestError(f"dataset: {path} has more than {MOST_FILES:,} files")
         for entry in entries:
@@ -130,7 +131,7 @@ class Archive(Files):
         inside = {e.filename: e.file_size for e in entries if e.filename.startswith(self.prefix)}
         self._sizes = {name.removeprefix(self.prefix): size for name, size in inside.items()}
         self.names = sorted(self._sizes)
-        self._folders = [e.filename.removeprefix(self.prefix) for e in listed if e.is_dir()]
+        self._folders = [name.removeprefix(self.prefix) for name in sorted(folders)]
         status = path.stat()
         identity = f"{path.resolve()}\0{status.st_size}\0{status.st_mtime_ns}"
         self.fingerprint = hashlib.sha256(identity.encode(errors="surrogateescape")).hexdigest()

@@ -14,10 +14,9 @@ from hkd.distiller import Distiller
 from hkd.errors import RequestError
 from hkd.outside import printable
 from hkd.runtime.engine import Engine
+from hkd.runtime.optimizers import restore
 from hkd.runtime.records import STATE, checked, corrupt
 from hkd.runtime.run_folder import RunFolder, changed
-
-MOMENTA = ("momentum_buffer", "exp_avg", "exp_avg_sq")
 
 
 @dataclass
@@ -139,14 +138,7 @@ class Checkpoint:
             self.distiller.method.load_state_dict(saved["method"])
         if self.average is not None:
             self.average.load_state_dict(saved["average"])
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": saved["optimizer"]["state"], "param_groups": groups})
-        for parameter, values in self.optimizer.state.items():
-            for name, value in values.items():
-                # Some keep a count, or sums over rows and columns; momenta have the parameter's shape.
-                odd = isinstance(value, Tensor) and value.numel() > parameter.numel()
-                if odd or (name in MOMENTA and value is not None and value.shape != parameter.shape):
-                    raise ValueError(f"optimizer: {name} of another shape than its parameter")
+        restore(self.optimizer, saved["optimizer"])
         if self.engine.scaler is not None:
             self.engine.scaler.load_state_dict(saved["scaler"])
         self.engine.set_random_state(saved["random"])

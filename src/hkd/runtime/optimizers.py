@@ -6,7 +6,7 @@ import importlib
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from hkd.distiller import Distiller
 from hkd.errors import RequestError, unknown
@@ -14,6 +14,10 @@ from hkd.optimisation import OptimisationSpec
 
 SGD = "sgd"
 """torch's, with plain momentum, as in the paper; timm means Nesterov's by this name."""
+COUNT = "step"
+"""Where lamb and adan count their steps, in a group of parameters; others have it in the state of each."""
+MOMENTA: dict[str, torch.Size | None] = {"momentum_buffer": None, "exp_avg": None, "exp_avg_sq": torch.Size(())}
+"""Their shape, where it may be another than the parameter's: novograd has one second moment for each."""
 
 
 def _timm(module: str) -> Any:
@@ -24,9 +28,19 @@ def _timm(module: str) -> Any:
 def check_optimizer(spec: OptimisationSpec) -> None:
     """Raises :class:`RequestError` for an optimiser that timm does not have, and numbers that contradict each other."""
     if spec.optimizer != SGD:
-        known = _timm("optim").list_optimizers()
+        timm = _timm("optim")
+        known = timm.list_optimizers()
         if spec.optimizer not in known:
             raise unknown("optimizer", spec.optimizer, [SGD, *known])
+        if timm.get_optimizer_info(spec.optimizer).second_order:
+            raise RequestError(f"optimizer: {spec.optimizer} needs second derivatives, which no training here computes")
+    if spec.batch_size % spec.accumulate or spec.batch_size < 2 * spec.accumulate:
+        raise RequestError(
+            f"accumulate: expected a divisor of the batch size, {spec.batch_size}, with 2 images or more in each part; "
+            f"got {spec.accumulate}"
+        )
+    if spec.schedule != "cosine" and spec.min_lr > 0:
+        raise RequestError(f"min_lr: expected with --schedule cosine; got {spec.min_lr:g} with {spec.schedule}")
     if spec.schedule == "cosine" and spec.min_lr > spec.lr:
         raise RequestError(f"min_lr: expected at most the learning rate, {spec.lr:g}; got {spec.min_lr:g}")
     if spec.warmup_epochs >= spec.epochs and spec.warmup_epochs > 0:
@@ -58,6 +72,44 @@ def make_optimizer(distiller: Distiller, spec: OptimisationSpec, lr: float) -> t
         reason = " ".join(str(error).split()) or type(error).__name__
         raise RequestError(f"optimizer: timm cannot build {spec.optimizer} ({reason})") from error
     return made
+
+
+def forget(optimizer: torch.optim.Optimizer) -> None:
+    """Puts an optimiser back to its start: momenta, and the steps that some count in their groups of parameters."""
+    optimizer.state.clear()
+    for group in optimizer.param_groups:
+        group.pop(COUNT, None)
+
+
+def restore(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
+    """Puts an optimiser where it stood, with its present settings.
+
+    Args:
+        optimizer: of the same parameters in the same groups.
+        saved: what its ``state_dict`` was.
+
+    Raises:
+        ValueError: a part of it is of another shape than its parameter, or no number of steps.
+    """
+    groups = optimizer.state_dict()["param_groups"]
+    for group, was in zip(groups, saved["param_groups"], strict=True):
+        if COUNT in was:
+            group[COUNT] = _checked_count(was[COUNT])
+    optimizer.load_state_dict({"state": saved["state"], "param_groups": groups})
+    for parameter, values in optimizer.state.items():
+        for name, value in values.items():
+            # Some keep a count, or sums over rows and columns, or a number; momenta have the parameter's shape.
+            odd = isinstance(value, Tensor) and value.numel() > parameter.numel()
+            if odd or (name in MOMENTA and value is not None and value.shape not in (parameter.shape, MOMENTA[name])):
+                raise ValueError(f"optimizer: {name} of another shape than its parameter")
+
+
+def _checked_count(count: Any) -> Any:
+    """Steps, a number or a tensor of one, as different optimisers have them."""
+    value = count.item() if isinstance(count, Tensor) and count.ndim == 0 else count
+    if type(value) not in (int, float) or not 0 <= value < 2**53:
+        raise ValueError("optimizer: expected a number of steps")
+    return count
 
 
 def _spared(student: nn.Module, name: str) -> bool:

@@ -52,7 +52,7 @@ class Stopping(StopSignal):
         minutes: between saves.
     """
 
-    AGREE_EVERY = 20  # steps; to agree, processes wait for one another
+    AGREE_EVERY = 20  # steps of the optimiser; to agree, processes wait for one another
 
     def __init__(self, engine: Engine, minutes: float) -> None:
         super().__init__()
@@ -66,7 +66,7 @@ class Stopping(StopSignal):
         return 128 + (self.signal or signal.SIGTERM)
 
     def action(self, step: int) -> StopAction:
-        """What to do after a step, counted from 1 in its epoch."""
+        """What to do after a step of the optimiser, counted from 1 in its epoch."""
         wanted = StopAction.CONTINUE
         if self.signal is not None:
             wanted = StopAction.STOP
