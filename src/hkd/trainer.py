@@ -155,6 +155,8 @@ class Trainer:
         """
         with closing(self.progress), closing(self.curves), self.stopping:
             for epoch in range(self.state.epoch, self.epochs):
+                if self._is_early():
+                    break
                 self._begin(epoch)
                 started = time.perf_counter() - self.state.epoch_seconds
                 try:
@@ -169,6 +171,21 @@ class Trainer:
         if self.evaluated is None:  # the last epoch was finished by an earlier start
             self.evaluated = evaluate_model(self.kept, self.test_loader, self.engine)
         return self._summary(self.evaluated)
+
+    def _is_early(self) -> bool:
+        """Whether the run stops before its last epoch, which is then said: the evaluation has long not been better."""
+        patience, best = self.schedule.patience, self.state.best_epoch
+        if patience is None or self.state.epoch - best < patience:
+            return False
+        if self.engine.is_main:
+            images = "held-out" if self.spec.data.holdout else "test"
+            print(
+                f"stopped early, after epoch {self.state.epoch} of {self.epochs}: top-1 on the {images} images has not "
+                f"been above {self.state.best_top1:.2f} % since epoch {best}; the last epoch is the result",
+                file=sys.stderr,
+                flush=True,
+            )
+        return True
 
     def train_step(self, step: int, batch: Batch) -> None:
         """One part of a batch, and behind the last one a step of the optimiser with the gradient of the whole batch.

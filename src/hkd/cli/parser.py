@@ -39,8 +39,8 @@ HELP_GROUPS = {
     "what is learnt": "method methods baseline method_weight kd_weight ce_weight kd_temperature kd_standardise",
     "what is shown": "images top neighbours edges k",
     "what varies": "field values search tries",
-    "how": "probe epochs batch_size accumulate scale_with_processes optimizer lr lr_of teacher_lr schedule lr_decay "
-    "milestones min_lr warmup_epochs momentum weight_decay decay_all label_smoothing clip_grad ema",
+    "how": "probe epochs patience batch_size accumulate scale_with_processes optimizer lr lr_of teacher_lr schedule "
+    "lr_decay milestones min_lr warmup_epochs momentum weight_decay decay_all label_smoothing clip_grad ema",
     "where": "device precision compile threads workers jobs engine gpus_per_run processes_per_run dry_run",
     "when something goes wrong": "save_minutes skip_bad_steps bad_images retry_failed",
 }
