@@ -6,7 +6,7 @@ import os
 import platform
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,8 +30,9 @@ from hkd.models.fold import fold_batch_norms
 from hkd.models.names import resized
 from hkd.models.spec import TEACHER, StudentSpec
 from hkd.optimisation import OptimisationSpec
-from hkd.outside import check_outputs
+from hkd.outside import check_logger, check_outputs
 from hkd.parts import Parts, Teachers, build, relabelled, report_stage_pairs
+from hkd.runtime.curves import Curves
 from hkd.runtime.engine import Engine
 from hkd.runtime.provenance import new_entry, now
 from hkd.runtime.records import MOST_STARTS
@@ -136,6 +137,7 @@ def _run(
     """Builds everything, then trains what is not trained: a wrong request must not cost a teacher's training."""
     if not os.path.isfile(Path(spec.run) / "summary.json"):  # a finished run is read where nothing can be written
         check_outputs(spec.runtime)
+        check_logger(spec.runtime.curves)
     engine = new_engine(spec)
     with engine.first_of_node():  # downloads and decodes for the others
         data = data or open_data(
@@ -172,6 +174,8 @@ def _run(
             with recorded_start(folder, engine, parts.spec.data.digest, None) as starts:
                 head = fit_head(parts, engine)
             folder.log([head.row()])
+            with closing(Curves(parts.spec, folder, engine)) as curves:
+                curves.write(head.row())
             return _finish(
                 parts, engine, folder, parts.student, head.evaluated, head.summary() | {"provenance": starts}
             )

@@ -12,7 +12,7 @@ from hkd.errors import RequestError, unknown
 from hkd.models.names import resized
 from hkd.models.spec import STUDENT, TEACHER, TeacherSpec
 from hkd.options import check_fields, coerce, default_of, hints_of, option, shown
-from hkd.outside import check_outputs
+from hkd.outside import check_logger, check_outputs
 from hkd.runtime.spec import Precision
 from hkd.spec import DISTILLATION, FIELDS, PARTS, PLUS_KD, SEVERAL, TRAINING, RunSpec, field_of
 
@@ -224,7 +224,7 @@ class StudyOptions:
 
     def check(self) -> None:
         check_fields(self)
-        RunSpec.from_flat(self.run_options())
+        check_logger(RunSpec.from_flat(self.run_options()).runtime.curves)
         if self.seed + self.trials > 2**32:
             raise RequestError(f"seed: expected {self.trials} numbers below 2**32; got {self.seed}")
         check_outputs(self)

@@ -14,6 +14,9 @@ class OptimisationSpec:
     """How the loss is minimised. The defaults are the protocol of the paper's supplement: SGD with step decay."""
 
     epochs: int = option(240, "passes over the training images", ge=1, le=1_000_000)
+    patience: int | None = option(
+        None, "stop after so many epochs without a better evaluation [after --epochs]", ge=1, le=10**6, neutral=None
+    )
     batch_size: int = option(64, "images in a step, of all processes together", ge=2, le=2**20)
     accumulate: int = option(
         1, "equal parts in which a batch is computed, each with its own graphs", ge=1, le=2**20, neutral=1

@@ -7,6 +7,7 @@ Imports nothing heavy.
 from __future__ import annotations
 
 import errno
+import importlib.util
 import json
 import os
 import stat
@@ -125,6 +126,13 @@ def check_output(path: str | Path, field: str, *, file: bool = False) -> None:
             raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
     except OSError as error:
         raise RequestError(f"{field}: cannot write to {printable(path)} ({error.strerror})") from error
+
+
+def check_logger(name: str) -> None:
+    """Raises :class:`RequestError` for a logger (``--logger``) whose package is not installed."""
+    if name != "none" and importlib.util.find_spec(name) is None:
+        how = "pip install 'hkd[loggers]', or name another"
+        raise RequestError(f"logger: {name} is not installed; {how}")
 
 
 def open_regular(path: str | Path, field: str, *, follow: bool = True) -> BinaryIO:

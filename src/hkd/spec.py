@@ -175,6 +175,8 @@ class RunSpec:
             raise RequestError(
                 f"teacher_checkpoint: expected the weights of each of {count} teachers; got {count - len(open_)}"
             )
+        if self.optimisation.patience is not None and self.runtime.evaluate == "last":
+            raise RequestError("patience: compares evaluations after every epoch; got evaluate last")
         milestones = list(self.optimisation.milestones)
         if milestones != sorted(set(milestones)):
             raise RequestError(f"milestones: expected rising fractions of the run; got {milestones}")

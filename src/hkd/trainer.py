@@ -22,10 +22,11 @@ from hkd.models import Model
 from hkd.models.fold import fold_batch_norms
 from hkd.models.weights import weights_digest
 from hkd.runtime.checkpoint import Checkpoint
+from hkd.runtime.curves import Curves
 from hkd.runtime.engine import Engine
 from hkd.runtime.guard import Guard, NotFiniteError
 from hkd.runtime.optimizers import forget, make_optimizer, moving_average
-from hkd.runtime.progress import Curves, Progress
+from hkd.runtime.progress import Progress
 from hkd.runtime.run_folder import RunFolder
 from hkd.runtime.stopping import StopAction, Stopping
 from hkd.runtime.teacher_cache import CacheRequest, TeacherCache, cacheable, fits, summary_of, table_key
@@ -139,8 +140,8 @@ class Trainer:
         done += sum(batches.size_of(step) for step in range(state.step))
         title = f"{Path(self.spec.run).name} ({self.distiller.student.name})"
         total = (self.epochs - self.first_epoch) * batches.images
-        curves = self.folder.file("tensorboard") if self.spec.runtime.tensorboard and writes else None
-        return Progress(title, total, done, self.epochs, silent=not writes), Curves(curves, state.epoch)
+        curves = Curves(self.spec, self.folder, self.engine, self.first_epoch, state.epoch)
+        return Progress(title, total, done, self.epochs, silent=not writes), curves
 
     def run(self) -> dict[str, Any]:
         """Trains to the last epoch.
@@ -154,6 +155,8 @@ class Trainer:
         """
         with closing(self.progress), closing(self.curves), self.stopping:
             for epoch in range(self.state.epoch, self.epochs):
+                if self._is_early():
+                    break
                 self._begin(epoch)
                 started = time.perf_counter() - self.state.epoch_seconds
                 try:
@@ -168,6 +171,21 @@ class Trainer:
         if self.evaluated is None:  # the last epoch was finished by an earlier start
             self.evaluated = evaluate_model(self.kept, self.test_loader, self.engine)
         return self._summary(self.evaluated)
+
+    def _is_early(self) -> bool:
+        """Whether the run stops before its last epoch, which is then said: the evaluation has long not been better."""
+        patience, best = self.schedule.patience, self.state.best_epoch
+        if patience is None or self.state.epoch - best < patience:
+            return False
+        if self.engine.is_main:
+            images = "held-out" if self.spec.data.holdout else "test"
+            print(
+                f"stopped early, after epoch {self.state.epoch} of {self.epochs}: top-1 on the {images} images has not "
+                f"been above {self.state.best_top1:.2f} % since epoch {best}; the last epoch is the result",
+                file=sys.stderr,
+                flush=True,
+            )
+        return True
 
     def train_step(self, step: int, batch: Batch) -> None:
         """One part of a batch, and behind the last one a step of the optimiser with the gradient of the whole batch.

@@ -76,5 +76,33 @@ def test_the_report_in_a_browser(browser: Any, page: str, tmp_path: Path, scheme
         view.screenshot(path=str(Path(folder) / f"report-{scheme}.png"), full_page=True)
 
 
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_report_on_a_telephone(browser: Any, page: str, tmp_path: Path, scheme: str) -> None:  # noqa: F811
+    file = tmp_path / "report.html"
+    file.write_text(page)
+    view = browser.new_page(color_scheme=scheme, viewport={"width": 400, "height": 800})
+    view.goto(file.as_uri())
+    view.wait_for_selector("#curves .main-svg")
+    assert view.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth") <= 0
+    heights = "(rows) => rows.map((row) => row.getBoundingClientRect().height)"
+    assert max(view.eval_on_selector_all("#networks tr, #comparison tr, #reproduce tr", heights)) < 200, (
+        "no thin columns"
+    )
+    right = "(parts) => Math.max(...parts.map((part) => part.getBoundingClientRect().right))"
+    assert view.eval_on_selector_all(".updatemenu-item-rect", right) <= 400, "every button is in reach"
+    assert not view.query_selector_all(".modebar-btn")
+    scroll = view.locator("#networks .scroll")
+    scroll.evaluate("(part) => { part.scrollLeft = 10000; }")
+    assert scroll.evaluate("(part) => part.scrollLeft") > 0
+    assert view.locator("#networks td").first.bounding_box()["x"] >= 0, "a row's name stays in view"
+    assert not view.locator("#configuration table").first.is_visible()
+    view.locator("#configuration summary").first.click()
+    assert view.locator("#configuration table").first.is_visible()
+    ticks = [tick.text_content() for tick in view.query_selector_all("#curves .xtick text")]
+    assert ticks == ["1", "2"]
+    if folder := os.environ.get("HKD_SCREENSHOTS"):
+        view.screenshot(path=str(Path(folder) / f"report-400-{scheme}.png"), full_page=True)
+
+
 def _rgb(text: str) -> list[float]:
     return [float(part) for part in text[text.index("(") + 1 : -1].split(",")[:3]]

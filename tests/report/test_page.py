@@ -17,7 +17,10 @@ import yaml
 
 import hkd
 from hkd.cli import main
+from hkd.report.collect import find_finished
+from hkd.report.confusions import confusion_matrix
 from hkd.report.cost import cost_of
+from hkd.report.figures import whole_step
 from hkd.report.sections import searches, sweeps, topologies, transfers
 from tests.report.fakes import CLASSES, fake_run
 
@@ -28,9 +31,9 @@ SECTIONS = [
     "topology",
     "classes",
     "samples",
-    "configuration",
     "provenance",
     "reproduce",
+    "configuration",
 ]
 METHODS = {"kd": {"method": "kd"}, "hkd+kd": {"method": "hkd+kd"}, "weak kd": {"method": "kd", "kd_weight": 1.0}}
 
@@ -146,7 +149,7 @@ def test_a_command_of_the_page_repeats_its_number(page: str, tmp_path: Path) -> 
 def test_a_teacher_alone(runs: Path, tmp_path: Path) -> None:
     """It ended in an IndexError."""
     read = Reader(report(runs / "teacher", output=tmp_path / "r.html"))
-    assert read.sections == ["networks", "curves", "classes", "configuration", "provenance", "reproduce"]
+    assert read.sections == ["networks", "curves", "classes", "provenance", "reproduce", "configuration"]
     assert [row[0] for row in read.table("networks")] == ["network", "resnet14"]
 
 
@@ -155,6 +158,69 @@ def test_a_student_alone_shows_its_teacher(runs: Path, tmp_path: Path) -> None:
     read = Reader(report(runs / "kd-0", output=tmp_path / "r.html"))
     assert sorted(row[0] for row in read.table("networks")[1:]) == ["resnet14", "resnet8, kd"]
     assert "samples" in read.sections
+
+
+def test_a_teacher_that_was_a_file_has_a_row(tmp_path: Path) -> None:
+    """Once for all students, with the accuracy that their runs measured."""
+    teacher = hkd.create_model("resnet14", 10)
+    hkd.save_model(teacher, tmp_path / "teacher.safetensors")
+    options = {"method": "kd", "teacher_checkpoint": str(tmp_path / "teacher.safetensors")}
+    for seed in (0, 1):
+        run = fake_run(tmp_path / "runs" / str(seed), seed=seed, **options)
+        summary = json.loads((run / "summary.json").read_text())
+        (run / "summary.json").write_text(json.dumps(summary | {"teacher_top1": 71.25}))
+    networks = Reader(report(tmp_path / "runs", output=tmp_path / "r.html")).table("networks")
+    assert networks[1] == ["resnet14 (teacher)", "71.25", *[""] * 6]
+    assert [row[0] for row in networks[2:]] == ["resnet8, kd"]
+
+
+def test_the_teacher_s_run_is_its_row(runs: Path, tmp_path: Path) -> None:
+    page = report(runs / "kd-0", output=tmp_path / "r.html")
+    assert "teacher_top1" in json.loads((runs / "kd-0" / "summary.json").read_text())
+    assert "(teacher)" not in [row[0] for row in Reader(page).table("networks")]
+    assert len(Reader(page).table("networks")) == 3
+
+
+def test_the_configuration_is_closed(page: str) -> None:
+    part = page[page.index('<section id="configuration">') :]
+    assert part.count("<details>") == 2 and "<details open" not in page
+    assert part.index("<details>") < part.index("<table>")
+
+
+def test_a_confusion_matrix(tmp_path: Path) -> None:
+    """Against a count of each pair; 3 is always right and 2 never predicted."""
+    run = fake_run(tmp_path / "a", classes=["cat", "dog", "eel", "fox"])
+    label, predicted = [0, 0, 0, 1, 1, 2, 3, 3], [0, 0, 1, 1, 0, 0, 3, 3]
+    np.savez(run / "predictions.npz", label=np.array(label), predicted=np.array(predicted))
+    runs, _ = find_finished([str(tmp_path)])
+    matrix = confusion_matrix(runs)
+    assert matrix is not None and matrix.names == ["cat", "dog", "eel", "fox"]
+    pairs = list(zip(label, predicted, strict=True))
+    for n, row in enumerate(matrix.rows):
+        assert [int(count.text or 0) for count in row] == [pairs.count((n, m)) for m in range(4)]
+        assert [count.right for count in row] == [n == m for m in range(4)]
+    assert matrix.rows[0][0].shade == 67 and matrix.rows[0][1].title == "cat taken for dog: 1 of 3"
+    assert "matrix of all classes" in matrix.caption
+    page = report(tmp_path, output=tmp_path / "r.html")
+    assert 'title="cat taken for dog: 1 of 3"' in page and "most often mistaken for" in page
+
+
+def test_a_matrix_of_many_classes_shows_the_most_confused(tmp_path: Path) -> None:
+    names = [f"c{n}" for n in range(30)]
+    run = fake_run(tmp_path / "a", classes=names)
+    label = np.arange(300) % 30
+    predicted = np.where((label >= 5) & (label < 24), label + 1, label)  # 5 to 24 are in a mistake
+    np.savez(run / "predictions.npz", label=label, predicted=predicted)
+    matrix = confusion_matrix(find_finished([str(tmp_path)])[0])
+    assert matrix is not None and matrix.names == names[5:25]
+    assert "the 20 most confused of 30 classes" in matrix.caption
+    assert sum(int(count.text or 0) for row in matrix.rows for count in row) == 20 * 10
+
+
+def test_epochs_are_whole_on_the_axis(page: str) -> None:
+    for last, step in ((1, 1), (2, 1), (6, 1), (7, 2), (12, 2), (60, 10), (240, 50), (2400, 500), (60_000, 10_000)):
+        assert whole_step(last) == step and last / step <= 6
+    assert '"displayModeBar": false' in page and '"tickformat":",d"' in page
 
 
 def test_two_data_sets(tmp_path: Path) -> None:

@@ -26,7 +26,8 @@ from hkd.recipes import find_recipe
 from hkd.spec import FORMAT, RECORDED
 
 HELP_GROUPS = {
-    "run": "checkpoint checkpoints runs run output title formats seed trials tensorboard evaluate keep_checkpoints",
+    "run": "checkpoint checkpoints runs run output title formats seed trials logger tensorboard evaluate "
+    "keep_checkpoints",
     "the model card": "license data_license teacher_license",
     "the ONNX files": "opset int8 max_drop calibration_images",
     "data": "dataset datasets data_root image_size limit_classes limit_train train_fraction holdout holdout_seed "
@@ -38,8 +39,8 @@ HELP_GROUPS = {
     "what is learnt": "method methods baseline method_weight kd_weight ce_weight kd_temperature kd_standardise",
     "what is shown": "images top neighbours edges k",
     "what varies": "field values search tries",
-    "how": "probe epochs batch_size accumulate scale_with_processes optimizer lr lr_of teacher_lr schedule lr_decay "
-    "milestones min_lr warmup_epochs momentum weight_decay decay_all label_smoothing clip_grad ema",
+    "how": "probe epochs patience batch_size accumulate scale_with_processes optimizer lr lr_of teacher_lr schedule "
+    "lr_decay milestones min_lr warmup_epochs momentum weight_decay decay_all label_smoothing clip_grad ema",
     "where": "device precision compile threads workers jobs engine gpus_per_run processes_per_run dry_run",
     "when something goes wrong": "save_minutes skip_bad_steps bad_images retry_failed",
 }

@@ -42,7 +42,7 @@ def _figure(x: str, y: str, names: int) -> go.Figure:
 def html(figure: go.Figure) -> str:
     """A figure as a part of a page that has plotly's script already."""
     part: str = figure.to_html(
-        include_plotlyjs=False, full_html=False, config={"displaylogo": False, "responsive": True}
+        include_plotlyjs=False, full_html=False, config={"displayModeBar": False, "responsive": True}
     )
     return part
 
@@ -67,6 +67,7 @@ def _choices(choices: list[tuple[str, list[Any]]], axis: str, titles: list[str])
 
 
 CURVES = {"test top-1 (%)": "test_top1", "training top-1 (%)": "train_top1", "training loss": "loss"}
+BUTTONS = ("test top-1", "training top-1", "loss")
 
 
 def curves(groups: Sequence[Group]) -> go.Figure:
@@ -92,8 +93,19 @@ def curves(groups: Sequence[Group]) -> go.Figure:
     first = next(iter(shown.values()))
     for trace, values in zip(figure.data, first, strict=True):
         trace.y = values
-    figure.update_layout(updatemenus=[_choices(list(shown.items()), "y", list(CURVES))])
+    figure.update_layout(updatemenus=[_choices(list(zip(BUTTONS, shown.values(), strict=True)), "y", list(CURVES))])
+    last = max((epoch for group in groups for run in group.runs for epoch in _epochs(run)), default=1)
+    figure.update_xaxes(range=[1, last] if last > 1 else [0.5, 1.5], tick0=0, dtick=whole_step(last), tickformat=",d")
     return figure
+
+
+def whole_step(last: int) -> int:
+    """The distance of an axis's ticks up to a whole number: 1, 2 or 5 times a power of ten, so that there are about 6.
+
+    A page of 400 pixels has room for that many.
+    """
+    power = int("1".ljust(len(str(last // 6)), "0"))
+    return next(step for step in (power, 2 * power, 5 * power, 10 * power) if last / step <= 6 or step == 10 * power)
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
@@ -141,7 +153,9 @@ def against_cost(points: Sequence[Point]) -> go.Figure:
             name=point.label,
             marker={"color": colour(n), "size": 12, "symbol": "diamond" if point.is_teacher else _style(SYMBOLS, n)},
         )
-    figure.update_xaxes(type="log", dtick=1, minor={"ticks": "outside", "dtick": "D1"})
+    ticks = [float(f"{digit}e{power}") for power in range(-4, 9) for digit in (1, 2, 5)]
+    words = [f"{tick:,.0f}" if tick >= 1 else f"{tick:g}" for tick in ticks]
+    figure.update_xaxes(type="log", tickvals=ticks, ticktext=words, minor={"ticks": "outside", "dtick": "D1"})
     figure.update_layout(updatemenus=[_choices(list(kinds.items()), "x", titles)])
     return figure
 

@@ -34,12 +34,32 @@ class Table:
 
 
 @dataclass(frozen=True)
+class Count:
+    """A cell of a confusion matrix: its text, empty for none, how dark it is in percent, and whether it is right."""
+
+    text: str
+    shade: int
+    right: bool
+    title: str
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """How often images of a class (row) are given a class (column)."""
+
+    caption: str
+    names: list[str]
+    rows: list[list[Count]]
+
+
+@dataclass(frozen=True)
 class Part:
     """A part of a section, in the order of the attributes. Everything but the figure is escaped."""
 
     heading: str = ""
     text: str = ""
     table: Table | None = None
+    matrix: Matrix | None = None
     figure: str = ""
     image: str = ""
     samples: list[dict[str, str]] = field(default_factory=list)

@@ -38,9 +38,9 @@ def write_report(config: ReportConfig) -> Path:
         sections.transfers(folders, labels),
         sections.classes(groups),
         disagreements(groups, config.data_root),
-        sections.configuration(groups),
         sections.provenance(groups),
         sections.reproduction(groups),
+        sections.configuration(groups),
     ]
     page = render(config.title, _subtitle(groups), [section for section in parts if section is not None])
     output = Path(config.output)

@@ -10,7 +10,7 @@ from typing import Any
 from hkd.analysis.trials import by_key
 from hkd.report import figures, outputs
 from hkd.report.collect import Group, Numbers, Run, results
-from hkd.report.confusions import ClassAccuracy, by_class
+from hkd.report.confusions import ClassAccuracy, by_class, confusion_matrix
 from hkd.report.cost import cost_of
 from hkd.report.layout import Cell, Part, Section, Table, best_first, mean, mean_and_spread, number
 from hkd.report.results import Comparison
@@ -26,6 +26,7 @@ Labels = Mapping[str, str]
 def networks(groups: list[Group]) -> Section:
     """Each group's accuracy, and the cost of its network."""
     rows, points = [], []
+    rows += _teachers_of_files(groups)
     has_table = any("teacher_cache" in run.summary for group in groups for run in group.runs)
     for group in groups:
         top1, about = group.values("top1_last"), group.runs[0].about
@@ -41,6 +42,8 @@ def networks(groups: list[Group]) -> Section:
         cells.append(mean(group.values("seconds"), "{:.1f}", 1 / 60))
         share = outputs.read_share(run.summary for run in group.runs)
         rows.append([*cells, *([_outputs(share, group.spec.method is not None)] if has_table else [])])
+    width = max(map(len, rows))
+    rows = [[*row, *[Cell("")] * (width - len(row))] for row in rows]
     heads = ["network", "top-1, last epoch", "best epoch", "top-5", "parameters", "MFLOPs", "latency (ms)", "minutes"]
     heads += [outputs.HEAD] if has_table else []
     of = "test split"
@@ -49,12 +52,32 @@ def networks(groups: list[Group]) -> Section:
     text = (
         f"Accuracies are of the {of} in percent, mean ± standard deviation (runs). The last epoch is the result; the "
         "best was chosen on the same images and is biased upwards. Operations and latency are of one image; latency "
-        "was measured on the CPU of the machine that wrote this page."
+        "was measured on the CPU of the machine that wrote this page. Of a teacher that was a file, its students' runs "
+        "measured the accuracy."
     )
     parts = [Part(text=text, table=Table(heads, best_first(rows)))]
     if len(points) > 1:
         parts.append(Part(heading="Accuracy against cost", figure=figures.html(figures.against_cost(points))))
     return Section("networks", "Networks", parts)
+
+
+def _teachers_of_files(groups: list[Group]) -> list[list[Cell]]:
+    """A row for each teacher without a run here, as one of a file: its accuracy is what its students' runs measured."""
+    top1: dict[tuple[str, str], list[float]] = {}
+    for run in (run for group in groups for run in group.runs):
+        found = {(teacher.key, teacher.seed) for teacher in run.teachers}
+        if len(found) == len(run.spec.teachers):
+            continue
+        measured = run.summary.get("teachers_top1") or [run.summary.get("teacher_top1")]
+        for teacher, accuracy in zip(run.spec.teachers, measured, strict=False):
+            named = teacher.digest.split(" ")
+            if named[0] == "run" and any(named[1:] == [key, str(seed)] for key, seed in found):
+                continue
+            # The same file has the same accuracy on the same images.
+            identity = (f"{teacher.name} (teacher)", f"{teacher.digest} {run.spec.data.digest} {accuracy}")
+            if accuracy is not None:
+                top1.setdefault(identity, [float(accuracy)])
+    return [[Cell(name), Cell(f"{values[0]:.2f}", values[0])] for (name, _), values in top1.items()]
 
 
 def comparison(comparisons: list[tuple[str, Comparison]]) -> Section | None:
@@ -192,12 +215,12 @@ def classes(groups: list[Group]) -> Section | None:
         frequent = max(ranked, key=lambda row: row.times)
         hardest.append([Cell(group.label), *_accuracy(ranked[0]), Cell(frequent.name), *_confusion(frequent)])
         rows = [[*_accuracy(row), *_confusion(row), number(row.images, "{:,}")] for row in ranked]
-        heads = ["class", "top-1", "most often taken for", "times", "images"]
-        parts.append(Part(heading=group.label, table=Table(heads, rows), folded=True))
+        heads = ["class", "top-1", "most often mistaken for", "times", "images"]
+        parts.append(Part(heading=group.label, table=Table(heads, rows), matrix=confusion_matrix(runs), folded=True))
     if not parts:
         return None
     text = "Over all runs of a network: times are summed over them, images are those of the test split."
-    heads = ["network", "hardest class", "its top-1", "most confused class", "taken for", "times"]
+    heads = ["network", "hardest class", "its top-1", "most confused class", "mistaken for", "times"]
     return Section("classes", "Classes and confusions", [Part(text=text, table=Table(heads, hardest)), *parts])
 
 
@@ -222,7 +245,7 @@ def configuration(groups: list[Group]) -> Section:
         ("The same in all runs that have the option", Table(["option", "value"], same)),
         ("Different", Table(["option", "values"], differing)),
     )
-    parts = [Part(heading=heading, table=table) for heading, table in tables if table.rows]
+    parts = [Part(heading=heading, table=table, folded=True) for heading, table in tables if table.rows]
     return Section("configuration", "Configuration", parts)
 
 

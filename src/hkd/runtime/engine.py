@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 from accelerate.utils import gather_object, set_seed
 from torch import Tensor, nn
 
@@ -176,6 +177,18 @@ class Engine:
         torch.set_rng_state(state["cpu"])
         if self.device.type == "cuda" and "cuda" in state:
             torch.cuda.set_rng_state(state["cuda"], self.device)
+
+
+def make_tracker(logger: str, place: str, **options: Any) -> Any:
+    """One of Accelerate's trackers, with methods ``start``, ``store_init_configuration``, ``log`` and ``finish``.
+
+    Args:
+        logger: its name, as ``wandb``.
+        place: the project or experiment; of tensorboard the folder.
+        options: of the logger's own start.
+    """
+    kind = LOGGER_TYPE_TO_CLASS[logger]
+    return kind("", place, **options) if kind.requires_logging_directory else kind(place, **options)
 
 
 def _device(name: str) -> torch.device | None:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 from tqdm import tqdm
@@ -75,53 +72,6 @@ class Progress:
 
     def close(self) -> None:
         self._bar.close()
-
-
-class Curves:
-    """The rows of a run as TensorBoard curves. Where they cannot be written, on a full disk, it warns once, and the run
-    goes on without them.
-
-    Args:
-        folder: where they go; None writes nothing.
-        epoch: that the run continues after; what was written of later ones is dropped.
-    """
-
-    def __init__(self, folder: Path | None, epoch: int) -> None:
-        self._writer: Any = None
-        self._hook = threading.excepthook
-        if folder is not None:
-            threading.excepthook = self._told
-            from torch.utils.tensorboard import SummaryWriter
-
-            with self._warning():
-                self._writer = SummaryWriter(str(folder), purge_step=epoch + 1)
-
-    def write(self, row: dict[str, Any]) -> None:
-        if self._writer is not None:
-            with self._warning():
-                for name, value in row.items():
-                    self._writer.add_scalar(name, value, row["epoch"])
-                self._writer.flush()  # its thread tells of a full disk here, and not before
-
-    def close(self) -> None:
-        if self._writer is not None:
-            with self._warning():
-                self._writer.close()
-        threading.excepthook = self._hook
-
-    def _told(self, error: threading.ExceptHookArgs) -> None:
-        """The writer raises the error of its thread again, which need not print it besides."""
-        if not type(error.thread).__module__.startswith("tensorboard."):
-            self._hook(error)
-
-    @contextlib.contextmanager
-    def _warning(self) -> Iterator[None]:
-        try:
-            yield
-        except (OSError, RuntimeError, ValueError) as error:  # a ValueError of a file that was closed by a failure
-            self._writer = None
-            reason = " ".join(str(getattr(error, "strerror", None) or error).split())
-            print(f"warning: the curves cannot be written ({reason}); the run goes on without them", file=sys.stderr)
 
 
 def duration(seconds: float) -> str:

@@ -167,6 +167,8 @@ FAILURE = Record(
     ("state", "message"),
 )
 """``failed.json``."""
+LOGGED = Record({"logger": text(), "id": text(200)}, ("logger", "id"))
+"""``logger.json``."""
 ROW = Record({"epoch": whole(-(10**9), 10**9)}, ("epoch",))
 """A line of ``metrics.jsonl``; its other fields are :data:`METRICS`."""
 METRICS = named(number())

@@ -60,7 +60,7 @@ CHANGED = {
 WRITTEN = (
     (LOCK,), ("config.yaml",), ("metrics.jsonl",), ("predictions.npz",), ("summary.json",), ("failed.json",),
     ("provenance.json",),
-    ("log.txt",), ("tensorboard",), ("teacher",), *((name,) for name in WEIGHTS),
+    ("log.txt",), ("logger.json",), ("tensorboard",), ("teacher",), *((name,) for name in WEIGHTS),
     *(("checkpoints", name) for name in ("last.pt", "previous.pt", "best.safetensors")),
 )  # fmt: skip
 """What a run may write, or read again."""
@@ -88,6 +88,7 @@ class RunFolder:
     ``checkpoints/previous.pt`` the same of the save before, for the case that the last cannot be read
     ``checkpoints/best.safetensors``  the network of the best epoch
     ``tensorboard/``            curves
+    ``logger.json``             which run of another logger has the curves, to continue it
     ``student.safetensors``     the network of the last epoch (``model.safetensors`` for `hkd train`)
     ``predictions.npz``         ``predicted`` and ``label`` of each test image, of the network of the last epoch
     ``summary.json``            the result; a run that has one is finished

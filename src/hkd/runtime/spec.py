@@ -8,6 +8,7 @@ from typing import Literal
 
 from hkd.options import option
 
+Logger = Literal["tensorboard", "wandb", "mlflow", "trackio", "none"]
 Precision = Literal["fp32", "bf16", "fp16"]
 
 
@@ -41,7 +42,10 @@ class RuntimeSpec:
     )
     teacher_cache_gb: float = option(20.0, "the most that a teacher's table may take on disk", gt=0, key=False)
     teacher_cache_dtype: Literal["float16", "float32"] = option("float16", "of what is stored there", key=False)
-    tensorboard: bool = option(True, "write TensorBoard curves into the run folder", key=False)
+    logger: Logger = option(
+        "tensorboard", "where the curves go: TensorBoard's in the run folder; others need hkd[loggers]", key=False
+    )
+    tensorboard: bool = option(True, "off is --logger none, where that names no other", key=False)
     evaluate: Literal["every", "last"] = option(
         "every", "evaluate after every epoch, or once after the last", key=False
     )
@@ -54,6 +58,11 @@ class RuntimeSpec:
     skip_bad_steps: int = option(
         0, "skip up to N steps whose loss is NaN or infinite, instead of stopping at the first", ge=0, key=False
     )
+
+    @property
+    def curves(self) -> Logger:
+        """The logger that is written to."""
+        return "none" if self.logger == "tensorboard" and not self.tensorboard else self.logger
 
     @property
     def image_folder(self) -> Path:

@@ -261,7 +261,9 @@ class Plan:
         """Seconds an epoch and bytes on disk of a finished run."""
         if run.identity not in self._costs:
             files = [file for file in run.folder.path.rglob("*") if file.is_file() and not file.is_symlink()]
-            seconds = (run.folder.summary or {}).get("seconds", 0.0) / run.resolved.optimisation.epochs
+            summary = run.folder.summary or {}
+            epochs = summary.get("epochs") or run.resolved.optimisation.epochs  # it may have stopped early
+            seconds = summary.get("seconds", 0.0) / epochs
             self._costs[run.identity] = seconds, sum(file.stat().st_size for file in files)
         return self._costs[run.identity]
 
