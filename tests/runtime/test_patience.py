@@ -58,9 +58,10 @@ def test_a_run_that_continues_counts_on(
             if row["epoch"] == last:
                 raise Killed
 
-        with monkeypatch.context() as patch, pytest.raises(Killed):
+        with monkeypatch.context() as patch:
             patch.setattr(Progress, "epoch", epoch)
-            hkd.train(config)
+            with pytest.raises(Killed):
+                hkd.train(config)
     measured[:] = [5.0]
     assert hkd.train(config).summary["epochs"] == 6
     assert "top-1 on the held-out images has not been above 31.00 % since epoch 4;" in capsys.readouterr().err
