@@ -61,7 +61,7 @@ def test_plus_kd_is_the_kd_term_with_weight_1() -> None:
 
 
 FREE = {
-    "seed": 7, "run": "elsewhere", "device": "cpu", "threads": 3, "workers": 2, "tensorboard": False, "compile": True,
+    "logger": "none", "seed": 7, "run": "elsewhere", "device": "cpu", "threads": 3, "workers": 2, "tensorboard": False, "compile": True,
     "save_minutes": 1.0, "data_root": "/data", "skip_bad_steps": 2, "keep_checkpoints": True, "evaluate": "last",
     "image_cache": "cache", "image_cache_gb": 1.0, "dataset": "folder:./same", "teacher_cache": "auto",
     "teacher_cache_gb": 1.0, "teacher_cache_dtype": "float32",
@@ -92,7 +92,7 @@ def test_what_decides_what_is_learnt_is_in_the_key(name: str) -> None:
 def test_every_option_is_one_or_the_other() -> None:
     by_content = {"limit_classes", "limit_train", "train_fraction", "bad_images", "teacher_checkpoint", "unlabelled"}
     by_content |= STARTS
-    together = {"holdout_seed"}  # without a holdout it says nothing; what is by its content is in a digest
+    together = {"holdout_seed", "patience"}  # without a holdout it says nothing; what is by its content is in a digest
     mixed = {"mixup", "cutmix"}  # not with hkd; see tests/test_mixed_images.py
     assert set(FREE) | set(DECISIVE) - {"holistic"} | by_content | together | mixed == set(FIELDS) - RECORDED
 

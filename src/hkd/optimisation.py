@@ -15,7 +15,7 @@ class OptimisationSpec:
 
     epochs: int = option(240, "passes over the training images", ge=1, le=1_000_000)
     patience: int | None = option(
-        None, "stop after so many epochs without a better evaluation [after --epochs]", ge=1, le=10**6, neutral=None
+        None, "with --holdout: stop after so many epochs without a better evaluation", ge=1, le=10**6, neutral=None
     )
     batch_size: int = option(64, "images in a step, of all processes together", ge=2, le=2**20)
     accumulate: int = option(

@@ -175,8 +175,7 @@ class RunSpec:
             raise RequestError(
                 f"teacher_checkpoint: expected the weights of each of {count} teachers; got {count - len(open_)}"
             )
-        if self.optimisation.patience is not None and self.runtime.evaluate == "last":
-            raise RequestError("patience: compares evaluations after every epoch; got evaluate last")
+        self._check_patience()
         milestones = list(self.optimisation.milestones)
         if milestones != sorted(set(milestones)):
             raise RequestError(f"milestones: expected rising fractions of the run; got {milestones}")
@@ -200,6 +199,14 @@ class RunSpec:
         if self.method is not None:
             check_weights(self.method)
             check_mixing(self.data, self.method)
+
+    def _check_patience(self) -> None:
+        if self.optimisation.patience is None:
+            return
+        if self.runtime.evaluate == "last":
+            raise RequestError("patience: compares evaluations after every epoch; got evaluate last")
+        if not self.data.holdout:
+            raise RequestError("patience: expected with --holdout, so that no test image decides when a training ends")
 
     @property
     def is_resolved(self) -> bool:

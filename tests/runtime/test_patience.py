@@ -33,16 +33,15 @@ def test_a_run_stops_after_so_many_epochs_without_a_better_one(
     tmp_path: Path, measured: list[float], capsys: pytest.CaptureFixture[str], patience: int | None, epochs: int,
     best: int,
 ) -> None:  # fmt: skip
-    config = hkd.TrainConfig(run=str(tmp_path / "run"), patience=patience, **SMALL)
+    config = hkd.TrainConfig(run=str(tmp_path / "run"), patience=patience, holdout=0.2, **SMALL)
     summary = hkd.train(config).summary
     folder = RunFolder(tmp_path / "run")
     assert (summary["epochs"], summary["best_epoch"]) == (epochs, best)
     assert summary["top1_last"] == TOP1[epochs - 1] and folder.state is RunState.FINISHED
     assert [row["test_top1"] for row in folder.rows()] == TOP1[:epochs]
     told = capsys.readouterr().err
-    words = (
-        f"stopped early, after epoch {epochs} of 9: top-1 on the test images has not been above {TOP1[best - 1]:.2f} %"
-    )
+    words = f"stopped early, after epoch {epochs} of 9: top-1 on the held-out images has not been above"
+    words += f" {TOP1[best - 1]:.2f} %"
     assert (words in told) == (epochs < 9)
     assert hkd.train(config).skipped, "it is finished"
 
@@ -71,8 +70,10 @@ def test_patience_decides_what_is_learnt_and_needs_evaluations() -> None:
     def keyed(**options: Any) -> str:
         return hkd.TrainConfig(student="resnet8", **options).spec().key()
 
-    assert keyed() == keyed(patience=None) != keyed(patience=3)
+    assert keyed(holdout=0.2) == keyed(holdout=0.2, patience=None) != keyed(holdout=0.2, patience=3)
     with pytest.raises(RequestError, match="^patience: compares evaluations after every epoch; got evaluate last$"):
         hkd.TrainConfig(patience=3, evaluate="last").spec()
+    with pytest.raises(RequestError, match="^patience: expected with --holdout, so that no test image decides"):
+        hkd.TrainConfig(patience=3).spec()
     with pytest.raises(RequestError, match="^patience: expected 1 or more|^patience: expected a number"):
         hkd.TrainConfig(patience=0).spec()
