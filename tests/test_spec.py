@@ -61,7 +61,8 @@ def test_plus_kd_is_the_kd_term_with_weight_1() -> None:
 
 
 FREE = {
-    "logger": "none", "seed": 7, "run": "elsewhere", "device": "cpu", "threads": 3, "workers": 2, "tensorboard": False, "compile": True,
+    "logger": "none",
+    "seed": 7, "run": "elsewhere", "device": "cpu", "threads": 3, "workers": 2, "tensorboard": False, "compile": True,
     "save_minutes": 1.0, "data_root": "/data", "skip_bad_steps": 2, "keep_checkpoints": True, "evaluate": "last",
     "image_cache": "cache", "image_cache_gb": 1.0, "dataset": "folder:./same", "teacher_cache": "auto",
     "teacher_cache_gb": 1.0, "teacher_cache_dtype": "float32",
