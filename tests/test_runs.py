@@ -648,7 +648,7 @@ def test_the_progress_counts_the_images_of_each_batch(
     start = Progress.__init__
     monkeypatch.setattr(Progress, "__init__", lambda self, title, images, *a, **k: (
         totals.append(images), start(self, title, images, *a, **k))[1])  # fmt: skip
-    monkeypatch.setattr(Progress, "images", lambda self, count: counted.append(count))
+    monkeypatch.setattr(Progress, "images", lambda self, count, loss=None: counted.append(count))
     if streamed:
         files = class_folders((110, 100), train=4)
         options: dict[str, Any] = {
