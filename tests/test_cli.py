@@ -13,7 +13,7 @@ import torch
 import yaml
 
 import hkd
-from hkd.cli import main
+from hkd.cli import OVERVIEW, main
 from hkd.cli.commands import COMMANDS, CONFIGS
 from hkd.cli.parser import HELP_GROUPS
 from hkd.config import MethodRequest
@@ -465,6 +465,10 @@ def test_standard_error_carries_no_traceback() -> None:
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert ask(capsys, "--version") == (0, f"hkd {hkd.__version__}\n", "")
+
+
+def test_the_overview_says_what_the_commands_say() -> None:
+    assert {name: command.__doc__ for name, command in COMMANDS.items()} == OVERVIEW
 
 
 def test_nothing_at_all_shows_the_overview(capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,6 +14,21 @@ from hkd.options import shown
 from hkd.runtime.parent import end_with_parent
 
 DONE, FAILED, WRONG_REQUEST, INTERRUPTED = 0, 1, 2, 130
+OVERVIEW = {
+    "train": "train one network with cross-entropy: a teacher, or the student alone",
+    "distill": "distil a student from a teacher; with no options: digits, resnet20 -> resnet8, HKD+KD",
+    "evaluate": "top-1 and top-5 of a run folder or a checkpoint on a data set",
+    "predict": "the classes of image files, folders and zip archives, as CSV: file, rank, class, probability",
+    "compare": "several methods between the same networks, over several trials, with the table of what they gain",
+    "sweep": "how results depend on one field: several values, methods and trials, with a plot; or a search",
+    "transfer": "a linear classifier on frozen networks' features, on other data: how far what was learnt carries",
+    "topology": "teacher's and students' embeddings of test images side by side, and numbers for how alike they are",
+    "report": "one self-contained HTML page from run folders",
+    "export": "a trained network as ONNX, torch.export and safetensors, checked against the original",
+    "cache": "what a teacher says of every view of every image, computed once; --list, --prune look after tables",
+    "list": "what there is: models, methods, datasets or recipes",
+}
+"""The commands with a sentence each, known here so that help need not import them."""
 IN_SEVERAL_PROCESSES = ("train", "distill", "evaluate", "cache")
 
 
@@ -24,8 +39,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _main(arguments: Sequence[str] | None) -> int:
-    from hkd.cli.commands import COMMANDS
-
     argv = list(sys.argv[1:] if arguments is None else arguments)
     argv = argv[1:] if argv[:1] == ["--"] else argv  # launchers need it before options of the same name as their own
     debug = "--debug" in argv
@@ -38,6 +51,8 @@ def _main(arguments: Sequence[str] | None) -> int:
         return DONE
     end_with_parent()
     try:
+        from hkd.cli.commands import COMMANDS
+
         if argv[0] not in COMMANDS:
             raise unknown("command", argv[0], COMMANDS)
         if processes() > 1 and argv[0] not in IN_SEVERAL_PROCESSES:
@@ -93,14 +108,12 @@ def is_first_process() -> bool:
 
 
 def _overview() -> str:
-    from hkd.cli.commands import COMMANDS
-
     lines = [
         "usage: hkd COMMAND [options]",
         "",
         "Distil a large image classifier into a small one.",
         "",
-        *(f"  {name:<10} {command.__doc__}" for name, command in COMMANDS.items()),
+        *(f"  {name:<10} {sentence}" for name, sentence in OVERVIEW.items()),
         "",
         "`hkd COMMAND --help` shows the options of a command, `hkd --version` the version.",
         "--debug shows where an unexpected error arose.",

@@ -289,7 +289,7 @@ def _cited(names: Sequence[str]) -> list[str]:
 
 
 def cache_command(argv: list[str]) -> int:
-    """what a teacher says of every view of every image, computed once; --list and --prune look after the tables"""
+    """what a teacher says of every view of every image, computed once; --list, --prune look after tables"""
     _, config = _request("cache", cache_command, argv, positional="checkpoint")
     from hkd.runtime.teacher_cache import prune, tables_in
 
