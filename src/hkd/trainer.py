@@ -178,9 +178,8 @@ class Trainer:
         if patience is None or self.state.epoch - best < patience:
             return False
         if self.engine.is_main:
-            images = "held-out" if self.spec.data.holdout else "test"
             print(
-                f"stopped early, after epoch {self.state.epoch} of {self.epochs}: top-1 on the {images} images has not "
+                f"stopped early, after epoch {self.state.epoch} of {self.epochs}: top-1 on the held-out images has not "
                 f"been above {self.state.best_top1:.2f} % since epoch {best}; the last epoch is the result",
                 file=sys.stderr,
                 flush=True,

@@ -40,7 +40,6 @@ def with_unlabelled(
         RequestError: nothing is there, no image is in it, or one cannot be read.
     """
     more = _open(source, root, train)
-    rows = torch.cat([train.positions, first_row + torch.arange(len(more))])
     if isinstance(train, ArrayDataset):
         if not fits_in_memory(more):
             side = train.images.shape[2]
@@ -48,12 +47,12 @@ def with_unlabelled(
                 f"unlabelled: {len(more):,} images of {side}x{side} beside a data set in memory take more than 4 GiB"
             )
         decoded = in_memory(more, cache, workers, bad_images)
-        if len(decoded) < len(more):  # some could not be read
-            rows = torch.cat([train.positions, first_row + decoded.positions])
+        rows = torch.cat([train.positions, first_row + decoded.positions])
         images, labels = (torch.cat(pair) for pair in ((train.images, decoded.images), (train.labels, decoded.labels)))
         return ArrayDataset(images, labels, train.info, rows)
     if not isinstance(train, FileDataset) or not isinstance(more, FileDataset):
         raise RequestError("unlabelled: expected images in files beside a data set in files")
+    rows = torch.cat([train.positions, first_row + more.positions])
     files = JoinedFiles(train.files, more.files)
     names = [*files.of(0, train.names), *files.of(1, more.names)]
     return FileDataset(files, names, torch.cat([train.labels, more.labels]), train.info, rows)
