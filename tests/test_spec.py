@@ -71,6 +71,7 @@ DECISIVE: dict[str, Any] = {
     "lr": 0.1, "epochs": 3, "batch_size": 32, "milestones": [0.5], "momentum": 0.8, "weight_decay": 0.0, "flip": False,
     "precision": "bf16", "student": "resnet20", "teacher": "resnet32", "method": "crd", "method_weight": 1.0,
     "kd_weight": 0.5, "ce_weight": 0.5, "kd_temperature": 2.0, "kd_standardise": True, "pseudo_labels": 0.5,
+    "unlabelled_share": 0.25,
     "holdout": 0.1, "image_size": 16, "views": 8, "holistic": {"k": 4}, "optimizer": "adamw", "schedule": "cosine",
     "warmup_epochs": 2, "min_lr": 0.001, "label_smoothing": 0.1, "clip_grad": 1.0, "accumulate": 2, "ema": 0.9,
     "decay_all": False, "balance": "sampler",

@@ -97,7 +97,7 @@ def build(spec: RunSpec, data: Data, student: nn.Module | None = None, teacher: 
     for model in (network, *teachers):
         if isinstance(model, ResizedModel):
             model.sees(data.mean, data.std)
-    _check_pseudo_labels(spec)
+    _check_unlabelled(spec)
     return Parts(spec, data, _distiller(spec, data, network, teachers, data.train.labels), trained, note)
 
 
@@ -107,8 +107,12 @@ def _check_training(spec: RunSpec) -> None:
     check_optimizer(spec.optimisation)
 
 
-def _check_pseudo_labels(spec: RunSpec) -> None:
-    if spec.method is None or spec.method.pseudo_labels is None:
+def _check_unlabelled(spec: RunSpec) -> None:
+    if spec.method is None:
+        return
+    if spec.method.unlabelled is None and spec.method.unlabelled_share is not None:
+        raise RequestError("unlabelled_share: expected with --unlabelled; all training images have labels")
+    if spec.method.pseudo_labels is None:
         return
     if spec.more_teachers:
         raise RequestError(f"pseudo_labels: are the classes of one teacher; got {len(spec.teachers)}")
@@ -334,7 +338,7 @@ def dry_check(spec: RunSpec, data: Data) -> None:
     if spec.method is None:
         return
     method = resolve_method(spec.method)
-    _check_pseudo_labels(replace(spec, method=method))
+    _check_unlabelled(replace(spec, method=method))
     if spec.teacher is not None and spec.teacher.checkpoint is not None and not spec.teacher.digest:
         file, _ = locate(spec.teacher.checkpoint)
         check_classes(file, read_about(file), data)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from hkd.data.spec import DataSpec
 from hkd.errors import RequestError, unknown
 from hkd.files import inside, read_yaml, write_text
-from hkd.methods.spec import MethodSpec
+from hkd.methods.spec import UNLABELLED_SHARE, MethodSpec
 from hkd.models.names import local_folder, model_of_file, names_code, untrusted
 from hkd.models.spec import STUDENT, TEACHER, StudentSpec, TeacherSpec
 from hkd.optimisation import OptimisationSpec
@@ -491,11 +491,13 @@ def resolve_method(method: MethodSpec) -> MethodSpec:
     kind = methods[method.name]
     settings = method.settings if method.settings is not None else method_config(method.name, {})
     usual = kind.default_weights(settings)
+    share = method.unlabelled_share or (None if method.unlabelled is None else UNLABELLED_SHARE)
     done = replace(
         method,
         weight=usual.method if method.weight is None else method.weight,
         kd_weight=usual.kd if method.kd_weight is None else method.kd_weight,
         ce_weight=usual.ce if method.ce_weight is None else method.ce_weight,
+        unlabelled_share=share,
         settings=settings if kind.settings else None,
         revision=kind.revision,
     )

@@ -114,6 +114,7 @@ class Trainer:
             cache_gb=spec.runtime.image_cache_gb,
             strong=self.distiller.needs_strong,
             balance=spec.data.balance == "sampler",
+            unlabelled_share=None if spec.method is None else spec.method.unlabelled_share,
             augment=spec.data.augment,
             min_crop=spec.data.min_crop,
             mixup=spec.data.mixup,
@@ -287,7 +288,7 @@ class Trainer:
         if self.teacher_caches:
             hits, misses = (now - before for now, before in zip(self._table_counts(), self._counts, strict=True))
             return f"  teacher {100 * hits / max(1, hits + misses):.0f} % read"
-        share = self._teacher_seconds / len(self.data.test) * len(self.data.train) / seconds
+        share = self._teacher_seconds / len(self.data.test) * self.loader.batches.images / seconds
         self._teacher_seconds = 0.0
         if share < TEACHER_IS_MOST or epoch + 1 == self.epochs or self.loader.unrepeated or cacheable(self.distiller):
             return ""
@@ -391,7 +392,7 @@ class Trainer:
         if not means:
             raise NotFiniteError("in every step")
         known = int((self.data.train.labels >= 0).sum())  # no prediction hits the label -1
-        top1 = {"train_top1": 100 * means["top1"] * len(self.data.train) / known} if "top1" in means else {}
+        top1 = {"train_top1": 100 * means["top1"] * self.loader.batches.images / known} if "top1" in means else {}
         return {name: means[name] for name in means if name not in ("top1", "top5")} | top1
 
     def _summary(self, last: Evaluation) -> dict[str, Any]:

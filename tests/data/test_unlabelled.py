@@ -135,6 +135,8 @@ def test_memories_may_know_an_unlabelled_image_by_the_teachers_class(
     [
         ({"method": "kd", "pseudo_labels": 0.9}, "pseudo_labels: kd has no memory in which an image has a class"),
         ({"unlabelled": None, "pseudo_labels": 0.9}, "pseudo_labels: expected with --unlabelled"),
+        ({"unlabelled": None, "unlabelled_share": 0.5}, "unlabelled_share: expected with --unlabelled"),
+        ({"unlabelled_share": 1.0}, r"unlabelled_share: expected a number in \(0, 1\)"),
         ({"pseudo_labels": 2.0}, r"pseudo_labels: expected a number in \[0, 1\]"),
     ],
 )

@@ -31,7 +31,8 @@ HELP_GROUPS = {
     "the model card": "license data_license teacher_license",
     "the ONNX files": "opset int8 max_drop calibration_images",
     "data": "dataset datasets data_root image_size limit_classes limit_train train_fraction holdout holdout_seed "
-    "unlabelled pseudo_labels mean std augment min_crop flip mixup cutmix balance views image_cache image_cache_gb",
+    "unlabelled unlabelled_share pseudo_labels "
+    "mean std augment min_crop flip mixup cutmix balance views image_cache image_cache_gb",
     "networks": "model student teacher role teachers students pairs teacher_checkpoint teacher_checkpoints "
     "student_pretrained teacher_pretrained student_weights teacher_weights teacher_train "
     "student_train teacher_image_size",

@@ -101,6 +101,7 @@ def make_loader(
     cache_gb: float = 20.0,
     strong: bool = False,
     balance: bool = False,
+    unlabelled_share: float | None = None,
     augment: str | None = None,
     min_crop: float | None = None,
     mixup: float = 0.0,
@@ -124,7 +125,7 @@ def make_loader(
     if isinstance(dataset, ArrayDataset):
         loader = MemoryLoader(
             dataset, batch_size, device, train=train, flip=flip, seed=seed, share=share, strong=strong,
-            balance=balance, augmentation=augmentation, views=views,
+            balance=balance, unlabelled_share=unlabelled_share, augmentation=augmentation, views=views,
         )  # fmt: skip
     else:
         assert isinstance(dataset, FileDataset)
@@ -132,6 +133,6 @@ def make_loader(
         loader = StreamLoader(
             dataset, batch_size, device, image_size=size, train=train, flip=flip, seed=seed, views=views,
             workers=workers, share=share, bad_images=bad_images, cache=cache, cache_gb=cache_gb, strong=strong,
-            balance=balance, augmentation=augmentation,
+            balance=balance, unlabelled_share=unlabelled_share, augmentation=augmentation,
         )  # fmt: skip
     return MixedLoader(loader, mixup, cutmix, seed) if train and (mixup or cutmix) else loader

@@ -11,11 +11,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hkd.data import augment
-from hkd.data.balance import REPEATED, balanced_order, times_before
+from hkd.data.balance import REPEATED, times_before
 from hkd.data.base import ArrayDataset
 from hkd.data.loader import Batches, Loader
+from hkd.data.order import EpochOrder
 from hkd.data.policy import Augmentation, altered, view_keys
-from hkd.data.randomness import draws, epoch_generator
+from hkd.data.randomness import draws
 from hkd.data.resized_crop import drawn_boxes, resized
 from hkd.types import Batch, Share
 
@@ -42,8 +43,8 @@ class MemoryLoader(Loader):
         share: which part of every batch is this process's.
         strong: whether training has a second view of each image, which is cropped and mirrored by draws of its own and
             then changed as :func:`hkd.data.augment.strong` does.
-        balance: whether training shows every class equally often, see :func:`hkd.data.balance.balanced_order`. An image
-            that an epoch shows again has another view.
+        balance, unlabelled_share: which images an epoch of training shows, see :class:`hkd.data.order.EpochOrder`. An
+            image that it shows again has another view.
         augmentation: how training images are cropped, and the operations on top of that.
         views: V.
     """
@@ -60,17 +61,18 @@ class MemoryLoader(Loader):
         share: Share = Share(),  # noqa: B008  (immutable)
         strong: bool = False,
         balance: bool = False,
+        unlabelled_share: float | None = None,
         augmentation: Augmentation = Augmentation(),  # noqa: B008  (immutable)
         views: int = 240,
     ) -> None:
         self.dataset = dataset
-        self.batches = Batches(len(dataset), batch_size, train, share)
+        self._order = EpochOrder(dataset.labels, seed, batch_size, balance=balance, unlabelled_share=unlabelled_share)
+        self.batches = Batches(self._order.count if train else len(dataset), batch_size, train, share)
         self.device = device
         self.train = train
         self.flip = flip and dataset.info.flip
         self.seed = seed
         self.strong = strong and train
-        self.balance = balance and train
         self.size = dataset.images.shape[2]
         self._policy = augmentation.policy if train else None
         self._smallest = augmentation.smallest if train and augmentation.resizes(in_memory=True) else None
@@ -98,7 +100,7 @@ class MemoryLoader(Loader):
             return
         order = self._order(number)
         rows = self.dataset.positions[order]
-        if self.balance:
+        if self._order.repeats:
             rows = rows + REPEATED * times_before(order)
         views = self._views_of(number, rows)
         drawn = augment.strong_draws(self.seed, number, rows) if self.strong else None
@@ -107,13 +109,6 @@ class MemoryLoader(Loader):
             strong = None if drawn is None else self._strong(index, drawn[turn])
             image = self._normalised(self._pixels(index, view, here, shown))
             yield Batch(image, self.labels[index], index, view, strong, (here, shown))
-
-    def _order(self, epoch: int) -> Tensor:
-        """The images of an epoch of training, (N,) positions on the CPU."""
-        generator = epoch_generator(self.seed, epoch)
-        if self.balance:
-            return balanced_order(self.dataset.labels, generator)
-        return torch.randperm(len(self.dataset), generator=generator)
 
     def used_views(self) -> Tensor:
         """The views that training can show, (V',) int64."""

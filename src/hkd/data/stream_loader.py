@@ -21,13 +21,14 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from hkd.data import augment
-from hkd.data.balance import balanced_order, times_before
+from hkd.data.balance import times_before
 from hkd.data.base import FileDataset
 from hkd.data.image_copy import ImageCopy, open_copy, shrunken_side
 from hkd.data.images import Pixels, random_crop, random_resized_crop, to_tensor
 from hkd.data.loader import Batches, Loader
+from hkd.data.order import EpochOrder
 from hkd.data.policy import Augmentation, altered, view_keys
-from hkd.data.randomness import draws, epoch_generator
+from hkd.data.randomness import draws
 from hkd.errors import RequestError
 from hkd.types import Batch, Share
 
@@ -67,8 +68,8 @@ class StreamLoader(Loader):
         cache_gb: the most that the copy may take; 0 keeps none.
         strong: whether training has a second view of each image, which is cropped and mirrored by draws of its own, of
             the seed, the epoch and the image, and then changed as :func:`hkd.data.augment.strong` does.
-        balance: whether training shows every class equally often, see :func:`hkd.data.balance.balanced_order`. An image
-            that an epoch shows again has the next view.
+        balance, unlabelled_share: which images an epoch of training shows, see :class:`hkd.data.order.EpochOrder`. An
+            image that it shows again has the next view.
         augmentation: how training images are cropped, and the operations on top of that.
     """
 
@@ -77,14 +78,14 @@ class StreamLoader(Loader):
         flip: bool = True, seed: int = 0, views: int = 240, workers: int = 0,
         share: Share = Share(), bad_images: str = "stop",  # noqa: B008  (immutable)
         cache: Path | None = None, cache_gb: float = 20.0, strong: bool = False, balance: bool = False,
-        augmentation: Augmentation = USUAL,
+        unlabelled_share: float | None = None, augmentation: Augmentation = USUAL,
     ) -> None:  # fmt: skip
         self.dataset = dataset
-        self.batches = Batches(len(dataset), batch_size, train, share)
+        order = EpochOrder(dataset.labels, seed, batch_size, balance=balance, unlabelled_share=unlabelled_share)
+        self.batches = Batches(order.count if train else len(dataset), batch_size, train, share)
         self.device = device
         self.view_count = views
-        self._order = _EpochOrder(self.batches, dataset, seed if train else None, views)
-        self._order.balance = balance and train
+        self._order = _Keys(self.batches, dataset, order if train else None, views)
         copy = None
         if train and cache is not None and cache_gb > 0:
             copy, self.note = open_copy(dataset, shrunken_side(image_size), cache, cache_gb)
@@ -111,7 +112,7 @@ class StreamLoader(Loader):
             strong = self._normalised(image[:, 1]) if image.shape[1] == 2 else None
             first = self._normalised(image[:, 0])
             batch = Batch(first, label.to(self.device, non_blocking=True), there, strong=strong)
-            yield replace(batch, view=shown, place=(index, view)) if self._order.seed is not None else batch
+            yield replace(batch, view=shown, place=(index, view)) if self._order.order is not None else batch
 
     def used_views(self) -> Tensor:
         return torch.arange(self.view_count)
@@ -154,19 +155,16 @@ def _hook_without_reader(kind: type[BaseException], error: BaseException, trace:
         sys.__excepthook__(kind, error, trace)
 
 
-class _EpochOrder:
+class _Keys:
     """(view, index, turn) of the images of each batch: workers outlive an epoch and have to know which one it is."""
 
-    balance = False
-
-    def __init__(self, batches: Batches, dataset: FileDataset, seed: int | None, views: int) -> None:
+    def __init__(self, batches: Batches, dataset: FileDataset, order: EpochOrder | None, views: int) -> None:
         self.batches = batches
-        self.seed = seed
+        self.order = order
         self.views = views
-        self.labels = dataset.labels
-        self.starts = torch.zeros(batches.count, dtype=torch.int64)
-        if seed is not None:
-            drawn = draws(f"first view {seed}", dataset.positions) % np.uint64(views)
+        self.starts = torch.zeros(len(dataset), dtype=torch.int64)
+        if order is not None:
+            drawn = draws(f"first view {order.seed}", dataset.positions) % np.uint64(views)
             self.starts = torch.from_numpy(drawn.astype(np.int64))
         self.epoch = 0
         self.done = 0
@@ -175,14 +173,9 @@ class _EpochOrder:
         return len(self.batches)
 
     def __iter__(self) -> Iterator[list[Key]]:
-        order = torch.arange(self.batches.count)
-        if self.seed is not None:
-            generator = epoch_generator(self.seed, self.epoch)
-            balanced = self.balance
-            order = (
-                balanced_order(self.labels, generator) if balanced else torch.randperm(len(order), generator=generator)
-            )
-        before = times_before(order) if self.balance else torch.zeros_like(order)
+        order = torch.arange(self.batches.count) if self.order is None else self.order(self.epoch)
+        repeats = self.order is not None and self.order.repeats
+        before = times_before(order) if repeats else torch.zeros_like(order)
         parts = zip(self.batches.split(order), self.batches.split(before), strict=True)
         for batch, again in islice(parts, self.done, None):
             views = (self.epoch + self.starts[batch] + again) % self.views

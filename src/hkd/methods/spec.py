@@ -7,6 +7,9 @@ from typing import Any
 
 from hkd.options import option, recorded
 
+UNLABELLED_SHARE = 0.5
+"""The usual part of a batch that has no label, where there are such images."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class MethodSpec:
@@ -28,6 +31,10 @@ class MethodSpec:
         "images without labels to learn from the teacher: a folder, a zip archive, or stl10 for its own",
         key=False,
     )
+    unlabelled_share: float | None = option(
+        None, "the part of each batch that has no label; an epoch counts the images that have one [0.5]", gt=0, lt=1,
+        neutral=None,
+    )  # fmt: skip
     pseudo_labels: float | None = option(
         None, "in memories an unlabelled image has the teacher's class where this sure of it, in [0, 1] "
         "[a class of its own]", ge=0, le=1, neutral=None,
