@@ -114,6 +114,47 @@ def test_another_request_for_the_same_folder_is_refused(finished: hkd.Result) ->
         hkd.distill(config(finished.run, lr=0.1))
 
 
+def test_a_finished_run_that_kept_its_checkpoint_gets_more_epochs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def asked(name: str, epochs: int, **changes: Any) -> hkd.DistillConfig:
+        return config(tmp_path / name, epochs=epochs, milestones=(0.5,), keep_checkpoints=True, **changes)
+
+    for name in ("a", "b"):
+        assert hkd.distill(asked(name, 2)).summary["epochs"] == 2
+    before, keys = rows_of(tmp_path / "a"), [RunFolder(tmp_path / "a").spec.key()]
+    longer = hkd.distill(asked("a", 4))
+    assert longer.summary["epochs"] == 4 and not longer.skipped
+    assert rows_of(tmp_path / "a")[:2] == before, "past epochs stay as they were, with their rates"
+    assert [round(row["lr"], 4) for row in rows_of(tmp_path / "a")] == [0.05, 0.005, 0.005, 0.005]
+    assert hkd.distill(asked("a", 4)).skipped
+    spec = RunFolder(tmp_path / "a").spec
+    assert spec.optimisation.epochs_before == (2,) and rows_of(tmp_path / "a" / "teacher")[-1]["epoch"] == 2
+    keys += [spec.key(), replace(spec, optimisation=replace(spec.optimisation, epochs_before=())).key()]
+    assert len(set(keys)) == 3, "it never pools with runs that had all the epochs from the start"
+
+    unfinished(lambda: hkd.distill(asked("b", 4)), monkeypatch)
+    assert RunFolder(tmp_path / "b").state is RunState.BEGUN
+    again = hkd.distill(asked("b", 4))
+    assert torch.equal(_first(again), _first(longer))
+    assert hkd.distill(asked("a", 5)).summary["epochs"] == 5
+    assert RunFolder(tmp_path / "a").spec.optimisation.epochs_before == (2, 4)
+    with pytest.raises(hkd.RequestError, match="holds a run with epochs = 5, not 3"):
+        hkd.distill(asked("a", 3))
+    with pytest.raises(hkd.RequestError, match="holds a run with epochs = 5, not 6"):  # and another rate
+        hkd.distill(asked("a", 6, lr=0.1))
+
+
+def _first(result: hkd.Result) -> torch.Tensor:
+    return torch.cat([parameter.detach().flatten() for parameter in result.model.parameters()])
+
+
+def test_without_a_checkpoint_a_finished_run_gets_no_more_epochs(finished: hkd.Result) -> None:
+    message = "holds a run with epochs = 3 that kept no checkpoint to continue from"
+    with pytest.raises(hkd.RequestError, match=message):
+        hkd.distill(config(finished.run, epochs=4))
+
+
 def test_fresh_starts_over_and_keeps_what_was_there(tmp_path: Path) -> None:
     run = tmp_path / "run"
     hkd.distill(config(run, epochs=1))

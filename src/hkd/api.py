@@ -151,6 +151,8 @@ def _run(
     check_shares(spec, data, engine)
     parts = build(spec, data, student, teacher)
     folder = RunFolder(spec.run, writes=engine.is_main)
+    if not fresh:
+        parts = replace(parts, spec=folder.extended(parts.spec))
     with session(folder, parts.spec, engine, fresh):
         if folder.summary is not None:
             summary = folder.result
@@ -251,7 +253,9 @@ def new_engine(spec: RunSpec) -> Engine:
 def teacher_spec(spec: RunSpec, run: Path, seed: int) -> RunSpec:
     """The specification of the training of a distillation's teacher."""
     assert spec.teacher is not None
-    schedule, data = replace(spec.optimisation, lr=spec.teacher.lr or spec.optimisation.lr), spec.data
+    first = (*spec.optimisation.epochs_before, spec.optimisation.epochs)[0]  # later ones are the student's
+    schedule = replace(spec.optimisation, lr=spec.teacher.lr or spec.optimisation.lr, epochs=first, epochs_before=())
+    data = spec.data
     if spec.teacher.train == "head":  # has neither schedule nor augmentation, and serves students of any
         schedule, data = OptimisationSpec(), replace(data, augment=None, min_crop=None, mixup=0.0, cutmix=0.0)
     return replace(

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from hkd.options import option
+from hkd.options import option, recorded
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +45,8 @@ class OptimisationSpec:
     ema: float | None = option(
         None, "keep the student's moving average of this decay instead of the student", gt=0, lt=1, neutral=None
     )
+    epochs_before: tuple[int, ...] = recorded((), "epochs_before", neutral=())
+    """How many epochs the run had each time that it was given more, rising; see :meth:`RunFolder.extended`."""
 
     def lr_at(self, epoch: int) -> float:
         """The learning rate of an epoch, counted from 0: constant within an epoch.
@@ -52,10 +54,13 @@ class OptimisationSpec:
         In the first w = ``warmup_epochs`` it is lr (epoch + 1) / w. A cosine then falls from lr towards min_lr:
 
             min_lr + (lr - min_lr) (1 + cos(pi (epoch - w) / (epochs - w))) / 2
+
+        Where a run was given more epochs, those of before have the rate that they had.
         """
+        epochs = next((before for before in self.epochs_before if epoch < before), self.epochs)
         if epoch < self.warmup_epochs:
             return self.lr * (epoch + 1) / self.warmup_epochs
         if self.schedule == "multistep":
-            return self.lr * self.lr_decay ** sum(epoch >= round(m * self.epochs) for m in self.milestones)
-        done = (epoch - self.warmup_epochs) / max(1, self.epochs - self.warmup_epochs)
+            return self.lr * self.lr_decay ** sum(epoch >= round(m * epochs) for m in self.milestones)
+        done = (epoch - self.warmup_epochs) / max(1, epochs - self.warmup_epochs)
         return self.min_lr + (self.lr - self.min_lr) * (1 + math.cos(math.pi * done)) / 2

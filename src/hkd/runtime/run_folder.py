@@ -9,6 +9,7 @@ import sys
 import zipfile
 import zlib
 from collections.abc import Iterator
+from dataclasses import replace
 from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
@@ -44,6 +45,7 @@ from hkd.runtime.records import (
 from hkd.spec import WEIGHTS, RunSpec
 
 LOCK = ".lock"
+EPOCHS = ("epochs", "epochs_before")
 FORMAT = 2
 """Of ``last.pt``; format 1, of version 0.1, names none."""
 LARGEST_PREDICTIONS = 2**25
@@ -188,6 +190,37 @@ class RunFolder:
             return RunState.PRUNED if failure["state"] == RunState.PRUNED else RunState.FAILED
         return RunState.BEGUN if self.config.is_file() else RunState.MISSING
 
+    def extended(self, spec: RunSpec) -> RunSpec:
+        """The specification under which the run in the folder gets the epochs that ``spec`` has more.
+
+        It is ``spec`` with the numbers of epochs that the run had before, so that it is never taken for a run that had
+        all of them from the start; ``spec`` itself where the folder holds no run or one that differs otherwise.
+        """
+        if not self.config.is_file():
+            return spec
+        before, asked = self.spec.optimisation, spec.optimisation
+        history = before.epochs_before if asked.epochs == before.epochs else (*before.epochs_before, before.epochs)
+        more = replace(spec, optimisation=replace(asked, epochs_before=history))
+        as_before = replace(more, optimisation=replace(asked, **{name: getattr(before, name) for name in EPOCHS}))
+        fits = asked.epochs >= before.epochs and history and as_before.key() == self.spec.key()
+        return more if fits and as_before.seed == self.spec.seed else spec
+
+    def _is_extended(self, spec: RunSpec) -> bool:
+        """Whether the folder holds a finished run that is given more epochs, from its last checkpoint.
+
+        Raises:
+            RequestError: it has none.
+        """
+        if self.summary is None or spec.optimisation.epochs_before[-1:] != (self.spec.optimisation.epochs,):
+            return False
+        if not self.last.is_file():
+            raise RequestError(
+                f"run: {self.path} holds a run with epochs = {self.spec.optimisation.epochs} that kept no checkpoint "
+                "to continue from, as one with --keep-checkpoints does; name another folder with --run, or start over "
+                "with --fresh"
+            )
+        return True
+
     # -- who works in it ----------------------------------------------------------------------------------------------
 
     def open(self, spec: RunSpec, *, fresh: bool) -> None:
@@ -204,7 +237,8 @@ class RunFolder:
         if not fresh:
             for names in WRITTEN:  # now, and not at the end of the training
                 self.file(*names)
-        if not fresh and (not self.writes or self.summary is not None):  # reading needs no lock
+        extended = not fresh and self._is_extended(spec)
+        if not fresh and not extended and (not self.writes or self.summary is not None):  # reading needs no lock
             self.check(spec)
             return
         if not self.writes:
@@ -219,7 +253,9 @@ class RunFolder:
                 self._release()
                 self.__dict__.pop("spec", None)
                 self._acquire()
-            if self.begun:
+            if extended:
+                (self.path / "summary.json").unlink()
+            elif self.begun:
                 self.check(spec)
                 return
             self.checkpoints.mkdir(parents=True, exist_ok=True)
