@@ -309,14 +309,17 @@ def test_the_test_split_is_never_opened(tmp_path: Path) -> None:
         "--run", str(tmp_path / "s"),
     ]  # fmt: skip
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        command, env=environment, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     first = RunFolder(tmp_path / "s" / "tries" / "000")
     while first.state is not RunState.FINISHED and process.poll() is None:
         time.sleep(0.05)
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert first.state is RunState.FINISHED
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["photos", "s"], "nothing beside the study"
     assert "Best: kd_weight = " in done.stdout
     rows = tries_of(tmp_path / "s")
     assert [row["state"] for row in rows] == ["complete"] * 3

@@ -143,8 +143,9 @@ class Plan:
         Args:
             place: folders above that of the teachers.
         """
+        spec = self._absolute(spec)  # now: what the teacher takes over is not relative to a run folder
         assert spec.teacher is not None
-        if comes_trained(spec, self.data(self._absolute(spec))):
+        if comes_trained(spec, self.data(spec)):
             return None
         teacher = resolve_teacher(spec.teacher)
         training = teacher_spec(replace(spec, teacher=teacher), Path("-"), seed)
