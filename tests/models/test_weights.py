@@ -86,7 +86,8 @@ def test_a_pickle_that_runs_code_is_refused(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.chdir(tmp_path)
     torch.save({"model": Harm()}, "bad.pth")
     Path("worse.pth").write_bytes(pickle.dumps(Harm()))
-    for name in ("bad.pth", "worse.pth"):
+    torch.save({"opt": argparse.Namespace(model=Harm()), "model": {}}, "hidden.pth")
+    for name in ("bad.pth", "worse.pth", "hidden.pth"):
         with pytest.raises(hkd.RequestError, match="not loaded|corrupt"):
             hkd.load_checkpoint(hkd.create_model("resnet8", 2), name)
     assert not Path("harm-done").exists()
