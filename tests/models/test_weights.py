@@ -1,5 +1,6 @@
 """Weights on disk: own files, the field's files, and files that are refused."""
 
+import argparse
 import copy
 import json
 import pickle
@@ -51,8 +52,9 @@ def test_a_wrapped_network_is_stored_under_its_own_names(tmp_path: Path) -> None
         lambda state: {"model": {f"module.student.{k}": v for k, v in state.items()}, "epoch": 1},
         lambda state: {"state_dict": {f"_orig_mod.{k}": v for k, v in state.items()}},
         lambda state: {"student": state, "method": {}, "state": {"epoch": 1}},
+        lambda state: {"opt": argparse.Namespace(model="resnet8x4", lr_decay_epochs=[150, 180]), "model": state},
     ],
-    ids=["plain", "repdistiller", "data-parallel", "mdistiller", "compiled", "run-folder"],
+    ids=["plain", "repdistiller", "data-parallel", "mdistiller", "compiled", "run-folder", "with-options"],
 )
 @pytest.mark.parametrize("legacy", [False, True])
 def test_files_of_the_field_load(tmp_path: Path, wrap: Any, legacy: bool) -> None:
@@ -84,7 +86,8 @@ def test_a_pickle_that_runs_code_is_refused(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.chdir(tmp_path)
     torch.save({"model": Harm()}, "bad.pth")
     Path("worse.pth").write_bytes(pickle.dumps(Harm()))
-    for name in ("bad.pth", "worse.pth"):
+    torch.save({"opt": argparse.Namespace(model=Harm()), "model": {}}, "hidden.pth")
+    for name in ("bad.pth", "worse.pth", "hidden.pth"):
         with pytest.raises(hkd.RequestError, match="not loaded|corrupt"):
             hkd.load_checkpoint(hkd.create_model("resnet8", 2), name)
     assert not Path("harm-done").exists()

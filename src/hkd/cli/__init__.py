@@ -26,7 +26,7 @@ OVERVIEW = {
     "report": "one self-contained HTML page from run folders",
     "export": "a trained network as ONNX, torch.export and safetensors, checked against the original",
     "cache": "what a teacher says of every view of every image, computed once; --list, --prune look after tables",
-    "list": "what there is: models, methods, datasets or recipes",
+    "list": "what there is: models, methods, datasets, recipes or checkpoints that others publish",
 }
 """The commands with a sentence each, known here so that help need not import them."""
 IN_SEVERAL_PROCESSES = ("train", "distill", "evaluate", "cache")

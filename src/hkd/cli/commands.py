@@ -32,6 +32,7 @@ from hkd.config import (
 from hkd.errors import RequestError, unknown
 from hkd.options import options, shown
 from hkd.outside import printable
+from hkd.pretrained import overview, sources
 from hkd.recipes import list_recipes
 from hkd.spec import DISTILLATION, PLUS_KD, RECORDED, RunSpec
 from hkd.studies.command_line import launcher
@@ -246,8 +247,8 @@ def export_command(argv: list[str]) -> int:
 
 
 def list_command(argv: list[str]) -> int:
-    """what there is: models, methods, datasets or recipes"""
-    kinds = ("models", "methods", "datasets", "recipes")
+    """what there is: models, methods, datasets, recipes or checkpoints that others publish"""
+    kinds = ("models", "methods", "datasets", "recipes", "checkpoints")
     if {"-h", "--help"} & set(argv):
         print(f"usage: hkd list {'|'.join(kinds)} [--plugin MODULE]\n\n{list_command.__doc__}")
         return DONE
@@ -259,6 +260,9 @@ def list_command(argv: list[str]) -> int:
     if len(words) > 1:
         raise RequestError(f"list: takes one word; got {shown(' '.join(words))}")
     load_plugins_of(argv)
+    if words[0] == "checkpoints":
+        print(f"{overview()}\n\nThis command downloads none of them; NAME and FILE are to be had from:\n{sources()}")
+        return DONE
     names = list_recipes() if words[0] == "recipes" else getattr(hkd, f"list_{words[0]}")()
     cited = words[0] == "methods" and sys.stdout.isatty()  # a script wants the names alone
     print("\n".join(_cited(names) if cited else names))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import errno
 import hashlib
 import json
@@ -106,7 +107,7 @@ def load_checkpoint(model: nn.Module, path: str | Path, keep: Container[str] = (
     """Loads weights into a network, all of them and no others.
 
     Reads .safetensors files and, without ever running a pickle's code, PyTorch files: a plain state dict, a
-    RepDistiller or mdistiller checkpoint, or a checkpoint of a run folder.
+    RepDistiller or mdistiller checkpoint (also of PyTorch 0.4), or a checkpoint of a run folder.
 
     Args:
         model: the network.
@@ -139,7 +140,7 @@ def shapes_in(path: str | Path, model: nn.Module) -> dict[str, tuple[int, ...]]:
     """
     path = as_path(path, "checkpoint")
     state = _blanks(_shapes(path)) if path.suffix == ".safetensors" else _read(path)
-    return {name: tuple(value.shape) for name, value in _strip_prefixes(state, state_of(model)).items()}
+    return {name: tuple(value.shape) for name, value in _by_own_names(state, state_of(model)).items()}
 
 
 def state_of(model: nn.Module) -> dict[str, Tensor]:
@@ -152,14 +153,14 @@ def _blanks(shapes: Mapping[str, list[int]]) -> dict[str, Tensor]:
 
 
 def _without(keep: Container[str], state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    return {name: value for name, value in _strip_prefixes(state, own).items() if name not in keep}
+    return {name: value for name, value in _by_own_names(state, own).items() if name not in keep}
 
 
 def _check_fit(
     model: nn.Module, own: Mapping[str, Tensor], state: Mapping[str, Tensor], path: Path
 ) -> Mapping[str, Tensor]:
     """A file's tensors by the network's names."""
-    state = _strip_prefixes(state, own)
+    state = _by_own_names(state, own)
     if difference := _difference(own, state):
         raise RequestError(f"checkpoint: {_shown(path)} does not fit {_name(model)}: {difference}")
     return state
@@ -223,7 +224,7 @@ def _read(path: Path) -> Mapping[str, Tensor]:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(str(path))
         check_archive(path)
-        with warnings.catch_warnings(), torch.serialization.safe_globals(_numpy_scalars()):
+        with warnings.catch_warnings(), torch.serialization.safe_globals(_plain_data()):
             warnings.simplefilter("ignore")  # torch's, of several lines, about what is then refused in one
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a file from elsewhere may break its reader anywhere
@@ -256,23 +257,31 @@ def check_archive(path: Path) -> None:
             raise ValueError("its entries are compressed")
 
 
-def _numpy_scalars() -> list[Any]:
-    """Older checkpoints keep their best accuracy as a NumPy number, which is data and harmless."""
+def _plain_data() -> list[Any]:
+    """Types that are data and harmless: checkpoints of the field keep their best accuracy as a NumPy number, and the
+    options of their training as argparse has them."""
     import numpy as np
 
     scalar = np.float64(0).__reduce__()[0]  # the function that unpickles one, wherever this NumPy keeps it
     return [
         (scalar, "numpy.core.multiarray.scalar"), (scalar, "numpy._core.multiarray.scalar"),
         np.dtype, type(np.dtype(np.float64)), type(np.dtype(np.float32)), type(np.dtype(np.int64)),
+        argparse.Namespace,
     ]  # fmt: skip
 
 
-def _strip_prefixes(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """The names without what wrappers put before them, where they do not fit as they are."""
-    if any(name in own for name in state):
-        return state
-    wrapper = re.compile(rf"^({'|'.join(map(re.escape, PREFIXES))})+")
-    return {wrapper.sub("", name): value for name, value in state.items() if "teacher." not in name}
+def _by_own_names(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """A file's tensors by the names of the network that they are for.
+
+    Without what wrappers put before the names, where those do not fit as they are. Batch norms had no count of their
+    batches before PyTorch 0.4.1, of which published files are left; it is then 0, as PyTorch takes it.
+    """
+    if not any(name in own for name in state):
+        wrapper = re.compile(rf"^({'|'.join(map(re.escape, PREFIXES))})+")
+        state = {wrapper.sub("", name): value for name, value in state.items() if "teacher." not in name}
+    norms = [name.removesuffix("running_mean") for name in state if name.endswith("running_mean")]
+    counts = {f"{norm}num_batches_tracked" for norm in norms} & (own.keys() - state.keys())
+    return {**state, **{name: torch.zeros((), dtype=torch.int64) for name in counts}} if counts else state
 
 
 def _difference(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:
