@@ -1,0 +1,58 @@
+"""Keeps the numbers of a study without its networks: what a table of docs/results.md is made of.
+
+    python -m benchmarks.collect STUDY docs/results/NAME
+
+writes NAME.json, the study's comparison.json with run folders relative to the study and with hours and machines, and
+NAME.npz with the class that each run predicted for each evaluation image, uint8, and the right ones under ``label``.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hkd.runtime.run_folder import RunFolder
+
+
+def collect(study: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """The numbers of a study and the predictions of its runs, under the runs' folders in it."""
+    numbers = json.loads((study / "comparison.json").read_text())
+    arrays: dict[str, np.ndarray] = {}
+    seconds, machines = 0.0, set()
+    for pair in numbers["pairs"]:
+        for row in pair["methods"]:
+            folders = [Path(place) for place in row["runs"]]
+            row["runs"] = [str(folder.resolve().relative_to(study.resolve())) for folder in folders]
+            for folder, name in zip(folders, row["runs"], strict=True):
+                run = RunFolder(folder)
+                predicted, label = run.predictions()
+                if arrays.setdefault("label", _small(label)).tolist() != label.tolist():
+                    raise SystemExit(f"{folder}: other evaluation images than those of the runs before it")
+                arrays[name] = _small(predicted)
+                seconds += run.result["seconds"]
+                machines.add(run.result["machine"])
+    return numbers | {"hours": seconds / 3600, "machines": sorted(machines)}, arrays
+
+
+def _small(classes: np.ndarray) -> np.ndarray:
+    if classes.max() > 255:
+        raise SystemExit("more than 256 classes")
+    return classes.astype(np.uint8)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("study", type=Path)
+    parser.add_argument("name", type=Path)
+    asked = parser.parse_args()
+    numbers, arrays = collect(asked.study)
+    asked.name.parent.mkdir(parents=True, exist_ok=True)
+    asked.name.with_suffix(".json").write_text(json.dumps(numbers, indent=1) + "\n")
+    np.savez_compressed(asked.name.with_suffix(".npz"), **arrays)
+    print(f"{len(arrays) - 1} runs, {numbers['hours']:.1f} hours, {', '.join(numbers['machines'])}")
+
+
+if __name__ == "__main__":
+    main()
