@@ -128,6 +128,30 @@ def test_batch_sizes_and_smoothing(size: int, smoothing: float) -> None:
     assert_equal_to_reference(loss, labels, batch(size))
 
 
+@pytest.mark.parametrize("kind", ["individual", "holistic"])
+@pytest.mark.parametrize("negatives", ["same", "opposite"])
+def test_two_of_the_terms_alone(kind: str, negatives: str) -> None:
+    """They are the same two as among the four, gradients included, and every parameter that is left has a gradient."""
+    (whole, labels), (part, _) = build(negatives=negatives), build(negatives=negatives, terms=kind)
+    state = whole.state_dict()
+    part.load_state_dict({name: state[name] for name in part.state_dict()})
+    data = batch()
+    rows, excluded, _ = drawn_negatives(part.sampler, part.sampling, data["index"])
+    expected, leaves = restate(whole, data, negative_rows(rows, data["index"], labels, excluded))
+    terms = part.terms(**data)
+    for name in FIELDS:
+        wanted = expected[name] if name.startswith(kind) else torch.zeros((), dtype=torch.float64)
+        torch.testing.assert_close(getattr(terms, name).double(), wanted, rtol=1e-5, atol=1e-5)
+    sum(terms).backward()
+    names = [name for name, _ in whole.named_parameters()]
+    summed = sum(value for name, value in expected.items() if name.startswith(kind))
+    gradients = torch.autograd.grad(summed, leaves[2:], allow_unused=True)
+    wanted = {name: gradient for name, gradient in zip(names, gradients, strict=True) if gradient is not None}
+    assert wanted.keys() == dict(part.named_parameters()).keys()
+    for name, parameter in part.named_parameters():
+        torch.testing.assert_close(parameter.grad.double(), wanted[name], rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("shape", ["shared", "per_sample"])
 def test_explicit_negatives(shape: str) -> None:
     loss, labels = build()

@@ -21,8 +21,8 @@ class Embeddings(NamedTuple):
 
     individual: Tensor
     """e: of each image alone."""
-    holistic: Tensor
-    """g: of each image and its neighbourhood in the graph of the batch."""
+    holistic: Tensor | None
+    """g: of each image and its neighbourhood in the graph of the batch; None of a branch without a graph."""
 
 
 class Branch(nn.Module):
@@ -33,22 +33,24 @@ class Branch(nn.Module):
 
     def __init__(
         self, feature_dim: int, dim: int, k: int, hops: int, layers: int, graph: GraphOf, num_samples: int,
-        momentum: float, bank_start: BankStart, bank_dtype: BankType,
+        momentum: float, bank_start: BankStart, bank_dtype: BankType, has_graph: bool = True,
     ) -> None:  # fmt: skip
         super().__init__()
         self.k = k
         self.graph = graph
         self.embed = nn.Linear(feature_dim, dim)
-        self.encoder = GraphEncoder(dim, hops, layers)
+        self.encoder = GraphEncoder(dim, hops, layers) if has_graph else None
         self.bank = MemoryBank(num_samples, dim, momentum, bank_start, bank_dtype)
 
     def forward(self, feature: Tensor, logits: Tensor) -> Embeddings:
         individual = F.normalize(self.embed(feature.to(self.embed.weight.dtype)), dim=1)
+        if self.encoder is None:
+            return Embeddings(individual, None)
         if self.graph == "local":
-            return Embeddings(individual, self._holistic(individual, logits))
-        holistic = self._holistic(gather(individual), gather(at_least_float32(logits.detach())))
+            return Embeddings(individual, self._holistic(self.encoder, individual, logits))
+        holistic = self._holistic(self.encoder, gather(individual), gather(at_least_float32(logits.detach())))
         return Embeddings(individual, local_part(holistic))
 
-    def _holistic(self, individual: Tensor, logits: Tensor) -> Tensor:
+    def _holistic(self, encoder: GraphEncoder, individual: Tensor, logits: Tensor) -> Tensor:
         adjacency = normalised_adjacency(knn_graph(logits, self.k), individual.dtype)
-        return F.normalize(self.encoder(individual, adjacency), dim=1)
+        return F.normalize(encoder(individual, adjacency), dim=1)

@@ -19,10 +19,11 @@ from hkd.numerics.negatives import NegativeSampler
 from hkd.numerics.precision import at_least_float32, full_precision, product_dtype
 
 NegativeBank = Literal["same", "opposite"]
+Terms = Literal["all", "individual", "holistic"]
 
 
 class HolisticTerms(NamedTuple):
-    """The four InfoNCE terms, each a scalar mean over the batch. HKD is their sum."""
+    """The four InfoNCE terms, each a scalar mean over the batch, 0 where the loss does without. HKD is their sum."""
 
     individual_student: Tensor
     individual_teacher: Tensor
@@ -78,6 +79,7 @@ class HolisticLoss(nn.Module):
         bank_start: "first", rows start as the first embedding of their image; or "random" (the authors' code).
         bank_dtype: "float32", or "bfloat16" or "float16" for banks of half the size; the arithmetic stays float32.
         graph: "global", a graph over the images of all processes, or "local", one over each process's images.
+        terms: "all" four, the two "individual" ones, for which there is no graph, or the two "holistic" ones.
         seed: of the draws of negatives.
 
     Raises:
@@ -111,6 +113,7 @@ class HolisticLoss(nn.Module):
         bank_start: BankStart = "first",
         bank_dtype: BankType = "float32",
         graph: GraphOf = "global",
+        terms: Terms = "all",
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -126,14 +129,27 @@ class HolisticLoss(nn.Module):
             raise ValueError(f"smoothing: expected a number in [0, 1]; got {smoothing}")
         for name, choice, choices in (("negatives", negatives, get_args(NegativeBank)),
                                       ("sampling", sampling, get_args(Sampling)),
-                                      ("graph", graph, get_args(GraphOf))):  # fmt: skip
+                                      ("graph", graph, get_args(GraphOf)),
+                                      ("terms", terms, get_args(Terms))):  # fmt: skip
             if choice not in choices:
                 raise ValueError(f"{name}: expected one of {', '.join(choices)}; got {choice!r}")
         self.temperature = temperature
         self.smoothing = smoothing
         self.negatives = negatives
         self.sampling = sampling
-        both = (embedding_dim, k, hops, layers, graph, num_samples, momentum, bank_start, bank_dtype)
+        self.kinds = ("individual", "holistic") if terms == "all" else (terms,)
+        both = (
+            embedding_dim,
+            k,
+            hops,
+            layers,
+            graph,
+            num_samples,
+            momentum,
+            bank_start,
+            bank_dtype,
+            terms != "individual",
+        )
         self.student = Branch(student_dim, *both)
         self.teacher = Branch(teacher_dim, *both)
         self.sampler = NegativeSampler(num_samples, num_negatives, labels, seed)
@@ -178,7 +194,7 @@ class HolisticLoss(nn.Module):
         """What :meth:`forward` does, with the four terms one by one."""
         terms, e_s, e_t = self._terms(student_embedding, student_logits, teacher_embedding, teacher_logits, index)
         if self.training:
-            if self.sampler.draws == 0:
+            if self.sampler.draws == 0 and "holistic" in self.kinds:
                 self._check_graph(len(index))
             self.update(index, e_s, e_t)
             self.sampler.draws += 1
@@ -247,19 +263,25 @@ class HolisticLoss(nn.Module):
             memory_s, memory_t = at_least_float32(bank_s[index]), at_least_float32(bank_t[index])
             terms_s = self._branch_terms(student, memory_t, teacher.holistic, negatives_s, negatives, products)
             terms_t = self._branch_terms(teacher, memory_s, student.holistic, negatives_t, negatives, products)
-        terms = HolisticTerms(terms_s[0], terms_t[0], terms_s[1], terms_t[1])
+        sides = {"student": terms_s, "teacher": terms_t}
+        known = {f"{kind}_{side}": term for side, terms in sides.items() for kind, term in terms.items()}
+        none = bank_s.new_zeros((), dtype=memory_s.dtype)
+        terms = HolisticTerms(*(known.get(name, none) for name in HolisticTerms._fields))
         return terms, student.individual, teacher.individual
 
     def _branch_terms(
-        self, branch: Embeddings, memory: Tensor, other_holistic: Tensor, bank: Tensor, negatives: Negatives,
+        self, branch: Embeddings, memory: Tensor, other_holistic: Tensor | None, bank: Tensor, negatives: Negatives,
         products: torch.dtype,
-    ) -> Tensor:  # fmt: skip
-        """(2,): one branch's individual and holistic term, both over the same negatives and so in one product."""
-        smoothed = self.smoothing * memory + (1 - self.smoothing) * other_holistic.detach()
-        anchor = torch.cat([branch.individual, branch.holistic])
-        positive = torch.cat([memory, F.normalize(smoothed, dim=1)])
+    ) -> dict[str, Tensor]:  # fmt: skip
+        """One branch's terms by their kinds, all over the same negatives and so in one product."""
+        pairs = {"individual": (branch.individual, memory)}
+        if branch.holistic is not None and other_holistic is not None:
+            smoothed = self.smoothing * memory + (1 - self.smoothing) * other_holistic.detach()
+            pairs["holistic"] = (branch.holistic, F.normalize(smoothed, dim=1))
+        anchor, positive = (torch.cat(part) for part in zip(*(pairs[kind] for kind in self.kinds), strict=True))
         blocks = negative_blocks(self.sampler, bank, negatives, rows_per_block(anchor))
-        return contrast(anchor, positive, blocks, self.temperature, products).view(2, -1).mean(dim=1)
+        means = contrast(anchor, positive, blocks, self.temperature, products).view(len(self.kinds), -1).mean(dim=1)
+        return dict(zip(self.kinds, means.unbind(), strict=True))
 
 
 def _check_batch(index: Tensor, **embeddings_and_logits: Tensor) -> None:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from hkd.holistic import HolisticLoss
 from hkd.holistic.branch import GraphOf
-from hkd.holistic.loss import NegativeBank
+from hkd.holistic.loss import NegativeBank, Terms
 from hkd.holistic.negatives import Sampling
 from hkd.methods.base import Method, Setup, Weights, methods
 from hkd.numerics.memory import BankStart, BankType
@@ -42,6 +42,11 @@ class HolisticConfig:
     graph: GraphOf = option(
         "global", "with several processes: one graph of all their images, or one for each process (local)"
     )
+    terms: Terms = option(
+        "all",
+        "the contrasts that are summed: all four, those of individual images, or the holistic ones",
+        neutral="all",
+    )
 
 
 @methods.register("hkd")
@@ -71,7 +76,7 @@ class HKD(Method[HolisticConfig]):
 
     def forward(self, batch: Batch, student: ModelOutput, teacher: ModelOutput) -> dict[str, Tensor]:
         terms = self.loss.step(student.embedding, student.logits, teacher.embedding, teacher.logits, batch.index)
-        return terms._asdict()
+        return {name: term for name, term in terms._asdict().items() if name.startswith(self.loss.kinds)}
 
     def undo_step(self) -> None:
         self.loss.undo_step()
