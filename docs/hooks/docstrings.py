@@ -103,8 +103,10 @@ def to_markdown(text: str, identifier: Callable[[str], str] = str) -> str:
     """
 
     def link(match: re.Match[str]) -> str:
-        return f'<autoref optional identifier="{identifier(match[1])}"><code>{match[1]}</code></autoref>'
+        shown = match[1].replace("_", r"\_")
+        return f'<autoref optional identifier="{identifier(match[1])}"><code>{shown}</code></autoref>'
 
+    text = re.sub(r"^( *)Class attributes:$", r"\1Attributes: Class attributes:", text, flags=re.MULTILINE)
     text = "\n".join(_blocks(text.splitlines()))
     parts = re.split(r"(^ *(?:```.*?```|\$\$.*?\$\$)$)", text, flags=re.DOTALL | re.MULTILINE)
     for n in range(0, len(parts), 2):  # between the blocks of code and equations

@@ -58,7 +58,7 @@ cross-entropy alone, from [Performance](../performance.md#the-step): {setting}.
 {table}
 """
 COSTS = [
-    "| step | median ms | over the CE step (quartiles) | with a table of the teacher's outputs | over the CE step |",
+    "| step | median ms | over the CE step (quartiles) | ms with a table of the teacher's outputs | over the CE step |",
     "|---|---|---|---|---|",
 ]
 
@@ -211,23 +211,19 @@ def of_method(label: str, name: str) -> bool:
 
 
 def ours(name: str, results: str) -> Iterator[str]:
-    """The rows of the tables of docs/results.md that are of a method, each below a link to its section."""
-    heading, head = "", ""
-    found: list[str] = []
-    code = False
-    for line in [*results.splitlines(), ""]:
-        code ^= line.startswith("```")
-        if not line.startswith("|") and head:
-            if found:
-                rule = "|---" * (head.count("|") - 1) + "|"
-                yield f"[{heading}](../results.md#{slugify(heading, '-')})\n\n" + "\n".join([head, rule, *found])
-            head, found = "", []
-        if line.startswith("#") and not code:
-            heading = line.lstrip("# ")
-        elif re.match(r"\| *methods? *\|", line):
-            head = line
-        elif head and of_method(line.split("|")[1], name):
-            found.append(line)
+    """The rows of the tables of docs/results.md that are of a method, below a link to their section, and what the
+    section says of the method in a paragraph that begins with its name."""
+    plain = re.sub(r"^```.*?^```", "", results, flags=re.DOTALL | re.MULTILINE)
+    plain = re.sub(r"\]\((?=#)", "](results.md", plain)
+    plain = re.sub(r"\]\((?![a-z]+:)", "](../", plain)  # seen from the page of a method
+    for section in re.split(r"^#+ ", plain, flags=re.MULTILINE)[1:]:
+        heading, _, text = section.partition("\n")
+        blocks = text.split("\n\n")
+        tables = [block.strip().splitlines() for block in blocks if re.match(r"\s*\| *methods? *\|", block)]
+        found = [[*table[:2], *(row for row in table[2:] if of_method(row.split("|")[1], name))] for table in tables]
+        if shown := ["\n".join(table) for table in found if len(table) > 2]:
+            notes = [block.strip() for block in blocks if block.strip().startswith(f"`{name}` ")]
+            yield "\n\n".join([f"[{heading}](../results.md#{slugify(heading, '-')})", *shown, *notes])
 
 
 def published(name: str) -> str:
