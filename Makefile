@@ -2,6 +2,7 @@
 # make test       the suite, side by side on the cores
 # make test-slow  what takes minutes: kills, engines, several processes
 # make check      linting and types
+# make docs       the documentation site, in site/; a dead link or a missing docstring fails
 # make fuzz       changed files and requests, and bytes, at every reader of what comes from outside, for FUZZ_SECONDS
 PYTHON ?= python3
 BIN := .venv/bin
@@ -11,7 +12,7 @@ FUZZ_SEED ?= $(shell date +%s)
 # Each test process has one core; more threads would wait for one another.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: demo test test-slow check fuzz clean
+.PHONY: demo test test-slow check docs fuzz clean
 
 demo: .venv/installed
 	$(BIN)/python examples/demo.py
@@ -26,6 +27,9 @@ check: .venv/installed-test
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+docs: .venv/installed-test
+	$(BIN)/python -m mkdocs build --strict
 
 fuzz: .venv/installed-test
 	mkdir -p build/fuzz
@@ -44,4 +48,4 @@ fuzz: .venv/installed-test
 	touch $@
 
 clean:
-	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv build dist site .pytest_cache .mypy_cache .ruff_cache

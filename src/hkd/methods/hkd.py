@@ -51,10 +51,15 @@ class HolisticConfig:
 
 @methods.register("hkd")
 class HKD(Method[HolisticConfig]):
-    """Zhou et al., "Distilling Holistic Knowledge with Graph Neural Networks", ICCV 2021.
+    r"""Zhou et al., "Distilling Holistic Knowledge with Graph Neural Networks", ICCV 2021.
 
-    See :class:`hkd.HolisticLoss` for the equations. HKD is CE + 3 HKD; HKD+KD (``--method hkd+kd``) adds the classical
-    term with weight 1. Both are the paper's.
+    .. math:: \mathrm{mean}_i\, \big[ \ell(e^s_i, M^t_i) + \ell(e^t_i, M^s_i)
+        + \ell(g^s_i, \bar g^t_i) + \ell(g^t_i, \bar g^s_i) \big]
+
+    ℓ is InfoNCE (:func:`hkd.holistic.info_nce`) of an anchor and its positive. e (B, d) are the embeddings of the
+    images, g those of their neighbourhoods, M (N, d) the memory banks, and ḡ mixes memory and g:
+    :class:`hkd.HolisticLoss` has the details. HKD is CE + 3 HKD; HKD+KD (``--method hkd+kd``) adds the classical term
+    with weight 1. Both are the paper's.
     """
 
     Config = HolisticConfig
