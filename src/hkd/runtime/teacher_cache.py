@@ -272,13 +272,13 @@ class TeacherCache:
         check = f"; {self.checked} rows checked, largest difference {self.difference:.1e}" if self.checked else ""
         return (
             f"teacher cache: {self.known:,} of {self.possible:,} views known in {self.table.path} "
-            f"({self.table.bytes / 1e9:.2f} GB of at most {self.size / 1e9:.2f}){check}"
+            f"({self.table.bytes / 1e6:,.1f} MB of at most {self.size / 1e6:,.1f}){check}"
         )
 
     @property
     def size(self) -> int:
         """Bytes of the table when every view that the training can show is known."""
-        return self.possible * (self.key.row_bytes + 4)
+        return _full_size(self.key, self.loader)
 
     def summary(self) -> dict[str, Any]:
         """Images of the training whose teacher's output was known and was not, in all processes; the table's size."""
@@ -305,9 +305,14 @@ def summary_of(tables: list[dict[str, Any]]) -> dict[str, Any]:
     return {**sums, "dtype": tables[0]["dtype"], "teachers": tables}
 
 
+def _full_size(key: TableKey, loader: Loader) -> int:
+    """Bytes on disk. Views that are never shown lie between the others, on the same pages of the file."""
+    return len(loader.dataset) * key.views * (key.row_bytes + 4)
+
+
 def fits(key: TableKey, loader: Loader, request: CacheRequest) -> str:
     """Why a table does not fit: an empty string where it does."""
-    size = len(loader.dataset) * len(loader.used_views()) * (key.row_bytes + 4)
+    size = _full_size(key, loader)
     if size > request.gigabytes * 1e9:
         return f"it would take up to {size / 1e9:.1f} GB, and --teacher-cache-gb is {request.gigabytes:g}"
     request.folder.mkdir(parents=True, exist_ok=True)
