@@ -1,17 +1,24 @@
 # make demo       teacher, student alone and HKD+KD on real images, with a table at the end
 # make test       the suite, side by side on the cores
 # make test-slow  what takes minutes: kills, engines, several processes
-# make check      linting and types
+# make check      format, linting, types, spelling, notebooks without outputs
+# make docs       the documentation site, in site/; a dead link or a missing docstring fails
+# make dist       wheel and source distribution, in dist/
 # make fuzz       changed files and requests, and bytes, at every reader of what comes from outside, for FUZZ_SECONDS
+#   PYTHON=python3.12      another interpreter than python3, and
+#   FLOORS=torch or all    the lowest version that pyproject.toml allows, of what is named: both for a .venv that is not there yet
 PYTHON ?= python3
-BIN := .venv/bin
+FLOORS ?=
+BIN := .venv/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 FUZZ_SECONDS ?= 600
 FUZZ_SEED ?= $(shell date +%s)
 
 # Each test process has one core; more threads would wait for one another.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: demo test test-slow check fuzz clean
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(FLOORS),--constraint build/floors.txt)
+
+.PHONY: demo test test-slow check docs dist fuzz clean
 
 demo: .venv/installed
 	$(BIN)/python examples/demo.py
@@ -26,6 +33,16 @@ check: .venv/installed-test
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/codespell
+	git ls-files -z '*.ipynb' | xargs -0 -r $(BIN)/nbstripout --verify
+
+docs: .venv/installed-test
+	$(BIN)/python -m mkdocs build --strict
+
+dist: .venv/installed-test
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation
+	$(BIN)/python -m twine check --strict dist/*
 
 fuzz: .venv/installed-test
 	mkdir -p build/fuzz
@@ -36,12 +53,13 @@ fuzz: .venv/installed-test
 .venv/installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "hkd needs Python 3.11 or newer: make PYTHON=python3.11")'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	$(if $(FLOORS),mkdir -p build && $(PYTHON) -m tests.packaging.floors $(FLOORS) > build/floors.txt)
+	$(PIP) --editable .
 	touch $@
 
 .venv/installed-test: .venv/installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	$(PIP) --editable '.[test]'
 	touch $@
 
 clean:
-	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv build dist site .pytest_cache .mypy_cache .ruff_cache
