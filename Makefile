@@ -16,8 +16,8 @@ FUZZ_SEED ?= $(shell date +%s)
 # Each test process has one core; more threads would wait for one another.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-LOWEST := tests/methods tests/holistic tests/numerics tests/models tests/analysis tests/data tests/report \
-	tests/test_distiller.py tests/test_runs.py tests/test_head.py tests/test_prediction.py
+LOWEST := tests/methods tests/holistic tests/numerics tests/models tests/analysis tests/report \
+	tests/test_distiller.py tests/test_runs.py tests/test_head.py
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 
 .PHONY: demo test test-slow test-lowest check docs dist fuzz clean

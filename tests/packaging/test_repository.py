@@ -48,7 +48,7 @@ def test_every_step_of_ci_is_a_target_of_make() -> None:
 def test_ci_runs_the_versions_of_python_that_the_package_names() -> None:
     named = {line.rpartition(" ")[2] for line in PROJECT["classifiers"] if re.search(r":: 3\.\d+$", line)}
     matrix = CI["jobs"]["test"]["strategy"]["matrix"]
-    assert set(matrix["python"]) == named
+    assert set(matrix["python"]) >= named, "a version is named once the suite ran with it"
     lowest = min(named, key=lambda version: int(version.partition(".")[2]))
     assert PROJECT["requires-python"] == f">={lowest}" and RECIPE["context"]["python_min"] == lowest
     oldest = CI["jobs"]["lowest"]["strategy"]["matrix"]["include"]
