@@ -9,7 +9,9 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.mark.parametrize("tool", [["ruff", "format", "--check", "."], ["ruff", "check", "."], ["mypy"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "tool", [["ruff", "format", "--check", "."], ["ruff", "check", "."], ["mypy"], ["codespell_lib"]], ids=" ".join
+)
 def test_a_checker_is_content(tool: list[str]) -> None:
     done = subprocess.run([sys.executable, "-m", *tool], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

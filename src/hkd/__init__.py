@@ -11,9 +11,8 @@ Names are imported when they are first used, so that ``import hkd`` and the comm
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.2.0.dev0"
-
 if TYPE_CHECKING:
+    __version__: str
     from hkd import holistic as holistic
     from hkd.api import Result as Result
     from hkd.api import distill as distill
@@ -99,10 +98,22 @@ def __getattr__(name: str) -> Any:
         value = getattr(importlib.import_module(_MODULE_OF[name]), name)
         globals()[name] = value  # also where a submodule of the same name has been imported
         return value
+    if name == "__version__":
+        return _installed_version()
     if name in ("data", "holistic", "methods", "models"):
         return importlib.import_module(f"hkd.{name}")
     raise AttributeError(f"module 'hkd' has no attribute {name!r}")
 
 
+def _installed_version() -> str:
+    """The version of the installed package; "unknown" for sources that were not installed."""
+    from importlib import metadata  # takes longer than the rest of this file
+
+    try:
+        return metadata.version("hkd")
+    except metadata.PackageNotFoundError:
+        return "unknown"
+
+
 def __dir__() -> list[str]:
-    return [*globals(), *_MODULE_OF]
+    return [*globals(), "__version__", *_MODULE_OF]

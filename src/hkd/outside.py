@@ -129,10 +129,25 @@ def check_output(path: str | Path, field: str, *, file: bool = False) -> None:
 
 
 def check_logger(name: str) -> None:
-    """Raises :class:`RequestError` for a logger (``--logger``) whose package is not installed."""
-    if name != "none" and importlib.util.find_spec(name) is None:
+    """Raises :class:`RequestError` for a logger (``--logger``) whose package is not installed.
+
+    TensorBoard is the default, so a run goes on without it (:class:`hkd.runtime.curves.Curves`).
+    """
+    if name not in ("none", "tensorboard") and not is_installed(name):
         how = "pip install 'hkd[loggers]', or name another"
         raise RequestError(f"logger: {name} is not installed; {how}")
+
+
+def is_installed(package: str) -> bool:
+    """Whether a package can be imported, without importing it."""
+    return importlib.util.find_spec(package) is not None
+
+
+def check_installed(field: str, extra: str, *packages: str) -> None:
+    """Raises :class:`RequestError` if a package of an extra of this one is not installed."""
+    missing = [package for package in packages if not is_installed(package)]
+    if missing:
+        raise RequestError(f"{field}: {missing[0]} is not installed; pip install 'hkd[{extra}]'")
 
 
 def open_regular(path: str | Path, field: str, *, follow: bool = True) -> BinaryIO:

@@ -151,9 +151,10 @@ def sweep_command(argv: list[str]) -> int:
     sweep(config, fresh=request.fresh)
     if config.dry_run:
         return DONE
-    name, more = ("search", "") if config.search else ("sweep", ", .png, .svg")
-    print((Path(config.run) / f"{name}.md").read_text())
-    print(f"table{' and plot' if more else ''}: {config.run}/{name}.md, .csv, .json{more}")
+    tables = Path(config.run) / ("search.md" if config.search else "sweep.md")
+    print(tables.read_text())
+    drawn = not config.search and tables.with_suffix(".png").exists()  # without Matplotlib a sweep has no plot
+    print(f"table{' and plot' if drawn else ''}: {tables}, .csv, .json{', .png, .svg' if drawn else ''}")
     return DONE
 
 

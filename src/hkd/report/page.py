@@ -8,11 +8,9 @@ import hkd
 from hkd.config import ReportConfig
 from hkd.errors import RequestError
 from hkd.files import write_text
-from hkd.report import sections
+from hkd.outside import check_installed
 from hkd.report.collect import Group, find_finished, grouped
-from hkd.report.layout import render
 from hkd.report.pairs import comparisons
-from hkd.report.samples import disagreements
 
 
 def write_report(config: ReportConfig) -> Path:
@@ -22,8 +20,14 @@ def write_report(config: ReportConfig) -> Path:
         The file.
 
     Raises:
-        RequestError: there is no finished run, a file of one is corrupt, or the page cannot be written.
+        RequestError: there is no finished run, a file of one is corrupt, the page cannot be written, or what draws
+            it is not installed.
     """
+    check_installed("report", "report", "jinja2", "plotly")
+    from hkd.report import sections
+    from hkd.report.layout import render
+    from hkd.report.samples import disagreements
+
     config.check()
     runs, folders = find_finished(config.runs)
     groups = grouped(runs)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import statistics
+import sys
 from pathlib import Path
 from typing import Any
 
 from tabulate import tabulate
 
 from hkd.files import replacing_path
+from hkd.outside import is_installed
 from hkd.report.tables import Numbers, spread
 
 
@@ -30,7 +32,13 @@ def sweep_table(numbers: Numbers) -> str:
 
 
 def draw_sweep(numbers: Numbers, folder: Path) -> None:
-    """Writes a line for each method with error bars of one standard deviation, as ``sweep.png`` and ``.svg``."""
+    """Writes a line for each method with error bars of one standard deviation, as ``sweep.png`` and ``.svg``.
+
+    Without Matplotlib it only says so: the tables are there, and the same sweep is drawn once it is installed.
+    """
+    if not is_installed("matplotlib"):
+        print("sweep.png, .svg are not drawn: matplotlib is not installed; pip install 'hkd[report]'", file=sys.stderr)
+        return
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 4), layout="constrained")

@@ -10,6 +10,7 @@ from tabulate import tabulate
 from hkd.analysis.topology import compute_topology
 from hkd.analysis.trials import by_key
 from hkd.config import TopologyConfig
+from hkd.outside import check_installed
 from hkd.report.tables import print_repetitions, spread, write_numbers
 from hkd.trained import with_teachers
 
@@ -31,7 +32,8 @@ def topology(config: TopologyConfig) -> dict[str, Any]:
     Returns:
         The content of ``topology.json``.
     """
-    from hkd.report.panels import draw  # matplotlib and plotly
+    check_installed("topology", "report", "matplotlib", "plotly")
+    from hkd.report.panels import draw
 
     config.check()
     result = compute_topology(config, with_teachers(config.checkpoints))

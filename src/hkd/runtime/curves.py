@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import sys
 import threading
@@ -12,7 +13,7 @@ from typing import Any
 
 from hkd.errors import RequestError
 from hkd.files import write_json
-from hkd.outside import printable
+from hkd.outside import is_installed, printable
 from hkd.runtime.engine import Engine, make_tracker
 from hkd.runtime.records import LOGGED, read_record
 from hkd.runtime.run_folder import RunFolder
@@ -33,8 +34,8 @@ IDENTITIES: dict[str, Callable[[Any], str]] = {
 class Curves:
     """The rows of a run in TensorBoard (the folder ``tensorboard`` of the run), wandb, mlflow or trackio.
 
-    A logger that fails, on a full disk or without an account, warns once, and the run goes on without it. A run that
-    continues continues its curves.
+    A logger that fails, on a full disk or without an account, warns once, and the run goes on without it, as it does
+    without TensorBoard where that is not installed. A run that continues continues its curves.
 
     Args:
         spec: of the run, which names the logger.
@@ -52,6 +53,9 @@ class Curves:
         self._first = first_epoch
         self._hook = threading.excepthook
         if self.logger == "none" or not engine.is_main:
+            return
+        if self.logger == "tensorboard" and not is_installed("tensorboard"):
+            say_once("no curves are written: tensorboard is not installed; pip install 'hkd[tensorboard]'")
             return
         threading.excepthook = self._told
         with self._warning():
@@ -113,6 +117,12 @@ class Curves:
             reason = reason or type(error).__name__
             then = f"the run goes on without {self.logger}"
             print(f"warning: the curves cannot be written ({reason}); {then}", file=sys.stderr)
+
+
+@functools.cache
+def say_once(line: str) -> None:
+    """Tells what holds for the student's training as for the teacher's before it."""
+    print(line, file=sys.stderr, flush=True)
 
 
 def _settings(flat: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

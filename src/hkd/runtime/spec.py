@@ -43,7 +43,9 @@ class RuntimeSpec:
     teacher_cache_gb: float = option(20.0, "the most that a teacher's table may take on disk", gt=0, key=False)
     teacher_cache_dtype: Literal["float16", "float32"] = option("float16", "of what is stored there", key=False)
     logger: Logger = option(
-        "tensorboard", "where the curves go: TensorBoard's in the run folder; others need hkd[loggers]", key=False
+        "tensorboard",
+        "where the curves go: TensorBoard's in the run folder (hkd[tensorboard]); others need hkd[loggers]",
+        key=False,
     )
     tensorboard: bool = option(True, "off is --logger none, where that names no other", key=False)
     evaluate: Literal["every", "last"] = option(
