@@ -2,7 +2,7 @@
 # make test       the suite, side by side on the cores
 # make test-slow  what takes minutes: kills, engines, several processes
 # make test-lowest  tests of what needs no export, with the lowest versions that pyproject.toml allows (FLOORS=torch: of torch alone)
-# make check      format, linting, types, spelling, notebooks without run counts
+# make check      format, linting, types, spelling, notebooks without metadata
 # make docs       the documentation site, in site/; a dead link or a missing docstring fails
 # make dist       wheel and source distribution, in dist/
 # make fuzz       changed files and requests, and bytes, at every reader of what comes from outside, for FUZZ_SECONDS
@@ -43,7 +43,7 @@ check: .venv/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/codespell
-	git ls-files -z '*.ipynb' | xargs -0 -r $(BIN)/nbstripout --keep-output --verify
+	git ls-files -z '*.ipynb' | xargs -0 -r $(BIN)/nbstripout --keep-output --keep-count --verify
 
 docs: .venv/installed-test
 	$(BIN)/python -m mkdocs build --strict
