@@ -293,6 +293,7 @@ def test_ranges(text: str, expected: Range) -> None:
     assert Range.parse(text) == expected
 
 
+@pytest.mark.slow
 def test_the_test_split_is_never_opened(tmp_path: Path) -> None:
     """A folder that has none serves for a search, with real runs; the killed search goes on."""
     draw = np.random.default_rng(0)
@@ -325,4 +326,4 @@ def test_the_test_split_is_never_opened(tmp_path: Path) -> None:
     assert [row["state"] for row in rows] == ["complete"] * 3
     assert first.log_file.read_text().count("$ ") == 1, "a finished try is not repeated"
     for row in rows:
-        assert RunFolder(row["run"]).predictions()[1].shape == (4,), "a quarter of the training images"
+        assert RunFolder(tmp_path / row["run"]).predictions()[1].shape == (4,), "a quarter of the training images"
