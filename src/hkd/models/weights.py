@@ -273,8 +273,8 @@ def _plain_data() -> list[Any]:
 def _by_own_names(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     """A file's tensors by the names of the network that they are for.
 
-    Without what wrappers put before the names, where those do not fit as they are. Batch norms had no count of their
-    batches before PyTorch 0.4.1, of which published files are left; it is then 0, as PyTorch takes it.
+    Without what wrappers put before the names, where those do not fit as they are. Files that PyTorch wrote before
+    0.4.1 have no count of a batch norm's batches; it is then 0, as PyTorch takes it.
     """
     if not any(name in own for name in state):
         wrapper = re.compile(rf"^({'|'.join(map(re.escape, PREFIXES))})+")

@@ -121,7 +121,7 @@ class Curves:
 
 @functools.cache
 def say_once(line: str) -> None:
-    """Tells what holds for the student's training as for the teacher's before it."""
+    """Prints what holds for the student's training as for the teacher's before it."""
     print(line, file=sys.stderr, flush=True)
 
 

@@ -198,11 +198,11 @@ class RunFolder:
         """
         if not self.config.is_file():
             return spec
-        before, asked = self.spec.optimisation, spec.optimisation
-        history = before.epochs_before if asked.epochs == before.epochs else (*before.epochs_before, before.epochs)
-        more = replace(spec, optimisation=replace(asked, epochs_before=history))
-        as_before = replace(more, optimisation=replace(asked, **{name: getattr(before, name) for name in EPOCHS}))
-        fits = asked.epochs >= before.epochs and history and as_before.key() == self.spec.key()
+        before, wanted = self.spec.optimisation, spec.optimisation
+        history = before.epochs_before if wanted.epochs == before.epochs else (*before.epochs_before, before.epochs)
+        more = replace(spec, optimisation=replace(wanted, epochs_before=history))
+        as_before = replace(more, optimisation=replace(wanted, **{name: getattr(before, name) for name in EPOCHS}))
+        fits = wanted.epochs >= before.epochs and history and as_before.key() == self.spec.key()
         return more if fits and as_before.seed == self.spec.seed else spec
 
     def _is_extended(self, spec: RunSpec) -> bool:
