@@ -747,6 +747,14 @@ def test_a_start_says_images_classes_and_sizes(tmp_path: Path, capsys: pytest.Ca
     assert "training images streamed" in told
 
 
+def test_the_line_of_an_epoch_says_of_which_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tiny = {"epochs": 1, "device": "cpu", "tensorboard": False, "limit_train": 5}
+    hkd.train(hkd.TrainConfig(run=str(tmp_path / "t"), **tiny))
+    assert "  test " in (line := capsys.readouterr().err) and "held out" not in line
+    hkd.train(hkd.TrainConfig(run=str(tmp_path / "h"), holdout=0.2, **tiny))
+    assert "  held out " in (line := capsys.readouterr().err) and "  test " not in line
+
+
 def test_a_training_s_configuration_names_one_network(tmp_path: Path) -> None:
     result = hkd.train(
         hkd.TrainConfig(run=str(tmp_path / "t"), teacher="resnet14", epochs=1, limit_train=4, device="cpu")

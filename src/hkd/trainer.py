@@ -142,7 +142,8 @@ class Trainer:
         title = f"{Path(self.spec.run).name} ({self.distiller.student.name})"
         total = (self.epochs - self.first_epoch) * batches.images
         curves = Curves(self.spec, self.folder, self.engine, self.first_epoch, state.epoch)
-        return Progress(title, total, done, self.epochs, silent=not writes), curves
+        split = "held out" if self.data.holdout else "test"
+        return Progress(title, total, done, self.epochs, silent=not writes, split=split), curves
 
     def run(self) -> dict[str, Any]:
         """Trains to the last epoch.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any, TypeVar
@@ -139,7 +140,9 @@ class Engine:
             all_used: whether every step uses all parameters; if not, several processes look for those that it did not.
         """
         self._wrapping.find_unused_parameters = not all_used
-        prepared: tuple[M, torch.optim.Optimizer] = self._accelerator.prepare(module.to(self.device), optimizer)
+        with warnings.catch_warnings():  # torch 2.14 renames the option that Accelerate passes on
+            warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+            prepared: tuple[M, torch.optim.Optimizer] = self._accelerator.prepare(module.to(self.device), optimizer)
         return prepared
 
     def clip(self, module: nn.Module, most: float) -> None:

@@ -19,10 +19,14 @@ class Progress:
         done: those of them that earlier starts have trained on.
         epochs: of the whole run.
         silent: print nothing, since another process does.
+        split: what the accuracies are of.
     """
 
-    def __init__(self, title: str, images: int, done: int, epochs: int, silent: bool = False) -> None:
+    def __init__(
+        self, title: str, images: int, done: int, epochs: int, silent: bool = False, split: str = "test"
+    ) -> None:
         self.title = title
+        self.split = split
         self.silent = silent
         self.epochs = epochs
         self._told = 0.0  # when the bar last had the loss
@@ -59,7 +63,7 @@ class Progress:
             return
         accuracy = f"train {row['train_top1']:.1f}" if "train_top1" in row else "initialisation"
         if "test_top1" in row:
-            accuracy += f"  test {row['test_top1']:.2f} (best {best:.2f})"
+            accuracy += f"  {self.split} {row['test_top1']:.2f} (best {best:.2f})"
         line = (
             f"{self.title}  epoch {row['epoch']:>{len(str(self.epochs))}}/{self.epochs}  "
             f"loss {row['loss']:.3f}{parts}  {accuracy}  {row['images_per_second']:,.0f} img/s  "
