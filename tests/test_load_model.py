@@ -86,3 +86,11 @@ def test_a_file_that_says_little(tmp_path: Path) -> None:
 def test_a_folder_without_a_network_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(hkd.RequestError, match="^checkpoint: no file"):
         hkd.load_model(tmp_path)
+
+
+def test_a_run_without_weights_is_not_finished(tmp_path: Path) -> None:
+    with pytest.raises(hkd.RequestError, match=r"no file .*student\.safetensors or .*model\.safetensors"):
+        hkd.load_model(tmp_path)
+    (tmp_path / "config.yaml").write_text("student: resnet8\n")
+    with pytest.raises(hkd.RequestError, match="is not finished, so it has no weights yet"):
+        hkd.load_model(tmp_path)

@@ -572,13 +572,12 @@ def locate(checkpoint: str | Path, option: str = "checkpoint") -> tuple[Path, Pa
         RequestError: there is no such file, or in the folder it is a link.
     """
     path = Path(checkpoint)
-    if path.is_dir():
-        files = [inside(path, name) for name in WEIGHTS]
-        file = next((file for file in files if file.is_file()), files[0])
-    else:
-        file = path
-    if not file.is_file():
-        raise RequestError(f"{option}: no file {file}")
+    files = [inside(path, name) for name in WEIGHTS] if path.is_dir() else [path]
+    file = next((file for file in files if file.is_file()), None)
+    if file is None and (path / "config.yaml").is_file():
+        raise RequestError(f"{option}: the run in {path} is not finished, so it has no weights yet")
+    if file is None:
+        raise RequestError(f"{option}: no file {' or '.join(map(str, files))}")
     folder = file.parent
     return file, folder if file.name in WEIGHTS and (folder / "config.yaml").is_file() else None
 
