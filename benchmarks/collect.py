@@ -17,22 +17,22 @@ from hkd.runtime.run_folder import RunFolder
 
 
 def collect(study: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """The numbers of a study and the predictions of its runs, under the runs' folders in it."""
+    """The numbers of a study and the predictions of its finished runs, under the runs' folders in it."""
     numbers = json.loads((study / "comparison.json").read_text())
     arrays: dict[str, np.ndarray] = {}
     seconds, machines = 0.0, set()
     for pair in numbers["pairs"]:
         for row in pair["methods"]:
-            folders = [Path(place) for place in row["runs"]]
-            row["runs"] = [str(folder.resolve().relative_to(study.resolve())) for folder in folders]
-            for folder, name in zip(folders, row["runs"], strict=True):
-                run = RunFolder(folder)
+            folders = [RunFolder(place) for place in row["runs"]]
+            finished = {run: summary for run in folders if (summary := run.summary) is not None}
+            row["runs"] = [str(run.path.resolve().relative_to(study.resolve())) for run in finished]
+            for name, (run, summary) in zip(row["runs"], finished.items(), strict=True):
                 predicted, label = run.predictions()
                 if arrays.setdefault("label", _small(label)).tolist() != label.tolist():
-                    raise SystemExit(f"{folder}: other evaluation images than those of the runs before it")
+                    raise SystemExit(f"{run.path}: other evaluation images than those of the runs before it")
                 arrays[name] = _small(predicted)
-                seconds += run.result["seconds"]
-                machines.add(run.result["machine"])
+                seconds += summary["seconds"]
+                machines.add(summary["machine"])
     return numbers | {"hours": seconds / 3600, "machines": sorted(machines)}, arrays
 
 
