@@ -226,6 +226,9 @@ def before_work(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(entry, accept)
 
 
+NAMERS = (
+    "evaluate", "report", "topology", "transfer", "export", "predict {finished}/run", "cache --list", "cache --prune",
+)  # fmt: skip
 NAMED = [
     ("distill --image-size 1", "image_size"),
     ("distill --image-size 1000000000", "image_size"),
@@ -252,6 +255,14 @@ NAMED = [
     ("compare --methods hkd(k=nan)", "holistic.k"),
     ("compare --methods kd(kd_weight=nan)", "kd_weight"),
     ("compare --methods kd,kd", "methods: kd is listed twice"),
+    ("topology {finished}/run {finished}/run --images 20", "neighbours"),
+    ("distill --config {finished}/tagged.yaml", "tags are not accepted"),
+    *((f"{command} {'n' * 300}", "n" * 100) for command in NAMERS),
+    (f"distill --teacher-checkpoint {'n' * 300}", "checkpoint"),
+    (f"distill --teacher-weights {'n' * 300} --teacher resnet8", "teacher_weights"),
+    (f"distill --student-weights {'n' * 300} --student resnet8", "student_weights"),
+    (f"distill --student timm:local-dir:{'n' * 300}", "model"),
+    (f"evaluate {{finished}}/run --dataset tiny-imagenet --data-root {'n' * 300}", "longer than the name of a file"),
 ]
 
 
@@ -293,8 +304,12 @@ def test_an_output_that_cannot_be_written(
 
 
 @pytest.mark.usefixtures("before_work")
-def test_wrong_requests_that_types_and_ranges_do_not_tell(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    problems = [f"{line}: {wrong}" for line, field in NAMED if (wrong := problem(capsys, field, *line.split()))]
+def test_wrong_requests_that_types_and_ranges_do_not_tell(
+    place: Path, finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (finished / "tagged.yaml").write_text('epochs: !!int ""\n')
+    lines = [(line.format(finished=finished), field) for line, field in NAMED]
+    problems = [f"{line}: {wrong}" for line, field in lines if (wrong := problem(capsys, field, *line.split()))]
     assert not problems, "\n".join(problems)
 
 

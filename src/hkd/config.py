@@ -529,7 +529,13 @@ class TopologyConfig:
         check_fields(self)
         if not self.checkpoints:
             raise RequestError("checkpoints: name at least one run folder")
+        self.check_neighbours(self.images)
         check_outputs(self)
+
+    def check_neighbours(self, images: int) -> None:
+        """Trustworthiness is defined for neighbourhoods of less than half of the images."""
+        if 2 * self.neighbours >= images:
+            raise RequestError(f"neighbours: expected less than half of the {images} images; got {self.neighbours}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -36,7 +36,7 @@ def inside(folder: str | Path, *names: str) -> Path:
     path = Path(folder)
     for name in names:
         path /= name
-        if path.is_symlink():
+        if os.path.islink(path):
             raise RequestError(f"run: {shown_path(path)} is a link; nothing in a folder is read or written through one")
     return path
 
@@ -193,6 +193,8 @@ def parse_yaml(text: str) -> Any:
     for event in yaml.parse(text, Loader=_LOADER):
         if isinstance(event, yaml.AliasEvent):
             raise yaml.YAMLError("aliases are not accepted")
+        if getattr(event, "tag", None) is not None:
+            raise yaml.YAMLError("tags are not accepted")
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if depth > DEEPEST:
             raise yaml.YAMLError("nested too deeply")

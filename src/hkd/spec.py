@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
@@ -525,7 +526,7 @@ def _start(name: str | None, weights: str, role: str) -> tuple[str, str]:
 def _of_folder(name: str | None) -> str:
     """A digest of the files in the folder that ``timm:local-dir:PATH`` names, empty for other names."""
     folder = None if name is None else local_folder(name)
-    if folder is None or not folder.is_dir():
+    if folder is None or not os.path.isdir(folder):
         return ""
     digest = hashlib.sha256()
     for file in sorted(folder.iterdir()):
@@ -572,9 +573,9 @@ def locate(checkpoint: str | Path, option: str = "checkpoint") -> tuple[Path, Pa
         RequestError: there is no such file, or in the folder it is a link.
     """
     path = Path(checkpoint)
-    files = [inside(path, name) for name in WEIGHTS] if path.is_dir() else [path]
-    file = next((file for file in files if file.is_file()), None)
-    if file is None and (path / "config.yaml").is_file():
+    files = [inside(path, name) for name in WEIGHTS] if os.path.isdir(path) else [path]
+    file = next((file for file in files if os.path.isfile(file)), None)
+    if file is None and os.path.isfile(path / "config.yaml"):
         raise RequestError(f"{option}: the run in {path} is not finished, so it has no weights yet")
     if file is None:
         raise RequestError(f"{option}: no file {' or '.join(map(str, files))}")

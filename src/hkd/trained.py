@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from hkd.config import EvaluateConfig
 from hkd.data import ArrayDataset, Dataset, list_datasets, load_dataset
+from hkd.data.download import no_downloads
 from hkd.data.open import open_data
 from hkd.data.spec import DataSpec
 from hkd.data.subsets import hold_out, limit
@@ -156,10 +158,11 @@ def _untold(reason: str, image: Any) -> Tensor:
 def open_test(config: EvaluateConfig, trained: Trained) -> Dataset:
     """The images to test a trained network on, in the classes and the normalisation that it learnt."""
     changed, of_run = _data_of(config, trained)
-    if changed.holdout and of_run:
-        data = open_data(changed).test
-    else:
-        data = load_dataset(changed.dataset, "test", changed.data_root, changed.image_size)
+    with _downloads(config, trained):
+        if changed.holdout and of_run:
+            data = open_data(changed).test
+        else:
+            data = load_dataset(changed.dataset, "test", changed.data_root, changed.image_size)
     return _as_learnt(data, config, trained)
 
 
@@ -167,12 +170,20 @@ def open_training(config: EvaluateConfig, trained: Trained) -> Dataset:
     """The images that a trained network learnt from, or might have, without those that its run held out; as
     :func:`open_test` otherwise."""
     changed, of_run = _data_of(config, trained)
-    data = load_dataset(changed.dataset, "train", changed.data_root, changed.image_size)
+    with _downloads(config, trained):
+        data = load_dataset(changed.dataset, "train", changed.data_root, changed.image_size)
     if of_run:
         data = limit(data, changed.limit_classes, None)
         if changed.holdout:
             data, _ = hold_out(data, changed.holdout, changed.holdout_seed)
     return _as_learnt(data, config, trained)
+
+
+def _downloads(config: EvaluateConfig, trained: Trained) -> AbstractContextManager[None]:
+    """Where a run's file alone says in which folder data sets are, they are read there and not downloaded to it."""
+    if config.data_root is not None or trained.spec is None:
+        return nullcontext()
+    return no_downloads("name a folder to download it to with --data-root")
 
 
 def _data_of(config: EvaluateConfig, trained: Trained) -> tuple[DataSpec, bool]:
@@ -229,7 +240,7 @@ def teacher_of(trained: Trained, teacher: TeacherSpec) -> Trained | None:
     """One of the networks that a student learnt from, where its run says where it is and it is there."""
     own = inside(trained.weights.parent, "teacher")
     place = teacher.checkpoint or (teacher.weights if teacher.weights and not own.exists() else own)
-    if not Path(place).exists():
+    if not os.path.exists(place):  # False, too, where the name is longer than a file's may be
         return None
     if place != own and teacher.image_size is not None:
         return None  # a network of another size than the images on which the others are compared

@@ -117,7 +117,7 @@ def test_wrong_requests(runs: Path, tmp_path: Path) -> None:
     for names, changes, message in (
         (("alone",), {}, "checkpoints: name students with their teacher, or the teacher first"),
         ((), {}, "checkpoints: name at least one run folder"),
-        (("kd-0",), {"neighbours": 60}, "neighbours: expected fewer than the 60 images; got 60"),
+        (("kd-0",), {"neighbours": 30}, "neighbours: expected less than half of the 60 images; got 30"),
         (("kd-0",), {"images": 2}, "images: expected a number in"),
         (("kd-0",), {"dataset": "digit"}, "did you mean digits"),
     ):

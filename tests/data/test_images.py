@@ -3,15 +3,17 @@
 import io
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image, UnidentifiedImageError
 
 import hkd
 from hkd.data.formats import FORMATS
-from hkd.data.images import centre, open_image, to_rgb
+from hkd.data.images import centre, open_image, resize, to_rgb
 from tests.data.test_datasets import class_folders, encoded, picture, write_files
 
 
@@ -89,3 +91,14 @@ def test_an_animation_is_its_first_picture() -> None:
     frames = [picture((8, 8), n) for n in range(3)]
     frames[0].save(buffer, "PNG", save_all=True, append_images=frames[1:])
     assert to_rgb(open_image(buffer.getvalue())).tobytes() == frames[0].tobytes()
+
+
+def test_images_that_would_not_fit_into_memory_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The size may be what a stranger's file of weights says."""
+    images = torch.arange(5 * 3 * 64, dtype=torch.uint8).view(5, 3, 8, 8)
+    whole = resize(images, 16)
+    monkeypatch.setattr("hkd.data.images.PIXELS_AT_ONCE", 2 * 16**2)
+    assert resize(images, 16).equal(whole), "in parts"
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(total=2 * whole.numel() - 1))
+    with pytest.raises(hkd.RequestError, match="image_size: 5 images of 16x16 pixels take 0.0 GB in memory, more than"):
+        resize(images, 16)

@@ -77,6 +77,14 @@ def test_evaluation_images_come_as_they_are_in_order() -> None:
     assert batches[0].image.is_contiguous(memory_format=torch.channels_last)
 
 
+def test_large_images_are_evaluated_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = dataset()
+    side = data.images.shape[2]
+    monkeypatch.setattr("hkd.data.load.PIXELS_AT_ONCE", 3 * side**2)
+    for train, sizes in ((False, [3, 3, 3, 1]), (True, [4, 4, 2])):
+        assert [len(batch.label) for batch in make_loader(data, 4, CPU, train=train).epoch(0)] == sizes
+
+
 @pytest.mark.parametrize("train", [True, False])
 def test_an_epoch_is_a_permutation_that_its_number_decides(train: bool) -> None:
     def epoch(number: int, seed: int = 0) -> tuple[list[int], Tensor]:

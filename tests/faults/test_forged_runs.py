@@ -167,7 +167,9 @@ ARRAYS = {
     "floats": array("'<f8'", "(1,)", bytes(8)), "objects": array("'|O'", "(1,)", bytes(8)),
     "negative": array("'<i8'", "(1,)", (2**64 - 1).to_bytes(8, "little")), "none": array("'<i8'", "(0,)"),
     "no class": array("'<i8'", "(1,)", (2**62).to_bytes(8, "little")), "deep": array(DEEP[:9000], "(1,)", bytes(8)),
-    "code": array("__import__('os')", "(1,)", bytes(8)), "no array": b"x", "a negative side": array("'<i8'", "(-1,)"),
+    "code": array("__import__('os')", "(1,)", bytes(8)),
+    "minus signs": array("-" * 9000 + "1", "(1,)", bytes(8)),
+    "no array": b"x", "a negative side": array("'<i8'", "(-1,)"),
 }  # fmt: skip
 
 
@@ -179,6 +181,41 @@ def test_forged_predictions_are_told_in_one_line(run: Path, kind: str) -> None:
     with pytest.raises(hkd.RequestError, match=r"predictions.npz is missing or corrupt \(") as error:
         RunFolder(run).predictions()
     assert one_line(str(error.value))
+
+
+def test_predictions_that_numpy_does_not_compress_so_are_refused(run: Path) -> None:
+    with zipfile.ZipFile(run / "predictions.npz", "w", zipfile.ZIP_LZMA) as archive:
+        for name in ("predicted", "label"):
+            archive.writestr(f"{name}.npy", array("'<i8'", "(1,)", bytes(8)))
+    with pytest.raises(hkd.RequestError, match="compressed otherwise than NumPy does"):
+        RunFolder(run).predictions()
+
+
+def test_names_that_no_file_can_have_do_not_end_a_report(run: Path, tmp_path: Path) -> None:
+    for field in ("teacher_checkpoint", "data_root"):
+        values = read_yaml(run / "config.yaml") | {field: "a" * 300}
+        (run / "config.yaml").write_text(json.dumps(values))
+        assert main(["report", str(run), "--output", str(tmp_path / f"{field}.html")]) == 0
+
+
+def test_the_name_of_a_folder_does_not_reach_the_terminal(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(run, run.with_name("run\x1b[2J\nhkd: all is well"))
+    assert main(["report", str(run.parent), "--output", str(run.parents[1] / "r.html")]) == 0
+    notes = capsys.readouterr().err
+    assert "is not counted" in notes and "\x1b" not in notes and "\nhkd: all" not in notes
+
+
+def test_a_run_s_file_does_not_say_where_to_download_to(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = tmp_path / "place"
+    for name in ("cifar100", "stl10", "tiny-imagenet"):
+        values = read_yaml(run / "config.yaml") | {"dataset": name, "data_root": str(place), "holdout": 0.0}
+        (run / "config.yaml").write_text(json.dumps(values))
+        assert main(["evaluate", str(run), "--device", "cpu"]) == 2
+        told = capsys.readouterr().err
+        assert one_line(told.removesuffix("\n")) and "name a folder to download it to with --data-root" in told
+        assert not place.exists()
 
 
 def test_predictions_that_unpack_to_gigabytes_are_refused(run: Path) -> None:

@@ -317,6 +317,7 @@ def test_state_round_trip_continues_the_same_draws(tmp_path: Any) -> None:
         ({"smoothing": 1.5}, "smoothing"), ({"negatives": "both"}, "negatives"), ({"sampling": "some"}, "sampling"),
         ({"bank_start": "zero"}, "bank_start"), ({"embedding_dim": 0}, "embedding_dim"),
         ({"temperature": float("nan")}, "temperature"), ({"temperature": float("inf")}, "temperature"),
+        ({"temperature": 10**400}, "temperature"),
         ({"smoothing": float("nan")}, "smoothing"), ({"momentum": float("nan")}, "momentum"),
     ],
 )  # fmt: skip

@@ -83,8 +83,7 @@ def compute_topology(config: TopologyConfig, networks: Sequence[Trained]) -> Top
     reference = seen[teacher.weights]
     chosen = np.random.default_rng(config.seed).permutation(len(reference.label))[: config.images]
     chosen.sort()
-    if config.neighbours >= len(chosen):
-        raise RequestError(f"neighbours: expected fewer than the {len(chosen)} images; got {config.neighbours}")
+    config.check_neighbours(len(chosen))
 
     rows = []
     for student in students:

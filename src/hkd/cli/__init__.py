@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import sys
@@ -11,9 +12,12 @@ import hkd
 from hkd.cli.streams import lenient_streams
 from hkd.errors import RequestError, Stopped, TrainingError, unknown
 from hkd.options import shown
+from hkd.outside import printable
 from hkd.runtime.parent import end_with_parent
 
 DONE, FAILED, WRONG_REQUEST, INTERRUPTED = 0, 1, 2, 130
+LONGEST_LINE = 100_000
+"""Characters of a message, which may hold names from a stranger's files."""
 OVERVIEW = {
     "train": "train one network with cross-entropy: a teacher, or the student alone",
     "distill": "distil a student from a teacher; with no options: digits, resnet20 -> resnet8, HKD+KD",
@@ -70,7 +74,9 @@ def explain(error: BaseException) -> tuple[int, str]:
     """The exit status of an error, and the line that says what went wrong."""
     match error:
         case RequestError():
-            return WRONG_REQUEST, f"hkd: {error}"
+            return WRONG_REQUEST, f"hkd: {printable(error, LONGEST_LINE)}"
+        case OSError(errno=errno.ENAMETOOLONG):  # wherever a path of a request is first used
+            return WRONG_REQUEST, f"hkd: {printable(error.filename)} is longer than the name of a file may be"
         case TrainingError():
             return FAILED, f"hkd: failed: {error}"
         case Stopped():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 import subprocess
 import sys
@@ -300,7 +301,7 @@ def cache_command(argv: list[str]) -> int:
 
     if config.list or config.prune:
         folder = Path(config.list or config.prune)
-        if not folder.is_dir():
+        if not os.path.isdir(folder):
             raise RequestError(f"{'list' if config.list else 'prune'}: no folder {folder}")
         gone = [] if config.list else prune(folder, config.teacher_cache_gb)
         for table in gone or tables_in(folder):

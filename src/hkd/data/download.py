@@ -7,18 +7,23 @@ from contextvars import ContextVar
 from pathlib import Path
 
 from hkd.errors import RequestError
+from hkd.files import shown_path
 
-_ALLOWED = ContextVar("allowed", default=True)
+_REFUSED: ContextVar[str | None] = ContextVar("refused", default=None)
 
 
 @contextlib.contextmanager
-def no_downloads() -> Iterator[None]:
-    """Around code that opens what is on this machine: a data set that is not complete there is a one-line error."""
-    token = _ALLOWED.set(False)
+def no_downloads(reason: str = "nothing is downloaded here") -> Iterator[None]:
+    """Around code that opens what is on this machine: a data set that is not complete there is a one-line error.
+
+    Args:
+        reason: what the error says at its end.
+    """
+    token = _REFUSED.set(reason)
     try:
         yield
     finally:
-        _ALLOWED.reset(token)
+        _REFUSED.reset(token)
 
 
 @contextlib.contextmanager
@@ -30,9 +35,7 @@ def downloading(name: str, root: Path) -> Iterator[bool]:
     """
     try:
         with contextlib.redirect_stdout(sys.stderr):
-            yield _ALLOWED.get()
+            yield (refused := _REFUSED.get()) is None
     except (OSError, RuntimeError) as error:  # no network, no space, or a checksum that does not match
-        reason = " ".join(str(error).split())
-        raise RequestError(
-            f"dataset: {name} is not complete under {root} and could not be downloaded ({reason})"
-        ) from error
+        reason = refused or f"it could not be downloaded ({' '.join(str(error).split())})"
+        raise RequestError(f"dataset: {name} is not complete under {shown_path(root)}; {reason}") from error

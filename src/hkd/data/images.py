@@ -8,12 +8,14 @@ import random
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from hkd.data.formats import readable_formats
+from hkd.errors import RequestError
 from hkd.outside import printable, whole_number
 
 Pixels = NDArray[np.uint8]
@@ -24,6 +26,8 @@ WIDEST = 32
 
 LARGEST_SIDE = 4096
 """Pixels to which images are resized at most, as :class:`hkd.data.DataSpec` has it."""
+PIXELS_AT_ONCE = 256 * 224**2
+"""Of a batch that is resized or evaluated: the size may be a stranger's, and must not take all memory."""
 
 
 def check_size(image_size: Any) -> None:
@@ -163,9 +167,24 @@ def random_resized_crop(pixels: Pixels, size: int, generator: random.Random, sma
 
 
 def resize(images: Tensor, size: int | None) -> Tensor:
-    """Resizes uint8 (N, 3, H, W) images to squares of ``size`` pixels, bilinear with antialiasing; None keeps them."""
+    """Resizes uint8 (N, 3, H, W) images to squares of ``size`` pixels, bilinear with antialiasing; None keeps them.
+
+    Raises:
+        RequestError: they would take more than half of this machine's memory.
+    """
     if size is None or images.shape[2:] == (size, size):
         return images
     from torchvision.transforms.v2 import functional
 
-    return torch.cat([functional.resize(part, [size, size], antialias=True) for part in torch.split(images, 1024)])
+    needed, memory = images.shape[0] * images.shape[1] * size * size, psutil.virtual_memory().total
+    if needed > memory / 2:
+        raise RequestError(
+            f"image_size: {len(images):,} images of {size}x{size} pixels take {needed / 1e9:.1f} GB in memory, more "
+            f"than half of this machine's {memory / 1e9:.1f} GB; choose a smaller size"
+        )
+    at_once = max(1, PIXELS_AT_ONCE // size**2)  # they are floats on the way
+    parts = (functional.resize(part, [size, size], antialias=True) for part in torch.split(images, at_once))
+    resized = images.new_empty(len(images), images.shape[1], size, size)
+    for place, part in zip(torch.split(resized, at_once), parts, strict=True):
+        place.copy_(part)
+    return resized

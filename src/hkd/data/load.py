@@ -13,7 +13,7 @@ from hkd.data.base import STREAM_SIZE, ArrayDataset, Dataset, FileDataset, datas
 from hkd.data.csv_file import csv_file
 from hkd.data.decode import fits_in_memory, in_memory
 from hkd.data.folder import folder
-from hkd.data.images import check_size
+from hkd.data.images import PIXELS_AT_ONCE, check_size
 from hkd.data.loader import Loader
 from hkd.data.memory_loader import MemoryLoader
 from hkd.data.mixing import MixedLoader
@@ -112,7 +112,7 @@ def make_loader(
     ``cache`` and ``cache_gb`` are for streams. ``views`` are for all augmentations but the plain crops of images in
     memory, which have all the views that their padding gives. ``augment`` and ``min_crop`` are those of
     :class:`hkd.data.policy.Augmentation`; with ``mixup`` or ``cutmix`` above 0 training images are mixed as
-    :class:`hkd.data.mixing.MixedLoader` does.
+    :class:`hkd.data.mixing.MixedLoader` does. Evaluation batches have fewer images where these are large.
 
     Raises:
         RequestError: it is no data set, or the batch size or the number of workers is no number from 1, or 0.
@@ -121,6 +121,8 @@ def make_loader(
     whole_number("batch_size", batch_size, 1)
     whole_number("workers", workers, 0)
     augmentation = Augmentation(augment, min_crop)
+    if not train:
+        batch_size = min(batch_size, max(1, PIXELS_AT_ONCE // (dataset.info.image_size or STREAM_SIZE) ** 2))
     loader: Loader
     if isinstance(dataset, ArrayDataset):
         loader = MemoryLoader(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -276,7 +277,7 @@ def from_timm(name: str, num_classes: int, pretrained: bool, image_size: int | N
     import timm
 
     folder = local_folder(f"timm:{name}")
-    if folder is not None and not (folder / "config.json").is_file():
+    if folder is not None and not os.path.isfile(folder / "config.json"):
         raise RequestError(f"model: expected a folder with the config.json of timm; got {printable(folder, 4096)}")
     if ":" in name and len(name) > LONGEST_NAME - len("timm:"):  # a file of weights could not name it
         raise RequestError(f"model: expected a name of less than {LONGEST_NAME} characters; got {len(name)}")

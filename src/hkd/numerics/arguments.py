@@ -21,5 +21,12 @@ def check_whole(name: str, value: Any, least: int, largest: int = LARGEST) -> No
 
 def check_number(name: str, value: Any) -> None:
     """Raises :class:`ValueError` unless a value is a finite number."""
-    if type(value) is bool or not isinstance(value, Real) or not math.isfinite(value):
+    if type(value) is bool or not isinstance(value, Real) or not _is_finite(value):
         raise ValueError(f"{name}: expected a finite number; got {value!r}")
+
+
+def _is_finite(value: Any) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number that no float holds
+        return False

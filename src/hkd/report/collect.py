@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from collections.abc import Iterable, Iterator
@@ -153,7 +154,7 @@ def find_finished(paths: Iterable[str]) -> tuple[list[Run], list[Path]]:
     runs: dict[Path, Run] = {}
     folders = [Path(path) for path in paths]
     for folder in folders:
-        if not folder.is_dir():
+        if not os.path.isdir(folder):
             raise RequestError(f"runs: no folder {folder}")
         for config in sorted(folder.rglob("config.yaml")):
             if config.parent.resolve() not in runs and (run := read_run(RunFolder(config.parent))) is not None:
@@ -177,7 +178,8 @@ def grouped(runs: Iterable[Run]) -> list[Group]:
         counted = by_key.setdefault(run.key, {}).setdefault(run.seed, run)
         if counted is not run:
             print(
-                f"note: {run.path} is not counted: it has the specification and the seed of {counted.path}",
+                f"note: {shown_path(run.path)} is not counted: it has the specification and the seed of "
+                f"{shown_path(counted.path)}",
                 file=sys.stderr,
             )
         teachers |= {(teacher.key, teacher.seed) for teacher in run.teachers}

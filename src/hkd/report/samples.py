@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -73,7 +74,7 @@ def _pair(student: Run, shown: dict[tuple[str, int], str]) -> tuple[Run, Run] | 
 
 def _images(run: Run, data_root: str | None) -> Dataset | None:
     """The test images of a run; None where its folder of data sets does not exist."""
-    if data_root is None and not Path(run.spec.data.data_root).is_dir() and run.spec.data.dataset != "digits":
+    if data_root is None and not os.path.isdir(run.spec.data.data_root) and run.spec.data.dataset != "digits":
         return None
     config = EvaluateConfig(checkpoint=str(run.path), data_root=data_root)
     return open_test(config, find_trained(run.path, "of a run"))

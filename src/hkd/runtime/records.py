@@ -22,6 +22,10 @@ from hkd.outside import Kind, is_number, is_text, is_whole
 
 LONGEST = 4200
 """Characters of a text: a path and some words."""
+LONGEST_HEADER = 1000
+"""Bytes of the description of an array of numbers; what is longer may exhaust the parser of Python."""
+COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+"""What NumPy writes."""
 MOST_IMAGES = 1_000_000
 MOST_CLASSES = 1_000_000
 MOST_STARTS = 1000
@@ -238,11 +242,13 @@ def read_arrays(file: Path, shapes: Mapping[str, tuple[str, int]], largest: int)
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             if sum(entry.file_size for entry in archive.infolist()) > largest:
                 raise ValueError("its arrays are too large")
+            if any(entry.compress_type not in COMPRESSIONS for entry in archive.infolist()):
+                raise ValueError("compressed otherwise than NumPy does")
             return {name: _array(archive.read(f"{name}.npy"), *shape) for name, shape in shapes.items()}
     except KeyError as error:
         raise corrupt(file, f"{error.args[0]}") from error
     except (OSError, EOFError, ValueError, LookupError, TypeError, zipfile.BadZipFile, zlib.error, struct.error,
-            RuntimeError, SyntaxError) as error:  # fmt: skip
+            RuntimeError, SyntaxError, MemoryError) as error:  # fmt: skip
         raise corrupt(file, shown(" ".join(str(error).split())).strip("'\"")) from error
 
 
@@ -252,7 +258,7 @@ def _array(content: bytes, kind: str, dimensions: int) -> NDArray[Any]:
         raise ValueError("no array of NumPy")
     start = 10 if content[6] == 1 else 12
     end = start + int.from_bytes(content[8:start], "little")
-    if end - start > 10_000:
+    if end - start > LONGEST_HEADER:
         raise ValueError("an array with a long header")
     header = ast.literal_eval(content[start:end].decode("latin-1").strip())
     if not isinstance(header, dict) or not isinstance(header.get("descr"), str):
