@@ -21,11 +21,11 @@ for _ in range(100):
 NASTY: tuple[Any, ...] = (
     None, True, False, -1, 0, 1, 3, 10**30, -(2**63), 2**31, 2**53 + 1, 1.5, -0.0, 1e308, 1e-320, float("nan"),
     float("inf"), -float("inf"), "", " ", "\x1b[2J", "a\nb", "\0", "\ud800", "x" * 100_000, "1e999", "nan", "null",
-    "on", "os:_exit", "hf-hub:a/b", "../../x", "/dev/zero", "/proc/self/mem", "=1+1", "<script>", "\u2028",
+    "on", "os:_exit", "hf-hub:a/b", "../../x", "a" * 300, "/dev/zero", "/proc/self/mem", "=1+1", "<script>", "\u2028",
     [], {}, [[]], [None], [1, 2, 3], {"": {}}, {"a": None}, DEEP, ["x"] * 1000,
 )  # fmt: skip
-TOKENS = (b"\0", b"\xff", b"\n", b"{", b"}", b"[", b"]", b'"', b":", b",", b"-", b"!!python/object:os.system", b"&a *a",
-          b"<<: *a", b"NaN", b"1e999", b"null", b"9" * 40, b"\xef\xbb\xbf", b"PK\x03\x04", b"\x80\x04.")  # fmt: skip
+TOKENS = (b"\0", b"\xff", b"\n", b"{", b"}", b"[", b"]", b'"', b":", b",", b"-", b"!!python/object:os.system",
+          b"!!int ", b"!!timestamp ", b"&a *a", b"<<: *a", b"NaN", b"1e999", b"null", b"9" * 40, b"\xef\xbb\xbf", b"PK\x03\x04", b"\x80\x04.")  # fmt: skip
 
 
 def changed(files: Files, choice: random.Random) -> Files:
