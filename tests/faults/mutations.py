@@ -25,7 +25,8 @@ NASTY: tuple[Any, ...] = (
     [], {}, [[]], [None], [1, 2, 3], {"": {}}, {"a": None}, DEEP, ["x"] * 1000,
 )  # fmt: skip
 TOKENS = (b"\0", b"\xff", b"\n", b"{", b"}", b"[", b"]", b'"', b":", b",", b"-", b"!!python/object:os.system",
-          b"!!int ", b"!!timestamp ", b"&a *a", b"<<: *a", b"NaN", b"1e999", b"null", b"9" * 40, b"\xef\xbb\xbf", b"PK\x03\x04", b"\x80\x04.")  # fmt: skip
+          b"!!int ", b"!!timestamp ", b"&a *a", b"<<: *a", b"NaN", b"1e999", b"null",
+          b"9" * 40, b"\xef\xbb\xbf", b"PK\x03\x04", b"\x80\x04.")  # fmt: skip
 
 
 def changed(files: Files, choice: random.Random) -> Files:
