@@ -17,7 +17,7 @@ from torch import Tensor
 
 from hkd.config import PredictConfig
 from hkd.data.files import LARGEST_FILE, open_files
-from hkd.data.images import open_image, unreadable
+from hkd.data.images import images_at_once, open_image, unreadable
 from hkd.data.open import worker_count
 from hkd.data.transform import Transform, transform_of
 from hkd.errors import RequestError, TrainingError
@@ -114,8 +114,9 @@ def predict_files(config: PredictConfig) -> Predictions:
     network.to(engine.device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
     classes = about.get("classes") or list(map(str, range(about["num_classes"])))
     result, rest = Predictions(), iter(files)
+    step = min(config.batch_size, images_at_once(transform.size))
     with ThreadPoolExecutor(max(1, worker_count(config.workers))) as pool:
-        while some := list(islice(rest, config.batch_size)):
+        while some := list(islice(rest, step)):
             looks = list(zip(some, pool.map(lambda file: _pixels(file, transform), some), strict=True))
             for (name, _), look in looks:
                 if isinstance(look, str):

@@ -80,7 +80,7 @@ def test_evaluation_images_come_as_they_are_in_order() -> None:
 def test_large_images_are_evaluated_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     data = dataset()
     side = data.images.shape[2]
-    monkeypatch.setattr("hkd.data.load.PIXELS_AT_ONCE", 3 * side**2)
+    monkeypatch.setattr("hkd.data.images.PIXELS_AT_ONCE", 3 * side**2)
     for train, sizes in ((False, [3, 3, 3, 1]), (True, [4, 4, 2])):
         assert [len(batch.label) for batch in make_loader(data, 4, CPU, train=train).epoch(0)] == sizes
 

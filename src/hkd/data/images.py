@@ -27,7 +27,12 @@ WIDEST = 32
 LARGEST_SIDE = 4096
 """Pixels to which images are resized at most, as :class:`hkd.data.DataSpec` has it."""
 PIXELS_AT_ONCE = 256 * 224**2
-"""Of a batch that is resized or evaluated: the size may be a stranger's, and must not take all memory."""
+"""Of images that are resized or evaluated together: their size may be a stranger's word."""
+
+
+def images_at_once(size: int) -> int:
+    """How many images of ``size`` x ``size`` pixels are resized or evaluated together at most."""
+    return max(1, PIXELS_AT_ONCE // size**2)
 
 
 def check_size(image_size: Any) -> None:
@@ -182,7 +187,7 @@ def resize(images: Tensor, size: int | None) -> Tensor:
             f"image_size: {len(images):,} images of {size}x{size} pixels take {needed / 1e9:.1f} GB in memory, more "
             f"than half of this machine's {memory / 1e9:.1f} GB; choose a smaller size"
         )
-    at_once = max(1, PIXELS_AT_ONCE // size**2)  # they are floats on the way
+    at_once = images_at_once(size)  # they are floats on the way
     parts = (functional.resize(part, [size, size], antialias=True) for part in torch.split(images, at_once))
     resized = images.new_empty(len(images), images.shape[1], size, size)
     for place, part in zip(torch.split(resized, at_once), parts, strict=True):

@@ -13,7 +13,7 @@ from hkd.data.base import STREAM_SIZE, ArrayDataset, Dataset, FileDataset, datas
 from hkd.data.csv_file import csv_file
 from hkd.data.decode import fits_in_memory, in_memory
 from hkd.data.folder import folder
-from hkd.data.images import PIXELS_AT_ONCE, check_size
+from hkd.data.images import check_size, images_at_once
 from hkd.data.loader import Loader
 from hkd.data.memory_loader import MemoryLoader
 from hkd.data.mixing import MixedLoader
@@ -122,7 +122,7 @@ def make_loader(
     whole_number("workers", workers, 0)
     augmentation = Augmentation(augment, min_crop)
     if not train:
-        batch_size = min(batch_size, max(1, PIXELS_AT_ONCE // (dataset.info.image_size or STREAM_SIZE) ** 2))
+        batch_size = min(batch_size, images_at_once(dataset.info.image_size or STREAM_SIZE))
     loader: Loader
     if isinstance(dataset, ArrayDataset):
         loader = MemoryLoader(

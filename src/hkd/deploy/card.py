@@ -136,7 +136,9 @@ def _named(dataset: str) -> str:
 
 def _row(file: Path, latency: Latency | None) -> str:
     """A file's line in the card's table."""
-    times = [f"{latency.median[n]:.2f} ({latency.p95[n]:.2f})" if latency else "" for n in BATCHES]
+    times = [
+        f"{latency.median[n]:.2f} ({latency.p95[n]:.2f})" if latency and n in latency.median else "" for n in BATCHES
+    ]
     return f"| `{file.name}` | {KINDS[''.join(file.suffixes)]} | {megabytes(file)} | {' | '.join(times)} |"
 
 

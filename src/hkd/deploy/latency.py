@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hkd.data.images import images_at_once
+
 BATCHES = (1, 32)
 """Images a call."""
 SECONDS = 1.0
@@ -42,9 +44,9 @@ class Latency:
 
 
 def measure(run: Callable[[NDArray[np.uint8]], Any], size: int, seconds: float = SECONDS) -> Latency:
-    """Times calls of :data:`BATCHES` images of ``size`` x ``size`` pixels."""
+    """Times calls of :data:`BATCHES` images of ``size`` x ``size`` pixels, without those of too large batches."""
     median, p95 = {}, {}
-    for batch in BATCHES:
+    for batch in (some for some in BATCHES if some <= images_at_once(size)):
         images = np.random.default_rng(0).integers(0, 256, (batch, 3, size, size), dtype=np.uint8)
         for _ in range(2):
             run(images)
