@@ -32,7 +32,7 @@ PIXELS_AT_ONCE = 256 * 224**2
 
 def images_at_once(size: int) -> int:
     """How many images of ``size`` x ``size`` pixels are resized or evaluated together at most."""
-    return max(1, PIXELS_AT_ONCE // size**2)
+    return max(1, PIXELS_AT_ONCE // int(size) ** 2)
 
 
 def check_size(image_size: Any) -> None:
