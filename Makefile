@@ -29,7 +29,7 @@ test: .venv/installed-test
 	$(PYTEST) -m "not slow" --numprocesses auto --dist loadfile
 
 test-slow: .venv/installed-test
-	$(PYTEST) -m slow
+	$(PYTEST) -m slow --numprocesses auto --dist loadfile --durations 15
 
 test-lowest:
 	mkdir -p build

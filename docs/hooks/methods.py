@@ -213,7 +213,7 @@ def of_method(label: str, name: str) -> bool:
 def ours(name: str, results: str) -> Iterator[str]:
     """The rows of the tables of docs/results.md that are of a method, below a link to their section, and what the
     section says of the method in a paragraph that begins with its name."""
-    plain = re.sub(r"^```.*?^```", "", results, flags=re.DOTALL | re.MULTILINE)
+    plain = re.sub(r"^```.*?^```|^<!--.*?-->\n", "", results, flags=re.DOTALL | re.MULTILINE)
     plain = re.sub(r"\]\((?=#)", "](results.md", plain)
     plain = re.sub(r"\]\((?![a-z]+:)", "](../", plain)  # seen from the page of a method
     for section in re.split(r"^#+ ", plain, flags=re.MULTILINE)[1:]:
