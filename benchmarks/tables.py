@@ -33,7 +33,7 @@ def _table(study: Path, named: str) -> str:
         correct = {name: arrays[name] == arrays["label"] for name in arrays.files if name != "label"}
     lines = []
     for pair in numbers["pairs"]:
-        rows = {row["method"]: row for row in pair["methods"]}
+        rows = {row["method"]: row for row in pair["methods"] if row["seeds"]}  # what no run has finished is no line
         for name, row in rows.items():
             seeds = " ".join(f"{value:.2f}" for value in row["top1_last"])
             lines.append([f"`{name}`", seeds, spread(row["top1_last"]), *(_gain(row, rows[b], correct) for b in bases)])

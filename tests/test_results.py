@@ -27,14 +27,14 @@ def test_a_study_is_kept_and_its_table_written(tmp_path: Path, monkeypatch: pyte
         for name, of in parts.items()
     }
     runs["hkd+kd"][3] = RunFolder(study / "unfinished")
-    rows = tuple(Row(name, name, folders) for name, folders in runs.items())
+    rows = tuple(Row(name, name, folders) for name, folders in (runs | {"hkd": {}}).items())
     numbers = Comparison("digits", (Pair("resnet14", "resnet8", rows),), "ce", (), ()).numbers()
     (study / "comparison.json").write_text(json.dumps(numbers))
     monkeypatch.setattr("sys.argv", ["collect", str(study), str(tmp_path / "results" / "small")])
     collect.main()
 
     kept = json.loads((tmp_path / "results" / "small.json").read_text())
-    of_ce, of_hkd = kept["pairs"][0]["methods"]
+    of_ce, of_hkd, _ = kept["pairs"][0]["methods"]
     assert of_hkd["runs"] == ["hkd+kd-0", "hkd+kd-1", "hkd+kd-2"] and of_hkd["seeds"] == [0, 1, 2]
     assert kept["hours"] > 0 and kept["machines"]
     with np.load(tmp_path / "results" / "small.npz") as arrays:
@@ -46,7 +46,7 @@ def test_a_study_is_kept_and_its_table_written(tmp_path: Path, monkeypatch: pyte
     text = "# Results\n\n<!-- results/small.json | ce -->\n| old |\n\nWords.\n"
     made = tables.written(text, tmp_path)
     assert made.startswith("# Results\n\n<!-- results/small.json | ce -->\n| method") and made.endswith("|\n\nWords.\n")
-    assert tables.written(made, tmp_path) == made and "old" not in made
+    assert tables.written(made, tmp_path) == made and "old" not in made and "`hkd`" not in made
     line = next(line for line in made.splitlines() if "`hkd+kd`" in line)
     assert "| 70.67 ± 1.15 (3)" in line and "| **+16.00 [" in line
     assert {float(value) for value in line.split("|")[2].split()} == {70.0, 72.0}
