@@ -48,6 +48,7 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+@pytest.mark.slow
 def test_thirty_kills(whole: Path, tmp_path: Path) -> None:
     expected, choice = outcome(whole / "run"), random.Random(0)
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "src")])}
