@@ -374,7 +374,7 @@ class SweepConfig(_StudyConfig):  # type: ignore[misc, valid-type]
 class EvaluateConfig:
     """Testing a network. What is left open is what the run folder of the checkpoint says."""
 
-    checkpoint: str = option("", "a run folder, a .safetensors file, or a checkpoint of the field (.pth)")
+    checkpoint: str = option("", "a run folder, a .safetensors file, or a .pth file of RepDistiller, mdistiller or torchvision")
     model: str | None = option(None, "the network in the file, where the file does not say")
     dataset: str | None = option(None, "digits, cifar100, stl10, tiny-imagenet, imagenet, folder:PATH or csv:FILE")
     data_root: str | None = option(None, "where data sets are stored and downloaded to")
@@ -489,7 +489,7 @@ class TransferConfig:
     limit_classes: int | None = option(None, "use the first N classes only", ge=2)
     limit_train: int | None = option(None, "use the first N training images of each class", ge=1)
     probe: Literal["logistic", "sgd"] = option(
-        "logistic", "logistic regression, or the 120 epochs of SGD of the field's follow-up work"
+        "logistic", "logistic regression, or 120 epochs of SGD, as in CRD's linear probe"
     )
     holdout: float = option(0.2, "fraction of the training split on which the probe's penalty is chosen", gt=0, lt=1)
     seed: int = option(0, "of the split and the probe", ge=0, lt=2**32)
@@ -544,7 +544,7 @@ class ReportConfig:
 
     runs: tuple[str, ...] = option((), "run folders, or folders that hold some, as those of comparisons and sweeps")
     output: str = option("report.html", "the file", writes="file")
-    title: str = option("Distillation report", "of the page")
+    title: str = option("Distillation report", "the title of the page")
     data_root: str | None = option(None, "where the data sets are stored whose images are shown")
 
     def check(self) -> None:

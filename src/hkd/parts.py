@@ -231,7 +231,14 @@ def _teacher(spec: RunSpec, teacher: TeacherSpec, module: nn.Module | None, data
     check_classes(file, about, data)
     model = build_network("teacher", name, module, data, False, teacher.image_size)
     loaded = _stored_as(model, about)
-    load_checkpoint(loaded, file)
+    try:
+        load_checkpoint(loaded, file)
+    except RequestError as error:
+        held = about.get("model")
+        if not teacher.name or not held or held == teacher.name:
+            raise
+        cure = f"the file says that it holds {shown(held)}, which --teacher none (in a file: null) takes"
+        raise RequestError(f"{error}; {cure}") from None
     if "mean" in about and not isinstance(loaded, ResizedModel):
         loaded.normalisation = (tuple(about["mean"]), tuple(about["std"]))
     return model, True

@@ -361,7 +361,7 @@ def _sentence(entry: Any) -> str:
     """The field's sentence with its default in brackets."""
     default = default_of(entry)
     text = str(entry.metadata["help"]).replace("%", "%%")
-    if default in (None, False, "", (), {}):
+    if default is None or default is False or default in ("", (), {}):
         return text
     if isinstance(default, tuple):
         return f"{text} [{','.join(map(str, default))}]"

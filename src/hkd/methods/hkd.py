@@ -18,7 +18,8 @@ from hkd.types import Batch, ModelOutput
 
 @dataclass(frozen=True)
 class HolisticConfig:
-    """The settings of HKD, with the defaults of :class:`hkd.HolisticLoss`: the paper's, but for ``bank_start``.
+    """The settings of HKD, with the defaults of :class:`hkd.HolisticLoss`: the paper's, but for ``bank_start`` and for ``sampling``, one
+    draw of negatives a batch instead of one for each anchor.
 
     The code released with the paper has ``negatives="same", bank_start="random"``, which is
     ``HolisticLoss.as_released(...)`` in other training loops. ``docs/results.md`` compares them.

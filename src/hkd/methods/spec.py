@@ -20,8 +20,8 @@ class MethodSpec:
 
     name: str = option("hkd", "how to learn from the teacher: see `hkd list methods`; NAME+kd adds KD", flat="method")
     weight: float | None = option(None, "β, of the method's terms [the method's: hkd 3]", ge=0, flat="method_weight")
-    kd_weight: float | None = option(None, "α, of the KD term [1 with +kd, else the method's: 0; kd, sskd .9]", ge=0)
-    ce_weight: float | None = option(None, "γ, of the cross-entropy [the method's: 1; kd, sskd .1]", ge=0)
+    kd_weight: float | None = option(None, "α, of the KD term [1 with +kd, else the method's, mostly 0; kd .9]", ge=0)
+    ce_weight: float | None = option(None, "γ, of the cross-entropy [the method's, mostly 1; kd .1]", ge=0)
     kd_temperature: float = option(4.0, "T of the KD term", gt=0)
     kd_standardise: bool = option(
         False, "compare standardised logits in the KD term (LSKD; there with T 2)", neutral=False
