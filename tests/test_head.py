@@ -14,6 +14,7 @@ import hkd
 from hkd import head, trainer
 from hkd.api import as_spec, teacher_spec
 from hkd.cli import main
+from hkd.data import ArrayDataset
 from hkd.probe import NEVER, fit_logistic
 from hkd.runtime.teacher_cache import tables_in
 from hkd.spec import RunSpec
@@ -116,6 +117,22 @@ def test_too_few_images_to_choose_a_penalty(tmp_path: Path, capsys: pytest.Captu
     config = hkd.TrainConfig(run=str(tmp_path / "t"), student="resnet8", student_train="head", **SMALL)
     hkd.train(config.__class__(**vars(config) | {"limit_train": 1}))
     assert f"penalty {head.USUAL_PENALTY:g}, of too few to choose it" in capsys.readouterr().err
+
+
+def test_images_without_a_label_are_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of the head's training, where they would be a class of their own, and of the evaluation."""
+    whole = hkd.load_dataset("digits", "train")
+    labels = whole.labels[:200].clone()
+    labels[::4] = -1
+    some = ArrayDataset(whole.images[:200], labels, whole.info)
+    config = hkd.TrainConfig(run=str(tmp_path / "t"), student="resnet8", student_train="head", device="cpu")
+    result = hkd.train(config, train_data=some, test_data=some)
+    assert "150 images as 64 features" in capsys.readouterr().err
+    assert len(np.load(tmp_path / "t" / "predictions.npz")["label"]) == 150
+    assert result.summary["top1_last"] > 30
+    nothing = ArrayDataset(whole.images[:8], torch.full((8,), -1), whole.info)
+    with pytest.raises(hkd.RequestError, match="expected labels of the evaluation images"):
+        hkd.train(config, train_data=some, test_data=nothing)
 
 
 @pytest.mark.parametrize(

@@ -374,7 +374,9 @@ class SweepConfig(_StudyConfig):  # type: ignore[misc, valid-type]
 class EvaluateConfig:
     """Testing a network. What is left open is what the run folder of the checkpoint says."""
 
-    checkpoint: str = option("", "a run folder, a .safetensors file, or a .pth file of RepDistiller, mdistiller or torchvision")
+    checkpoint: str = option(
+        "", "a run folder, a .safetensors file, or a .pth file of RepDistiller, mdistiller or torchvision"
+    )
     model: str | None = option(None, "the network in the file, where the file does not say")
     dataset: str | None = option(None, "digits, cifar100, stl10, tiny-imagenet, imagenet, folder:PATH or csv:FILE")
     data_root: str | None = option(None, "where data sets are stored and downloaded to")

@@ -97,13 +97,14 @@ def fit_head(parts: Parts, engine: Engine) -> FittedHead:
 def _features(model: Model, parts: Parts, engine: Engine) -> tuple[Array, Labels]:
     """What enters the head for each training image, and its class."""
     runtime = parts.spec.runtime
+    train = parts.data.labelled.train
     loader = make_loader(
-        parts.data.train, 256, engine.device, train=False, workers=worker_count(runtime.workers),
+        train, 256, engine.device, train=False, workers=worker_count(runtime.workers),
         bad_images=parts.spec.data.bad_images,
     )  # fmt: skip
     embedding: list[Tensor] = []
     label: list[Tensor] = []
-    count = len(parts.data.train)
+    count = len(train)
     with tqdm(
         total=count, unit="image", desc=f"{model.name} features", disable=None if engine.is_main else True
     ) as bar:

@@ -245,7 +245,9 @@ class Trainer:
         if request is not None and self.distiller.needs_teacher:
             reason = self.loader.unrepeated or cacheable(self.distiller)
             reason = reason or next(filter(None, (fits(k, self.loader, request) for k in keys)), "")
-            if not reason:
+            if self.engine.all_reduce_max(bool(reason)):  # each machine has its own disk, and all do the same
+                reason = reason or "it does not fit on another machine of this run"
+            else:
                 pairs = zip(keys, teachers, strict=True)
                 self.teacher_caches = [TeacherCache(k, t, self.loader, self.engine, request) for k, t in pairs]
             if self.engine.is_main:
@@ -265,7 +267,7 @@ class Trainer:
         """A teacher's top-1, which its table may know."""
         images = self.data.test.fingerprint[:16]
         top1 = None if cache is None else cache.accuracy(images)
-        if top1 is None:
+        if top1 is None or self.engine.all_reduce_max(top1 is None):
             started = time.perf_counter()
             top1 = evaluate_model(teacher, self.test_loader, self.engine).top1
             self._teacher_seconds += time.perf_counter() - started

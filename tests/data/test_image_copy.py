@@ -357,3 +357,20 @@ def test_teachers_tables_are_filled_from_the_copy(tmp_path: Path, monkeypatch: p
     assert torch.equal(loader(data, cache).images(index, view), expected)
     monkeypatch.setattr(FileDataset, "decode", None)
     assert torch.equal(loader(data, cache).images(index, view), expected)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_run_that_goes_on_draws_what_it_would_have_drawn(tmp_path: Path, workers: int) -> None:
+    """The loader takes nothing from torch's own generator, whose state a checkpoint keeps, and dropout draws from."""
+    data = opened(tmp_path)
+
+    def draws(made: Any, state: torch.Tensor, done: int, count: int) -> tuple[list[float], torch.Tensor]:
+        torch.set_rng_state(state)
+        found = [torch.rand(()).item() for _, _ in zip(range(count), made.epoch(0, done), strict=False)]
+        return found, torch.get_rng_state()
+
+    start = torch.Generator().manual_seed(3).get_state()
+    whole, _ = draws(loader(data, workers=workers), start, 0, 3)
+    first, state = draws(loader(data, workers=workers), start, 0, 1)
+    rest, _ = draws(loader(data, workers=workers), state, 1, 2)
+    assert [*first, *rest] == whole

@@ -78,6 +78,29 @@ def test_a_broken_checkpoint_falls_back_to_the_one_before(
     assert outcome(place / "run") == outcome(whole / "run")
 
 
+def test_a_broken_checkpoint_never_takes_the_place_of_a_whole_one(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A save after the fall back, which is killed between its two renames."""
+    config = asked(place / "run", save_minutes=10.0)
+    interrupted(config, monkeypatch, 3)
+    folder = RunFolder(place / "run")
+    folder.last.write_bytes(folder.last.read_bytes()[:-1000])
+    state = folder.load_checkpoint()
+    assert state is not None
+    replace = Path.replace
+
+    def killed_at_the_last(self: Path, target: Path) -> Path:
+        if self.name == "new.pt":
+            raise KeyboardInterrupt
+        return replace(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", killed_at_the_last)
+        with pytest.raises(KeyboardInterrupt):
+            folder.save_checkpoint(state)
+    after = RunFolder(place / "run").load_checkpoint()
+    assert after is not None and after.keys() == state.keys()
+
+
 def test_a_full_disk_while_saving_is_warned_of_and_tried_again(
     whole: Path, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -130,9 +130,11 @@ def test_batch_sizes_and_smoothing(size: int, smoothing: float) -> None:
 
 @pytest.mark.parametrize("kind", ["individual", "holistic"])
 @pytest.mark.parametrize("negatives", ["same", "opposite"])
-def test_two_of_the_terms_alone(kind: str, negatives: str) -> None:
+@pytest.mark.parametrize("sampling", ["shared", "per_sample", "all"])
+def test_two_of_the_terms_alone(kind: str, negatives: str, sampling: str) -> None:
     """They are the same two as among the four, gradients included, and every parameter that is left has a gradient."""
-    (whole, labels), (part, _) = build(negatives=negatives), build(negatives=negatives, terms=kind)
+    changes = {"negatives": negatives, "sampling": sampling}
+    (whole, labels), (part, _) = build(**changes), build(**changes, terms=kind)
     state = whole.state_dict()
     part.load_state_dict({name: state[name] for name in part.state_dict()})
     data = batch()

@@ -7,6 +7,7 @@ import io
 import json
 import math
 import statistics
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,19 @@ def test_one_trial_says_nothing_about_the_seeds(tmp_path: Path) -> None:
     rows = made.numbers()["pairs"][0]["methods"]
     assert [row["difference_seeds"] for row in rows] == [None, None]
     assert rows[0]["difference"] is not None
+
+
+def test_a_single_trial_that_both_have_is_not_bold(tmp_path: Path) -> None:
+    """However many trials a line has by itself."""
+    for seed in range(3):
+        fake_run(tmp_path / f"kd-{seed}", 0.9, method="kd", teacher="resnet14", seed=seed)
+    fake_run(tmp_path / "ce-0", 0.5, seed=0)
+    ((_, made),) = comparisons(grouped(find_finished([str(tmp_path)])[0]))
+    numbers = replace(made, baseline="ce").numbers()
+    row = next(row for row in numbers["pairs"][0]["methods"] if row["difference"] is not None)
+    assert len(row["seeds"]) == 3 and row["difference_seeds"] is None
+    assert row["difference"]["mean"] == pytest.approx(40) and row["difference"]["low"] > 0
+    assert "**" not in tables.pair_table(numbers["pairs"][0], "github")
 
 
 def test_latex(comparison: Comparison) -> None:

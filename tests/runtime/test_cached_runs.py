@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 import hkd
 from hkd import trainer
 from hkd.cli import commands, main
+from hkd.runtime.engine import Engine
 from hkd.runtime.teacher_cache import tables_in
 
 SMALL: dict[str, Any] = {
@@ -92,3 +93,13 @@ def test_a_table_is_filled_by_several_processes(
     one, two = (tables_in(tmp_path / name)[0].path for name in ("one", "two"))
     rows = [torch.frombuffer(bytearray((path / "rows.bin").read_bytes()), dtype=torch.float32) for path in (one, two)]
     torch.testing.assert_close(rows[0], rows[1], rtol=1e-4, atol=1e-5)
+
+
+def test_all_processes_do_without_a_table_that_one_cannot_have(
+    tmp_path: Path, teacher: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Machines have disks of their own; a table on some alone would leave the others waiting for them."""
+    monkeypatch.setattr(Engine, "all_reduce_max", lambda self, value: 1 if value is False else int(value))
+    result = distilled(tmp_path / "a", teacher, teacher_cache=str(tmp_path / "tables"))
+    assert "teacher cache: not used, it does not fit on another machine of this run" in capsys.readouterr().err
+    assert "teacher_cache" not in result.summary

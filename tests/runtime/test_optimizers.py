@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
+from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
 
 import hkd
@@ -16,7 +17,7 @@ from hkd.config import DistillConfig, TrainConfig
 from hkd.distiller import Distiller
 from hkd.methods.kd import cross_entropy
 from hkd.optimisation import OptimisationSpec
-from hkd.runtime.optimizers import check_optimizer, make_optimizer
+from hkd.runtime.optimizers import check_optimizer, make_optimizer, restore
 from hkd.runtime.stopping import StopAction, Stopping
 from hkd.trainer import Trainer
 
@@ -290,3 +291,16 @@ def test_the_training_does_not_inherit_the_steps_of_an_initialisation(
         )
     )  # fmt: skip
     assert counts == [(-1, 1), (-1, 2), (0, 1), (0, 2)]
+
+
+def test_an_optimiser_s_own_generator_continues() -> None:
+    """Kron balances its preconditioners by draws of its own."""
+    weights = [nn.Parameter(torch.ones(3, 3)) for _ in range(2)]
+    first, second = (create_optimizer_v2([w], "kron", lr=0.1) for w in weights)
+    for optimizer, weight, steps in ((first, weights[0], 3), (second, weights[1], 1)):
+        for _ in range(steps):
+            weight.grad = torch.ones(3, 3)
+            optimizer.step()
+    assert first.rng.getstate() != second.rng.getstate()
+    restore(second, first.state_dict())
+    assert first.rng.getstate() == second.rng.getstate()

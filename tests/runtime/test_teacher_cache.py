@@ -154,6 +154,29 @@ def test_images_that_changed_are_computed_again(tmp_path: Path) -> None:
     assert cache.misses == 6, "the batch with the changed image, as a whole"
 
 
+def test_a_full_table_of_other_images_is_not_complete(tmp_path: Path) -> None:
+    """The teacher stays until each row is of the images as they are now."""
+    data, network = images(), teacher()
+    opened(tmp_path, data, network).fill(torch.arange(COUNT), 64, lambda _: None)
+    changed = images()
+    changed.images[5, 0, 0, 0] ^= 1
+    cache = opened(tmp_path, changed, network)
+    views = len(cache.loader.used_views())
+    assert not cache.is_complete and cache.known == (COUNT - 1) * views
+    cache.fill(torch.arange(COUNT), 64, lambda _: None)
+    assert opened(tmp_path, changed, network).is_complete
+
+
+def test_what_float16_cannot_hold_is_not_filled_in(tmp_path: Path) -> None:
+    network = teacher()
+    with torch.no_grad():
+        network.fc.weight[:, 0] = 1e7  # type: ignore[union-attr]
+    data = images()
+    opened(tmp_path, data, network, dtype="float16").fill(torch.arange(COUNT), 64, lambda _: None)
+    cache = opened(tmp_path, data, network, dtype="float16")
+    assert cache.known == 0 and cache.difference == 0.0
+
+
 def test_another_key_is_another_table(tmp_path: Path) -> None:
     data, network = images(), teacher()
     made, request = loader(data), CacheRequest(tmp_path)

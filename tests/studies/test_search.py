@@ -118,6 +118,20 @@ def test_an_interrupted_search_continues_as_if_it_had_not_been(
     assert engine.started[17:] == ["tries/016", "tries/017"]
 
 
+def test_a_try_that_was_complete_stays_complete(tmp_path: Path, formula: Callable[..., InstantEngine]) -> None:
+    """Of several at a time, one may end before those are known against which it would have been pruned."""
+    formula()
+    first = hkd.sweep(config(tmp_path / "s"))
+    file = tmp_path / "s" / "search.json"
+    numbers = json.loads(file.read_text())
+    pruned = next(row for row in numbers["tries"] if row["state"] == "pruned")
+    pruned |= {"state": "complete", "epochs": EPOCHS}
+    file.write_text(json.dumps(numbers))
+    again = hkd.sweep(config(tmp_path / "s"))
+    states = [row["state"] for row in again["tries"]]
+    assert states == [row["state"] for row in numbers["tries"]] != [row["state"] for row in first["tries"]]
+
+
 def test_several_fields_and_choices(tmp_path: Path, formula: Callable[..., InstantEngine]) -> None:
     formula(lambda spec: 50.0)
     ranges = ("holistic.k=2..5", "holistic.negatives=same|opposite", "lr=0.001..1:log", "kd_weight=0..1")

@@ -153,11 +153,15 @@ def open_data(
         holdout, test = 0.0, limit(test, spec.limit_classes, None)
     threads = worker_count(workers)
     chosen = limit(whole, None, spec.limit_train, spec.train_fraction)
-    train, evaluation = (prepare(part, cache, threads, spec.bad_images) for part in (chosen, test))
+    if not (test.labels >= 0).any():
+        raise RequestError(f"dataset: expected labels of the evaluation images of {name}; got none")
+    tested = labelled(test)
+    train, evaluation = (prepare(part, cache, threads, spec.bad_images) for part in (chosen, tested))
     dropped = {
         "training images beyond the limits": len(whole) - len(chosen),
         "unreadable training images": len(chosen) - len(train),
-        "unreadable evaluation images": len(test) - len(evaluation),
+        "evaluation images without a label": len(test) - len(tested),
+        "unreadable evaluation images": len(tested) - len(evaluation),
     }
     words = tuple(f"{count:,} {name}" for name, count in dropped.items() if count)
     if unlabelled is not None:

@@ -101,6 +101,7 @@ class StreamLoader(Loader):
             persistent_workers=workers > 0,
             pin_memory=device.type == "cuda",
             worker_init_fn=_new_session,
+            generator=torch.Generator().manual_seed(seed),  # a draw from torch's own would move what dropout draws
         )
         mean, std = (torch.tensor(v, device=device).view(3, 1, 1) for v in dataset.info.normalisation)
         self._scale, self._shift = 1 / (255 * std), -mean / std

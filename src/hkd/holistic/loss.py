@@ -279,7 +279,7 @@ class HolisticLoss(nn.Module):
             smoothed = self.smoothing * memory + (1 - self.smoothing) * other_holistic.detach()
             pairs["holistic"] = (branch.holistic, F.normalize(smoothed, dim=1))
         anchor, positive = (torch.cat(part) for part in zip(*(pairs[kind] for kind in self.kinds), strict=True))
-        blocks = negative_blocks(self.sampler, bank, negatives, rows_per_block(anchor))
+        blocks = negative_blocks(self.sampler, bank, negatives, rows_per_block(anchor), len(self.kinds))
         means = contrast(anchor, positive, blocks, self.temperature, products).view(len(self.kinds), -1).mean(dim=1)
         return dict(zip(self.kinds, means.unbind(), strict=True))
 

@@ -56,9 +56,10 @@ def _of_other_classes(sampler: NegativeSampler, rows: Tensor, index: Tensor) -> 
 
 
 def negative_blocks(
-    sampler: NegativeSampler, bank: Tensor, negatives: Negatives, width: int
+    sampler: NegativeSampler, bank: Tensor, negatives: Negatives, width: int, kinds: int
 ) -> Iterator[NegativeBlock]:
-    """The negatives from a bank (N, d), ``width`` rows at a time; (B, k, d) twice, for individual and holistic anchors.
+    """The negatives from a bank (N, d), ``width`` rows at a time; those of a draw for each anchor (B, k, d) once for
+    each of the ``kinds`` of anchors of an image.
 
     The whole bank passes as views, and no mask of it is ever held.
     """
@@ -76,4 +77,4 @@ def negative_blocks(
         blocks = torch.split(rows, max(1, width // bank.shape[1]), dim=1)
         masks = None if excluded is None else torch.split(excluded, blocks[0].shape[1], dim=1)
         for number, block in enumerate(blocks):
-            yield bank[block].repeat(2, 1, 1), None if masks is None else masks[number]
+            yield bank[block].repeat(kinds, 1, 1), None if masks is None else masks[number]

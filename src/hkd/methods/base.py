@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
@@ -245,6 +245,18 @@ def mixing_refused(kind: Method[Any] | type[Method[Any]], name: str) -> str:
     if others := sorted(kind.needs - {"logits"}):
         return f"{name} reads the teacher's {' and '.join(others)}, and mixed images are for methods of logits alone"
     return f"{name} does not take mixed images, which are of two classes each"
+
+
+def check_unused(config: Any, names: Iterable[str], beside: str) -> None:
+    """Refuses settings that have no effect beside another, so that two names never stand for one computation.
+
+    Raises:
+        ValueError: one of them is not its default.
+    """
+    usual = type(config)()
+    for name in names:
+        if getattr(config, name) != getattr(usual, name):
+            raise ValueError(f"{name}: expected {getattr(usual, name)} beside {beside}; got {getattr(config, name)}")
 
 
 @contextmanager

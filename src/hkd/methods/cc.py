@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hkd.methods.base import Method, Setup, Weights, methods
+from hkd.methods.base import Method, Setup, Weights, check_unused, methods
 from hkd.numerics.gather import gather
 from hkd.numerics.precision import full_precision
 from hkd.options import option
@@ -70,7 +70,8 @@ class CC(Method[CorrelationConfig]):
 
     def __init__(self, setup: Setup, config: CorrelationConfig) -> None:
         super().__init__(setup, config)
-        self.config = config
+        if config.kernel == "adjacent":
+            check_unused(config, ("gamma", "order"), "kernel adjacent")
         self.embed_student = nn.Linear(setup.student.embedding_dim, config.embedding_dim)
         self.embed_teacher = nn.Linear(setup.teacher.embedding_dim, config.embedding_dim)
 

@@ -10,7 +10,7 @@ from hkd.holistic import HolisticLoss
 from hkd.holistic.branch import GraphOf
 from hkd.holistic.loss import NegativeBank, Terms
 from hkd.holistic.negatives import Sampling
-from hkd.methods.base import Method, Setup, Weights, methods
+from hkd.methods.base import Method, Setup, Weights, check_unused, methods
 from hkd.numerics.memory import BankStart, BankType
 from hkd.options import option
 from hkd.types import Batch, ModelOutput
@@ -18,8 +18,8 @@ from hkd.types import Batch, ModelOutput
 
 @dataclass(frozen=True)
 class HolisticConfig:
-    """The settings of HKD, with the defaults of :class:`hkd.HolisticLoss`: the paper's, but for ``bank_start`` and for ``sampling``, one
-    draw of negatives a batch instead of one for each anchor.
+    """The settings of HKD, with the defaults of :class:`hkd.HolisticLoss`: the paper's, but for ``bank_start`` and for
+    ``sampling``, one draw of negatives a batch instead of one for each anchor.
 
     The code released with the paper has ``negatives="same", bank_start="random"``, which is
     ``HolisticLoss.as_released(...)`` in other training loops. ``docs/results.md`` compares them.
@@ -71,6 +71,10 @@ class HKD(Method[HolisticConfig]):
 
     def __init__(self, setup: Setup, config: HolisticConfig) -> None:
         super().__init__(setup, config)
+        if config.terms == "individual":
+            check_unused(config, ("k", "hops", "layers", "smoothing", "graph"), "terms individual")
+        if config.sampling == "all":
+            check_unused(config, ("num_negatives",), "sampling all")
         self.loss = HolisticLoss(
             setup.student.embedding_dim,
             setup.teacher.embedding_dim,

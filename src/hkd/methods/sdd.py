@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hkd.methods.base import Method, Setup, Weights, methods
+from hkd.methods.base import Method, Setup, Weights, check_unused, methods
 from hkd.methods.cells import cell_logits, classifying, pooled_map
 from hkd.methods.dkd import decoupled
 from hkd.methods.kd import divergence
@@ -70,10 +70,8 @@ class SDD(Method[ScaleConfig]):
         scales = config.scales
         if list(scales) != sorted(set(scales)) or not scales or scales[0] != 1 or scales[-1] > GRID:
             raise ValueError(f"scales: expected sides that ascend from 1 to at most {GRID}; got {list(scales)}")
-        if config.loss == "kd" and config.nontarget_weight != NONTARGET:
-            raise ValueError(
-                f"nontarget_weight: expected {NONTARGET:g} beside loss kd; got {config.nontarget_weight:g}"
-            )
+        if config.loss == "kd":
+            check_unused(config, ("nontarget_weight",), "loss kd")
         self.config = config
         self.both = classifying(setup, "sdd")  # in a tuple: they are no parts of the method
         self.warmup_epochs = 20 if config.loss == "dkd" else 0

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from hkd.errors import RequestError
 from hkd.models.base import Model, ModelInfo, initialise
 from hkd.models.names import Projection
+from hkd.numerics.precision import full_precision
 from hkd.types import ModelOutput
 
 
@@ -67,7 +68,7 @@ class ProjectedModel(Model):
         The linear layer is read off :meth:`Model.classify`: W and b of W x + b.
         """
         weight, like = self.classifier.weight, next(other.parameters())
-        with torch.no_grad():
+        with torch.no_grad(), full_precision(weight):
             unit = torch.eye(weight.shape[1], dtype=like.dtype, device=like.device)
             bias = other.classify(torch.zeros_like(unit[:1]))
             weight.copy_((other.classify(unit) - bias).T)

@@ -208,4 +208,9 @@ def _interval(row: Numbers) -> str:
         return ""
     gain = Interval(**row["difference"])
     text = f"{gain.mean:+.2f} {ends(row['difference'])}"
-    return f"**{text}**" if gain.excludes_zero and len(row["seeds"]) > 1 else text
+    return f"**{text}**" if is_decided(row) else text
+
+
+def is_decided(row: Numbers) -> bool:
+    """Whether an interval excludes 0 and is of two trials at least, as that of the seeds alone is."""
+    return row["difference_seeds"] is not None and Interval(**row["difference"]).excludes_zero

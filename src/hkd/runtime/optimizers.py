@@ -95,7 +95,8 @@ def restore(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
     for group, was in zip(groups, saved["param_groups"], strict=True):
         if COUNT in was:
             group[COUNT] = _checked_count(was[COUNT])
-    optimizer.load_state_dict({"state": saved["state"], "param_groups": groups})
+    further = {name: saved[name] for name in optimizer.state_dict() if name in saved}  # kron has a generator's state
+    optimizer.load_state_dict(further | {"param_groups": groups})
     for parameter, values in optimizer.state.items():
         for name, value in values.items():
             # Some keep a count, or sums over rows and columns, or a number; momenta have the parameter's shape.

@@ -384,6 +384,7 @@ class RunFolder:
                 )
             if number and self.writes:
                 print(f"{self.last} is corrupt; continuing from {file}", file=sys.stderr)
+                self.last.unlink()  # the next save would put it in the place of the whole one
             return state
         if files:
             raise RequestError(f"run: {files[0]} is corrupt; start over with --fresh")

@@ -17,7 +17,9 @@ class RuntimeSpec:
     """The machine's side of a run, and its seed, by which trials of one experiment differ."""
 
     run: str = option("runs/run", "the run folder", key=False, writes="folder")
-    seed: int = option(0, "the random seed: of initial weights, order, augmentation and draws", ge=0, lt=2**32, key=False)
+    seed: int = option(
+        0, "the random seed: of initial weights, order, augmentation and draws", ge=0, lt=2**32, key=False
+    )
     device: str = option("auto", "auto, cpu, cuda, cuda:N or mps", key=False)
     precision: Precision = option("fp32", "arithmetic of the networks; fp16 needs a GPU")
     compile: bool = option(False, "compile the networks with torch.compile", key=False)

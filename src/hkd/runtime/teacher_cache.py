@@ -124,6 +124,8 @@ class TeacherCache:
         self._on_device: Tensor | None = None
         used = loader.used_views().numpy()
         marked = self.table.marked(used)
+        if marked.all():  # the teacher will be let go of, so each row has to be of these images as they are now
+            marked = self.table.known(used)
         self.known, self.possible = int(marked.sum()), marked.size
         self.checked, self.difference = self._check(marked, used)
         self.table.used()
@@ -177,9 +179,12 @@ class TeacherCache:
             )
 
     def _numbers(self, out: ModelOutput) -> np.ndarray[Any, Any]:
-        joined = torch.cat([out.logits.float(), out.embedding.float()], dim=1)
-        with np.errstate(over="ignore"):  # what float16 cannot hold is not stored
-            numbers: np.ndarray[Any, Any] = joined.cpu().numpy().astype(self.key.dtype)
+        return self._as_stored(torch.cat([out.logits.float(), out.embedding.float()], dim=1).cpu())
+
+    def _as_stored(self, joined: Tensor) -> np.ndarray[Any, Any]:
+        """Numbers in the table's type; what float16 cannot hold is inf, and is not stored."""
+        with np.errstate(over="ignore"):
+            numbers: np.ndarray[Any, Any] = joined.numpy().astype(self.key.dtype)
         return numbers
 
     def _moved(self, numbers: np.ndarray[Any, Any]) -> Tensor:
@@ -263,8 +268,10 @@ class TeacherCache:
             _, known = self.table.read(index, view)
             missing = torch.from_numpy(np.flatnonzero(~known))
             for part in torch.split(missing, batch_size):
-                numbers = self._live(index[part], view[part]).numpy().astype(self.key.dtype)
-                self.table.write(index[part], view[part], numbers)
+                numbers = self._as_stored(self._live(index[part], view[part]))
+                finite = np.isfinite(numbers).all(axis=1)
+                stored = part[torch.from_numpy(finite)]
+                self.table.write(index[stored], view[stored], numbers[finite])
             progress(len(index))
 
     def describe(self) -> str:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -126,6 +127,15 @@ class TeacherTable:
         """(N, V') which of some views of each image have a mark."""
         marks: NDArray[np.bool_] = self._slots.marks[self.positions[:, None] * self.key.views + views[None]] != 0
         return marks
+
+    def known(self, views: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """(N, V') which of them are known, as :meth:`read` says it: every row is read."""
+        known = np.empty((len(self.positions), len(views)), np.bool_)
+        used = torch.from_numpy(views)
+        for rows in torch.split(torch.arange(len(known)), max(1, AT_ONCE // len(views))):
+            index, view = rows.repeat_interleave(len(used)), used.repeat(len(rows))
+            known[rows.numpy()] = self.read(index, view)[1].reshape(len(rows), len(used))
+        return known
 
     @property
     def bytes(self) -> int:

@@ -87,6 +87,8 @@ class Try:
         pruned: whether it fell behind the others.
         state: "running", "complete", "pruned" or "failed".
         top1: on the held-out images, of the last epoch reported.
+        before: how an earlier start of the search recorded its end, and after how many epochs. It stays that way:
+            what was complete while others ran must not be pruned where all are known in their order.
     """
 
     number: int
@@ -97,6 +99,7 @@ class Try:
     pruned: bool = False
     state: str = "running"
     top1: float | None = None
+    before: tuple[str, int] = ("running", 0)
 
 
 class Search:
@@ -151,7 +154,7 @@ class Search:
         for row in before["tries"]:
             if row["values"].keys() != fields.keys() or not all(fields[n].has(v) for n, v in row["values"].items()):
                 raise corrupt(file, f"tries: expected values in the ranges of the search; got {shown(row['values'])}")
-        return [row["values"] for row in before["tries"]]
+        return before["tries"]
 
     # -- what the execution calls -------------------------------------------------------------------------------------
 
@@ -163,10 +166,11 @@ class Search:
 
     def plan_recorded(self) -> PlannedRun:
         """The run of the next try that an earlier start has proposed."""
-        self._study.enqueue_trial(self.recorded.pop(0))
-        return self._add()
+        row = self.recorded.pop(0)
+        self._study.enqueue_trial(row["values"])
+        return self._add((row.get("state", "running"), row.get("epochs", 0)))
 
-    def _add(self) -> PlannedRun:
+    def _add(self, before: tuple[str, int] = ("running", 0)) -> PlannedRun:
         number = len(self.tries)
         # Each draw has a seed of its own, so that a search that goes on proposes what one without a break would.
         self._study.sampler = _sampler(self.config.seed, number)
@@ -174,7 +178,7 @@ class Search:
         values = {r.field: r.suggest(trial, _is_whole(r.field, self.request)) for r in self.ranges}
         words = ", ".join(f"{name} {_short(value)}" for name, value in values.items())
         run = self.plan.add(self._spec(values), ("tries", f"{number:03d}"), f"try {number}: {words}", self.teacher)
-        self.tries.append(Try(number, values, trial, run))
+        self.tries.append(Try(number, values, trial, run, before=before))
         if not self.config.dry_run:
             self.write()  # before the run starts, so that its values are known whatever happens
         return run
@@ -204,8 +208,12 @@ class Search:
             if row["epoch"] > attempt.epochs and "test_top1" in row:
                 attempt.epochs, attempt.top1 = row["epoch"], row["test_top1"]
                 attempt.trial.report(attempt.top1, attempt.epochs)
-                is_last = attempt.epochs >= attempt.run.resolved.optimisation.epochs
-                attempt.pruned = not is_last and attempt.trial.should_prune()
+                state, epochs = attempt.before
+                if state in ("complete", "pruned"):
+                    attempt.pruned = state == "pruned" and attempt.epochs >= epochs
+                else:
+                    is_last = attempt.epochs >= attempt.run.resolved.optimisation.epochs
+                    attempt.pruned = not is_last and attempt.trial.should_prune()
         return attempt.pruned
 
     def _finish(self, attempt: Try) -> None:
@@ -246,7 +254,7 @@ class Search:
     def write(self) -> None:
         """Rewrites ``search.json``, ``.csv`` and ``.md``, with the proposals that are yet to be looked at again."""
         numbers = self.numbers()
-        later = [{"try": len(self.tries) + n, "values": values} for n, values in enumerate(self.recorded)]
+        later = [row | {"try": len(self.tries) + n} for n, row in enumerate(self.recorded)]
         rows = [{name: v for name, v in row.items() if name != "values"} | row["values"] for row in numbers["tries"]]
         text = search_table(numbers)
         write_numbers(self.plan.folder, "search", numbers | {"tries": numbers["tries"] + later}, rows, text)
