@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import resource
+import signal
 import subprocess
 import sys
 import zipfile
@@ -636,14 +637,20 @@ def test_a_run_needs_no_reader(tmp_path: Path, redirected: str) -> None:
     assert (tmp_path / "t" / "summary.json").is_file()
 
 
+def hears_hang_ups() -> None:
+    """Also where the tests were started with nohup, under which a run goes on."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize("lines", [1, 5])
 def test_a_pipe_whose_reader_is_gone_stops_a_run_with_its_checkpoint(tmp_path: Path, lines: int) -> None:
     """After one line the run may not have begun: then there is nothing to save."""
     run = [*HKD, "train", "--run", str(tmp_path / "t"), *SMALL, "--epochs", "5000"]
     line = '{ "$@"; echo $? > "$0"; } 2>&1 | head -' + str(lines)
     done = subprocess.run(
-        ["sh", "-c", line, str(tmp_path / "status"), *run], capture_output=True, text=True, check=False, timeout=300
-    )
+        ["sh", "-c", line, str(tmp_path / "status"), *run], capture_output=True, text=True, check=False, timeout=300,
+        preexec_fn=hears_hang_ups,
+    )  # fmt: skip
     assert len(done.stdout.splitlines()) == lines and done.stderr == ""
     assert not (tmp_path / "t" / "summary.json").exists()
     if lines > 1:  # else the shell itself may end by SIGPIPE, as it says that the run was hung up
