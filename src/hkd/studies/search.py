@@ -154,7 +154,7 @@ class Search:
         for row in before["tries"]:
             if row["values"].keys() != fields.keys() or not all(fields[n].has(v) for n, v in row["values"].items()):
                 raise corrupt(file, f"tries: expected values in the ranges of the search; got {shown(row['values'])}")
-        return before["tries"]
+        return list(before["tries"])
 
     # -- what the execution calls -------------------------------------------------------------------------------------
 
