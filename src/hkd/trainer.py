@@ -267,7 +267,8 @@ class Trainer:
         """A teacher's top-1, which its table may know."""
         images = self.data.test.fingerprint[:16]
         top1 = None if cache is None else cache.accuracy(images)
-        if top1 is None or self.engine.all_reduce_max(top1 is None):
+        lacking = self.engine.all_reduce_max(int(top1 is None))  # in each process, whatever its own disk has noted
+        if top1 is None or lacking:
             started = time.perf_counter()
             top1 = evaluate_model(teacher, self.test_loader, self.engine).top1
             self._teacher_seconds += time.perf_counter() - started

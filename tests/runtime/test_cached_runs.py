@@ -103,3 +103,18 @@ def test_all_processes_do_without_a_table_that_one_cannot_have(
     result = distilled(tmp_path / "a", teacher, teacher_cache=str(tmp_path / "tables"))
     assert "teacher cache: not used, it does not fit on another machine of this run" in capsys.readouterr().err
     assert "teacher_cache" not in result.summary
+
+
+def test_processes_agree_as_often_whatever_their_disk_has_noted(
+    tmp_path: Path, teacher: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that asked less often than another would wait for it, as the first run on a machine beside a later one."""
+    calls: list[int] = []
+    agreed = Engine.all_reduce_max
+    monkeypatch.setattr(Engine, "all_reduce_max", lambda self, value: calls.append(value) or agreed(self, value))
+    counts = []
+    for name in ("a", "b"):
+        distilled(tmp_path / name, teacher, teacher_cache=str(tmp_path / "tables"))
+        counts.append(len(calls))
+        calls.clear()
+    assert counts[0] == counts[1] > 0

@@ -144,22 +144,25 @@ def test_a_corrupt_row_without_a_teacher_is_said_and_not_used(tmp_path: Path) ->
         run_epochs(cache, range(1))
 
 
-def test_images_that_changed_are_computed_again(tmp_path: Path) -> None:
-    data, network = images(), teacher()
-    opened(tmp_path, data, network).fill(torch.arange(COUNT), 64, lambda _: None)
+def changed_after_filling(folder: Path, network: Model) -> ArrayDataset:
+    """The images with one that differs from what it was when a table was filled."""
+    opened(folder, images(), network).fill(torch.arange(COUNT), 64, lambda _: None)
     changed = images()
     changed.images[5, 0, 0, 0] ^= 1
-    cache = opened(tmp_path, changed, network)
+    return changed
+
+
+def test_images_that_changed_are_computed_again(tmp_path: Path) -> None:
+    network = teacher()
+    cache = opened(tmp_path, changed_after_filling(tmp_path, network), network)
     run_epochs(cache, range(1))
     assert cache.misses == 6, "the batch with the changed image, as a whole"
 
 
 def test_a_full_table_of_other_images_is_not_complete(tmp_path: Path) -> None:
     """The teacher stays until each row is of the images as they are now."""
-    data, network = images(), teacher()
-    opened(tmp_path, data, network).fill(torch.arange(COUNT), 64, lambda _: None)
-    changed = images()
-    changed.images[5, 0, 0, 0] ^= 1
+    network = teacher()
+    changed = changed_after_filling(tmp_path, network)
     cache = opened(tmp_path, changed, network)
     views = len(cache.loader.used_views())
     assert not cache.is_complete and cache.known == (COUNT - 1) * views

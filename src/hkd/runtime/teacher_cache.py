@@ -167,9 +167,9 @@ class TeacherCache:
         """Writes what was not known. Where it cannot be written, the run goes on with the teacher."""
         if not self._writes:
             return
-        rows = torch.from_numpy(unknown & np.isfinite(numbers).all(axis=1))
+        rows = torch.from_numpy(unknown)
         try:
-            self.table.write(place[0][rows], place[1][rows], numbers[rows.numpy()])
+            self._write(place[0][rows], place[1][rows], numbers[unknown])
         except OSError as error:
             self._writes = False
             print(
@@ -186,6 +186,12 @@ class TeacherCache:
         with np.errstate(over="ignore"):
             numbers: np.ndarray[Any, Any] = joined.numpy().astype(self.key.dtype)
         return numbers
+
+    def _write(self, index: Tensor, view: Tensor, numbers: np.ndarray[Any, Any]) -> None:
+        """Writes the rows that are numbers."""
+        finite = np.isfinite(numbers).all(axis=1)
+        rows = torch.from_numpy(finite)
+        self.table.write(index[rows], view[rows], numbers[finite])
 
     def _moved(self, numbers: np.ndarray[Any, Any]) -> Tensor:
         """Rows on the device, copied from pinned memory without waiting where there is one."""
@@ -268,10 +274,7 @@ class TeacherCache:
             _, known = self.table.read(index, view)
             missing = torch.from_numpy(np.flatnonzero(~known))
             for part in torch.split(missing, batch_size):
-                numbers = self._as_stored(self._live(index[part], view[part]))
-                finite = np.isfinite(numbers).all(axis=1)
-                stored = part[torch.from_numpy(finite)]
-                self.table.write(index[stored], view[stored], numbers[finite])
+                self._write(index[part], view[part], self._as_stored(self._live(index[part], view[part])))
             progress(len(index))
 
     def describe(self) -> str:
