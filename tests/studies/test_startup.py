@@ -1,4 +1,4 @@
-"""The paper's table 1 and the methods beyond it, 1,128 runs, are planned and started again in the time of a few imports.
+"""The paper's table 1 and the methods beyond it, 1,128 runs, are planned and started again in a few times an import.
 
 The measure is what the same machine needs to import hkd at the same moment, since a busy one is slower at both.
 """
