@@ -13,6 +13,8 @@ import hkd
 from tests.loops.setting import B, N
 from tests.runtime.test_distributed import launch
 
+pytestmark = pytest.mark.slow
+
 DOCUMENT = Path(__file__).parents[2] / "docs" / "distributed.md"
 SETTING = """
 import hkd

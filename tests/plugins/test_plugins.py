@@ -60,6 +60,7 @@ def test_an_installed_package_needs_no_option(installed: Path, tmp_path: Path) -
     assert wrong.stderr == "hkd: margin.power: expected a number in (0, 4]; got 5.0\n"
 
 
+@pytest.mark.slow
 def test_an_installed_package_is_compared(installed: Path, tmp_path: Path) -> None:
     hkd(*COMPARE, "--run", "c", paths=(installed,), cwd=tmp_path)
     check_comparison(tmp_path / "c")
@@ -93,6 +94,7 @@ def check_comparison(folder: Path) -> None:
     assert (values["student"], values["dataset"]) == ("tinynet", "stripes")
 
 
+@pytest.mark.slow
 def test_a_plugin_is_named_on_the_command_line(tmp_path: Path) -> None:
     paths = (HERE / "outside" / "src",)
     for form in (("--plugin", "outside"), ("--plugin=outside",)):

@@ -15,6 +15,8 @@ import hkd
 from hkd.runtime.engine import Engine
 from tests.runtime.two_processes import CASES, LOCAL, Case, learn
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 SMALL = ["--device", "cpu", "--limit-train", "24", "--no-tensorboard", "--student", "resnet8"]
 
@@ -67,7 +69,6 @@ def test_both_processes_have_the_same_gradients(two: dict[Case, tuple[Learnt, Le
         assert torch.equal(value, second[name]), f"{name} differs between the processes"
 
 
-@pytest.mark.slow
 def test_a_run_of_two_processes_goes_on_in_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = tmp_path / "run"
     words = ["distill", "--run", str(run), "--teacher", "resnet14", "--epochs", "4", *SMALL]
@@ -132,7 +133,6 @@ def test_two_processes_make_the_steps_of_one(tmp_path: Path) -> None:
         torch.testing.assert_close(found[0][name], value, rtol=1e-4, atol=1e-6, msg=name)
 
 
-@pytest.mark.slow
 def test_what_several_processes_cannot_do(tmp_path: Path) -> None:
     run = tmp_path / "run"
     for arguments, message in (
@@ -149,7 +149,6 @@ def test_what_several_processes_cannot_do(tmp_path: Path) -> None:
         assert not run.exists()
 
 
-@pytest.mark.slow
 def test_the_option_that_scales_with_the_processes(tmp_path: Path) -> None:
     run = tmp_path / "run"
     done = launch("hkd", "--", "train", "--run", str(run), "--epochs", "2", "--scale-with-processes", *SMALL)
@@ -159,7 +158,6 @@ def test_the_option_that_scales_with_the_processes(tmp_path: Path) -> None:
     assert yaml.safe_load((run / "config.yaml").read_text())["lr"] == 0.05, "as given"
 
 
-@pytest.mark.slow
 def test_a_stop_at_the_end_of_an_epoch_goes_on_in_two_processes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

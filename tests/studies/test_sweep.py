@@ -116,6 +116,7 @@ def test_the_student_alone_and_other_methods_beside(tmp_path: Path, finished: Pa
     assert len(engine.started) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("field", "values"), [("teacher", ("resnet14", "resnet8")), ("limit_classes", ("2", "3"))])
 def test_each_value_has_a_teacher_that_fits(tmp_path: Path, field: str, values: tuple[str, str]) -> None:
     request = config(
