@@ -160,7 +160,6 @@ class Method(nn.Module, ABC, Generic[C]):
         if wrong := sorted(cls.needs - NEEDS):
             raise TypeError(f"{cls.__name__}.needs: expected some of {', '.join(sorted(NEEDS))}; got {wrong[0]!r}")
 
-    @abstractmethod
     def __init__(self, setup: Setup, config: C) -> None:
         super().__init__()
         self.config = config

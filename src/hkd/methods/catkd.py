@@ -43,7 +43,6 @@ class CATKD(Method[ActivationConfig]):
 
     def __init__(self, setup: Setup, config: ActivationConfig) -> None:
         super().__init__(setup, config)
-        self.config = config
         self.both = classifying(setup, "catkd")  # in a tuple: they are no parts of the method
 
     def forward(self, batch: Batch, student: ModelOutput, teacher: ModelOutput) -> dict[str, Tensor]:

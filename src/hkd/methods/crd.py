@@ -116,7 +116,6 @@ class CRD(Method[ContrastiveConfig]):
 
     def __init__(self, setup: Setup, config: ContrastiveConfig) -> None:
         super().__init__(setup, config)
-        self.config = config
         self.embed_student = nn.Linear(setup.student.embedding_dim, config.embedding_dim)
         self.embed_teacher = nn.Linear(setup.teacher.embedding_dim, config.embedding_dim)
         self.bank_student, self.bank_teacher = (

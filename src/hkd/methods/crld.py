@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn import functional as F
 
-from hkd.methods.base import Method, Setup, methods
+from hkd.methods.base import Method, methods
 from hkd.methods.kd import cross_entropy
 from hkd.numerics.precision import at_least_float32
 from hkd.options import option
@@ -50,9 +50,6 @@ class CRLD(Method[CrossViewConfig]):
     Config = CrossViewConfig
     settings = "crld"
     needs = frozenset({"logits", "strong"})
-
-    def __init__(self, setup: Setup, config: CrossViewConfig) -> None:
-        super().__init__(setup, config)
 
     def forward(self, batch: Batch, student: ModelOutput, teacher: ModelOutput) -> dict[str, Tensor]:
         image, config = self.strong_of(batch), self.config

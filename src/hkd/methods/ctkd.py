@@ -52,7 +52,6 @@ class CTKD(Method[CurriculumConfig]):
 
     def __init__(self, setup: Setup, config: CurriculumConfig) -> None:
         super().__init__(setup, config)
-        self.config = config
         self.theta = nn.Parameter(torch.ones(()))
 
     @property

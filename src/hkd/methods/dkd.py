@@ -61,7 +61,6 @@ class DKD(Method[DecoupledConfig]):
 
     def __init__(self, setup: Setup, config: DecoupledConfig) -> None:
         super().__init__(setup, config)
-        self.config = config
         self.warmup_epochs = config.warmup_epochs
 
     def forward(self, batch: Batch, student: ModelOutput, teacher: ModelOutput) -> dict[str, Tensor]:

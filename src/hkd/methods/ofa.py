@@ -89,7 +89,6 @@ class OFA(Method[OneForAllConfig]):
 
     def __init__(self, setup: Setup, config: OneForAllConfig) -> None:
         super().__init__(setup, config)
-        self.config = config
         student, behind = setup.student, setup.student.stages[1:]
         if not behind:
             raise IncompatibleError(

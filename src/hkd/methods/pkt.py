@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional as F
 
-from hkd.methods.base import Method, NoConfig, Setup, Weights, methods
+from hkd.methods.base import Method, NoConfig, Weights, methods
 from hkd.numerics.gather import gather
 from hkd.numerics.precision import at_least_float32, full_precision
 from hkd.types import Batch, ModelOutput
@@ -31,9 +31,6 @@ class PKT(Method[NoConfig]):
 
     weights = Weights(method=30000.0)
     needs = frozenset({"embedding"})
-
-    def __init__(self, setup: Setup, config: NoConfig) -> None:
-        super().__init__(setup, config)
 
     def forward(self, batch: Batch, student: ModelOutput, teacher: ModelOutput) -> dict[str, Tensor]:
         s, t = (gather(at_least_float32(out.embedding)) for out in (student, teacher))

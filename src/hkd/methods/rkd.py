@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hkd.methods.base import Method, Setup, methods
+from hkd.methods.base import Method, methods
 from hkd.numerics.gather import gather
 from hkd.numerics.precision import at_least_float32, full_precision
 from hkd.options import option
@@ -50,10 +50,6 @@ class RKD(Method[RelationalConfig]):
     Config = RelationalConfig
     settings = "rkd"
     needs = frozenset({"embedding"})
-
-    def __init__(self, setup: Setup, config: RelationalConfig) -> None:
-        super().__init__(setup, config)
-        self.config = config
 
     def forward(self, batch: Batch, student: ModelOutput, teacher: ModelOutput) -> dict[str, Tensor]:
         s, t = (gather(at_least_float32(out.embedding)) for out in (student, teacher))

@@ -45,7 +45,6 @@ class RLD(Method[RefinedConfig]):
 
     def __init__(self, setup: Setup, config: RefinedConfig) -> None:
         super().__init__(setup, config)
-        self.config = config
         self.warmup_epochs = config.warmup_epochs
 
     def forward(self, batch: Batch, student: ModelOutput, teacher: ModelOutput) -> dict[str, Tensor]:

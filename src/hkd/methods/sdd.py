@@ -72,7 +72,6 @@ class SDD(Method[ScaleConfig]):
             raise ValueError(f"scales: expected sides that ascend from 1 to at most {GRID}; got {list(scales)}")
         if config.loss == "kd":
             check_unused(config, ("nontarget_weight",), "loss kd")
-        self.config = config
         self.both = classifying(setup, "sdd")  # in a tuple: they are no parts of the method
         self.warmup_epochs = 20 if config.loss == "dkd" else 0
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hkd.methods.base import Method, Setup, Weights, methods
+from hkd.methods.base import Method, Weights, methods
 from hkd.methods.kd import kd_loss
+from hkd.methods.mlkd import not_above_the_median
 from hkd.numerics.gather import gather
 from hkd.numerics.precision import at_least_float32, full_precision
 from hkd.options import option
@@ -52,12 +53,6 @@ def mahalanobis(difference: Tensor, shrinkage: float) -> Tensor:
     return length.mean()
 
 
-def share_up_to_median(values: Tensor) -> Tensor:
-    """The part of values, (n,), that are not above their median; half of them where n is even and none are equal."""
-    median = values.sort().values[(len(values) - 1) // 2]
-    return (values <= median).to(values.dtype).mean()
-
-
 @methods.register("skd")
 class SKD(Method[StreamlinedConfig]):
     r"""Jeong et al., "Streamlined Knowledge Distillation", CVPR 2026.
@@ -82,10 +77,6 @@ class SKD(Method[StreamlinedConfig]):
     needs = frozenset({"logits"})
     takes_mixed = True
 
-    def __init__(self, setup: Setup, config: StreamlinedConfig) -> None:
-        super().__init__(setup, config)
-        self.config = config
-
     def forward(self, batch: Batch, student: ModelOutput, teacher: ModelOutput) -> dict[str, Tensor]:
         s, t = (gather(at_least_float32(o.logits)) for o in (student, teacher))
         instance = kd_loss(s, t, self.config.temperature)
@@ -96,6 +87,6 @@ class SKD(Method[StreamlinedConfig]):
             relation = mahalanobis(difference, self.config.shrinkage)
             if self.config.mask:
                 p = t.softmax(dim=1)
-                instance = instance * share_up_to_median(p.amax(dim=1))
-                relation = relation * share_up_to_median(p.sum(dim=0))
+                instance = instance * not_above_the_median(p.amax(dim=1))
+                relation = relation * not_above_the_median(p.sum(dim=0))
         return {"instance": instance, "relation": relation}

@@ -104,7 +104,6 @@ class WKD(Method[WassersteinConfig]):
 
     def __init__(self, setup: Setup, config: WassersteinConfig) -> None:
         super().__init__(setup, config)
-        self.config = config
         self.classifier = (classifier_of(setup),)  # in a tuple: it is no part of the method
 
     @property
