@@ -9,7 +9,8 @@ import shutil
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -17,10 +18,10 @@ import yaml
 
 import hkd
 from hkd.cli import main
-from hkd.report.collect import find_finished
+from hkd.report.collect import Group, Run, find_finished
 from hkd.report.confusions import confusion_matrix
 from hkd.report.cost import cost_of
-from hkd.report.figures import whole_step
+from hkd.report.figures import curves, whole_step
 from hkd.report.sections import searches, sweeps, topologies, transfers
 from tests.report.fakes import CLASSES, fake_run
 
@@ -354,3 +355,25 @@ def test_the_command_and_wrong_requests(runs: Path, tmp_path: Path, capsys: pyte
         assert main(["report", *arguments]) == 2
         captured = capsys.readouterr().err
         assert message in captured and captured.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("tested", "epochs", "shown", "mode"),
+    [
+        ((1, 2, 3), 3, "test top-1 (%)", "lines"),
+        ((3,), 3, "training top-1 (%)", "lines+markers"),  # as with `evaluate: last`
+        ((1,), 1, "test top-1 (%)", "lines+markers"),
+    ],
+)
+def test_the_curves_that_are_shown_first_can_be_seen(
+    tested: tuple[int, ...], epochs: int, shown: str, mode: str
+) -> None:
+    rows = [{"epoch": n, "train_top1": 10.0 * n, "loss": 1 / n} for n in range(1, epochs + 1)]
+    for n in tested:
+        rows[n - 1]["test_top1"] = 7.0 * n
+    figure = curves([Group("kd", (cast("Run", SimpleNamespace(rows=rows)),), is_teacher=False)])
+    (menu,), (trace,) = figure.layout.updatemenus, figure.data
+    assert figure.layout.yaxis.title.text == shown
+    assert menu.buttons[menu.active].args[1] == {"yaxis.title.text": shown}
+    assert trace.mode == mode
+    assert list(trace.y) == [row.get("test_top1" if shown.startswith("test") else "train_top1") for row in rows]

@@ -71,7 +71,10 @@ BUTTONS = ("test top-1", "training top-1", "loss")
 
 
 def curves(groups: Sequence[Group]) -> go.Figure:
-    """Accuracies and loss by epoch, chosen by buttons: the mean of a group's runs, and each run as a faint line."""
+    """Accuracies and loss by epoch, chosen by buttons: the mean of a group's runs, and each run as a faint line.
+
+    What is evaluated after the last epoch alone is a point and no curve, so that other curves are shown first.
+    """
     figure = _figure("epoch", next(iter(CURVES)), len(groups))
     shown: dict[str, list[list[float | None]]] = {title: [] for title in CURVES}
     for n, group in enumerate(groups):
@@ -83,20 +86,33 @@ def curves(groups: Sequence[Group]) -> go.Figure:
         faint = {"color": colour(n), "width": 1}
         for run in runs if len(runs) > 1 else []:
             figure.add_scatter(
-                x=_epochs(run), mode="lines", line=faint, opacity=0.3, showlegend=False, legendgroup=label,
+                x=_epochs(run), mode=_mode([run]), line=faint, opacity=0.3, showlegend=False, legendgroup=label,
                 hoverinfo="skip",
             )  # fmt: skip
         figure.add_scatter(
-            x=_epochs(runs[0]), mode="lines", name=f"{label} ({len(runs)})", legendgroup=label,
+            x=_epochs(runs[0]), mode=_mode(runs), name=f"{label} ({len(runs)})", legendgroup=label,
             line={"color": colour(n), "width": 2.5, "dash": _style(DASHES, n)},
         )  # fmt: skip
-    first = next(iter(shown.values()))
-    for trace, values in zip(figure.data, first, strict=True):
-        trace.y = values
-    figure.update_layout(updatemenus=[_choices(list(zip(BUTTONS, shown.values(), strict=True)), "y", list(CURVES))])
+    first = next((n for n, lines in enumerate(shown.values()) if any(map(_is_curve, lines))), 0)
+    title, values = list(shown.items())[first]
+    for trace, line in zip(figure.data, values, strict=True):
+        trace.y = line
+    choices = _choices(list(zip(BUTTONS, shown.values(), strict=True)), "y", list(CURVES))
+    figure.update_layout(updatemenus=[choices | {"active": first}], yaxis_title=title)
     last = max((epoch for group in groups for run in group.runs for epoch in _epochs(run)), default=1)
     figure.update_xaxes(range=[1, last] if last > 1 else [0.5, 1.5], tick0=0, dtick=whole_step(last), tickformat=",d")
     return figure
+
+
+def _is_curve(values: Sequence[float | None]) -> bool:
+    """Whether there is a line to draw between two of the values."""
+    return sum(value is not None for value in values) > 1
+
+
+def _mode(runs: Sequence[Run]) -> str:
+    """How plotly draws their curves: with points where one of them has a single value, which no line would show."""
+    fields = [[row.get(field) for row in run.rows] for run in runs for field in CURVES.values()]
+    return "lines" if all(map(_is_curve, fields)) else "lines+markers"
 
 
 def whole_step(last: int) -> int:
