@@ -85,7 +85,7 @@ def test_own_modules_and_data_as_in_the_readme(tmp_path: Path, monkeypatch: pyte
 
 
 def test_the_method_of_the_contributing_guide_works(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(methods, "_entries", dict(methods._entries))
+    monkeypatch.setattr(methods, "_entries", {name: methods[name] for name in methods})
     exec(next(block for block in python_blocks("CONTRIBUTING.md")), {"__name__": "cosine"})
     student, teacher = hkd.create_model("resnet8", 4), hkd.create_model("wrn_16_1", 4)
     method = hkd.create_method("cosine", student=student, teacher=teacher, num_samples=8, bias=False)
