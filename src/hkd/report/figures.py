@@ -75,7 +75,7 @@ def curves(groups: Sequence[Group]) -> go.Figure:
 
     What is evaluated after the last epoch alone is a point and no curve, so that other curves are shown first.
     """
-    figure = _figure("epoch", next(iter(CURVES)), len(groups))
+    figure = _figure("epoch", "", len(groups))
     shown: dict[str, list[list[float | None]]] = {title: [] for title in CURVES}
     for n, group in enumerate(groups):
         label, runs = group.label, group.runs
