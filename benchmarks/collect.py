@@ -3,7 +3,8 @@
     python -m benchmarks.collect STUDY docs/results/NAME
 
 writes NAME.json, the study's comparison.json with run folders relative to the study and with hours and machines, and
-NAME.npz with the class that each run predicted for each evaluation image, uint8, and the right ones under ``label``.
+NAME.npz with the class that each run predicted for each evaluation image, uint8, and the right ones under ``label``. Of
+the folder of ``hkd topology``, ``hkd transfer`` or a search, NAME.json alone.
 """
 
 import argparse
@@ -47,8 +48,16 @@ def main() -> None:
     parser.add_argument("study", type=Path)
     parser.add_argument("name", type=Path)
     asked = parser.parse_args()
-    numbers, arrays = collect(asked.study)
     asked.name.parent.mkdir(parents=True, exist_ok=True)
+    for file in (asked.study / f"{kind}.json" for kind in ("topology", "transfer", "search")):
+        if file.is_file():
+            numbers = json.loads(file.read_text())
+            for row in [*numbers.get("rows", []), *numbers.get("tries", [])]:
+                kind = "weights" if "weights" in row else "run"
+                row[kind] = "/".join(Path(row[kind]).parts[-2:])
+            asked.name.with_suffix(".json").write_text(json.dumps(numbers, indent=1) + "\n")
+            return
+    numbers, arrays = collect(asked.study)
     asked.name.with_suffix(".json").write_text(json.dumps(numbers, indent=1) + "\n")
     np.savez_compressed(asked.name.with_suffix(".npz"), **arrays)
     print(f"{len(arrays) - 1} runs, {numbers['hours']:.1f} hours, {', '.join(numbers['machines'])}")

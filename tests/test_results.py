@@ -50,3 +50,51 @@ def test_a_study_is_kept_and_its_table_written(tmp_path: Path, monkeypatch: pyte
     line = next(line for line in made.splitlines() if "`hkd+kd`" in line)
     assert "| 70.67 ± 1.15 (3)" in line and "| **+16.00 [" in line
     assert {float(value) for value in line.split("|")[2].split()} == {70.0, 72.0}
+
+
+def test_what_was_measured_of_networks_is_kept_and_its_table_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    accuracies = {"hkd+kd": (71.0, 73.0, 72.0), "kd": (70.0, 70.0, 71.0)}
+    rows = [
+        {"label": f"resnet8, {name}", "key": name, "seed": seed, "weights": f"runs/b/{name}-{seed}/student.safetensors",
+         "dataset": "folder:photos.zip", "top1": top1}
+        for name, of in accuracies.items()
+        for seed, top1 in enumerate(of)
+    ]  # fmt: skip
+    numbers = {"datasets": ["folder:photos.zip"], "rows": rows, "protocol": []}
+    (tmp_path / "transfer.json").write_text(json.dumps(numbers))
+    monkeypatch.setattr("sys.argv", ["collect", str(tmp_path), str(tmp_path / "results" / "probes")])
+    collect.main()
+
+    kept = json.loads((tmp_path / "results" / "probes.json").read_text())
+    assert [row["weights"] for row in kept["rows"]][:2] == [
+        "hkd+kd-0/student.safetensors",
+        "hkd+kd-1/student.safetensors",
+    ]
+    made = tables.written("<!-- results/probes.json | hkd+kd | kd -->\n", tmp_path)
+    (line,) = [line for line in made.splitlines() if "photos.zip" in line]
+    assert "72.00 ± 1.00 (3)" in line and "70.33 ± 0.58 (3)" in line
+    mean, half = 5 / 3, 4.302652729911275 * (4 / 3 / 3) ** 0.5  # differences 1, 3, 1; t of two degrees of freedom
+    assert f"{mean:+.2f} [{mean - half:+.2f}, {mean + half:+.2f}]" in line
+
+
+def test_the_best_tries_of_a_search_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tries = [
+        {
+            "try": n,
+            "state": state,
+            "top1_holdout": top1,
+            "epochs": 5,
+            "values": {"method_weight": n / 3},
+            "run": f"e/{n}",
+        }
+        for n, (state, top1) in enumerate([("complete", 40.0), ("pruned", 50.0), ("failed", None), ("complete", 41.0)])
+    ]
+    numbers = {"search": ["method_weight=0..3"], "method": "hkd+kd", "best": tries[3], "tries": tries}
+    (tmp_path / "search.json").write_text(json.dumps(numbers))
+    monkeypatch.setattr("sys.argv", ["collect", str(tmp_path), str(tmp_path / "results" / "search")])
+    collect.main()
+
+    made = tables.written("<!-- results/search.json -->\n", tmp_path).splitlines()
+    assert "`method_weight`" in made[1] and [line.split("|")[1].strip() for line in made[3:]] == ["3", "0"]
