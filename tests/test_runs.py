@@ -16,11 +16,13 @@ from torch import nn
 import hkd
 from hkd import api, trainer
 from hkd.cli import main
+from hkd.data.base import FileDataset
 from hkd.distiller import Distiller
 from hkd.holistic import HolisticLoss
 from hkd.models.weights import read_about, read_model
 from hkd.runtime.progress import Progress
 from hkd.runtime.run_folder import RunFolder, RunState
+from hkd.trained import find_trained, open_test
 from hkd.trainer import Trainer
 from tests.data.test_datasets import class_folders, encoded, picture, write_files
 from tests.first_version import write_run
@@ -679,6 +681,36 @@ def test_the_evaluation_split_can_be_looked_at_once(
     assert ["test" in line for line in lines] == [False, False, True]
     assert all("train" in line and "initialisation" not in line for line in lines)
     assert every.summary["key"] == last.summary["key"], "the same is learnt"
+
+
+def test_an_evaluation_of_held_out_images_opens_no_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    photos = write_files(tmp_path / "photos", class_folders(train=6))
+    asked = hkd.TrainConfig(
+        run=str(tmp_path / "run"), dataset=f"folder:{photos}", holdout=0.34, epochs=1, batch_size=6, device="cpu"
+    )
+    run = hkd.train(asked)
+    held_out = open_test(hkd.EvaluateConfig(checkpoint=str(run.run)), find_trained(str(run.run)))
+    assert isinstance(held_out, FileDataset)
+    for file in photos.rglob("*.*"):
+        if str(file.relative_to(photos)) not in held_out.names:
+            file.write_bytes(b"no image")
+    capsys.readouterr()
+    result = hkd.evaluate(hkd.EvaluateConfig(checkpoint=str(run.run)))
+    assert (result.images, result.top1) == (6, pytest.approx(run.summary["top1_last"]))
+    assert result.source == f"the held-out part of folder:{photos}"
+    assert "cannot be read" not in capsys.readouterr().err
+    assert main(["evaluate", str(run.run)]) == 0
+    line = capsys.readouterr().out.splitlines()[0]
+    assert line.endswith(f"6 images: {result.source}") and "top-5" not in line, "there are three classes"
+
+
+def test_options_that_exclude_each_other_are_refused_before_images_are_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(api, "open_data", lambda *_, **__: pytest.fail("images were opened"))
+    asked = hkd.TrainConfig(run=str(tmp_path / "run"), epochs=2, warmup_epochs=3, device="cpu")
+    with pytest.raises(hkd.RequestError, match="warmup_epochs: expected fewer than the 2 epochs, 0 for none; got 3"):
+        hkd.train(asked)
 
 
 @pytest.mark.parametrize("streamed", [False, True])

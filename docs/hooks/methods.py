@@ -170,8 +170,8 @@ def settings(name: str, method: type[Method[Any]]) -> str:
     line = f"Default weights: γ = {weights.ce:g} of CE, α = {weights.kd:g} of KD, β = {weights.method:g} of its terms."
     if not method.Config.__dataclass_fields__:
         return f"{line} It has no settings."
-    prefix = method.settings or name
-    return f"{line}\n\n{table_of(method.Config, lambda field: f'--{prefix}.' + field.replace('_', '-'))}"
+    prefix = f"--{method.settings}." if method.settings else f"--{name}-"  # --kd-temperature is an option of every run
+    return f"{line}\n\n{table_of(method.Config, lambda field: prefix + field.replace('_', '-'))}"
 
 
 class Costs(NamedTuple):

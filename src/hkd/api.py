@@ -31,7 +31,7 @@ from hkd.models.names import resized
 from hkd.models.spec import TEACHER, StudentSpec
 from hkd.optimisation import OptimisationSpec
 from hkd.outside import check_logger, check_outputs
-from hkd.parts import Parts, Teachers, build, relabelled, report_stage_pairs
+from hkd.parts import Parts, Teachers, build, check_training, relabelled, report_stage_pairs
 from hkd.runtime.curves import Curves
 from hkd.runtime.engine import Engine
 from hkd.runtime.provenance import new_entry, now
@@ -39,7 +39,7 @@ from hkd.runtime.records import MOST_STARTS
 from hkd.runtime.run_folder import RunFolder
 from hkd.runtime.teacher_cache import CacheRequest, TeacherCache, fits, table_key
 from hkd.spec import RunSpec
-from hkd.trained import find_trained, open_test
+from hkd.trained import evaluation_split, find_trained, open_test
 from hkd.trainer import Trainer, check_shares, metadata
 
 
@@ -138,6 +138,7 @@ def _run(
     if not os.path.isfile(Path(spec.run) / "summary.json"):  # a finished run is read where nothing can be written
         check_outputs(spec.runtime)
         check_logger(spec.runtime.curves)
+    check_training(spec)  # before images are decoded
     engine = new_engine(spec)
     with engine.first_of_node():  # downloads and decodes for the others
         data = data or open_data(
@@ -426,4 +427,5 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     loader = make_loader(
         data, config.batch_size, engine.device, train=False, workers=workers, share=engine.share, bad_images=bad_images
     )
-    return evaluate_model(model.to(engine.device), loader, engine)
+    result = evaluate_model(model.to(engine.device), loader, engine)
+    return replace(result, source=f"{evaluation_split(trained, config.dataset)} of {data.info.name}")

@@ -75,6 +75,7 @@ class Evaluation:
         images: N, how many were seen.
         predicted, label: (N,) int64 classes of each image, on the CPU.
         classes: their names; the position of a name is its label.
+        source: which images they are, in words.
     """
 
     top1: float
@@ -84,6 +85,7 @@ class Evaluation:
     predicted: Tensor
     label: Tensor
     classes: tuple[str, ...] = ()
+    source: str = ""
 
     @property
     def by_class(self) -> tuple[Tensor, Tensor]:

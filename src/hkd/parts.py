@@ -70,7 +70,7 @@ def build(spec: RunSpec, data: Data, student: nn.Module | None = None, teacher: 
         RequestError: a name is not known, networks, method and data do not fit one another, or one of several teachers
             has no weights.
     """
-    _check_training(spec)
+    check_training(spec)
     start = spec.student.weights
     name = spec.student.name or STUDENT if start is None or student is not None else resolve_student(spec.student).name
     network = build_network("student", str(name), student, data, spec.student.pretrained)
@@ -101,7 +101,12 @@ def build(spec: RunSpec, data: Data, student: nn.Module | None = None, teacher: 
     return Parts(spec, data, _distiller(spec, data, network, teachers, data.train.labels), trained, note)
 
 
-def _check_training(spec: RunSpec) -> None:
+def check_training(spec: RunSpec) -> None:
+    """Refuses what no data is needed to refuse.
+
+    Raises:
+        RequestError: optimiser, schedule or what is trained do not fit one another.
+    """
     if spec.method is not None and spec.student.train == "head":
         raise RequestError("student_train: expected all for a student that learns from a teacher; got head")
     check_optimizer(spec.optimisation)
@@ -325,7 +330,7 @@ def dry_check(spec: RunSpec, data: Data) -> None:
             cannot work between these two networks.
     """
     spec.check()
-    _check_training(spec)
+    check_training(spec)
     classes, size = data.train.info.num_classes, data.image_size
     names = [("student", str(resolve_student(spec.student).name))]
     starts = [("student_weights", names[0][1], spec.student.weights)]

@@ -16,10 +16,10 @@ from torch import Tensor
 from hkd.config import EvaluateConfig
 from hkd.data import ArrayDataset, Dataset, list_datasets, load_dataset
 from hkd.data.download import no_downloads
-from hkd.data.open import open_data
 from hkd.data.spec import DataSpec
 from hkd.data.subsets import hold_out, limit
 from hkd.data.transform import transform_of
+from hkd.data.unlabelled import labelled
 from hkd.errors import RequestError
 from hkd.files import inside
 from hkd.models.base import Model
@@ -160,10 +160,17 @@ def open_test(config: EvaluateConfig, trained: Trained) -> Dataset:
     changed, of_run = _data_of(config, trained)
     with _downloads(config, trained):
         if changed.holdout and of_run:
-            data = open_data(changed).test
+            _, held_out = hold_out(_training_split(changed), changed.holdout, changed.holdout_seed)
+            data = labelled(held_out)
         else:
             data = load_dataset(changed.dataset, "test", changed.data_root, changed.image_size)
     return _as_learnt(data, config, trained)
+
+
+def evaluation_split(trained: Trained, dataset: str | None = None) -> str:
+    """Which images :func:`open_test` opens, in words; ``dataset`` is one that is named instead of the run's."""
+    held_out = dataset is None and trained.spec is not None and trained.spec.data.holdout
+    return "the held-out part" if held_out else "the test split"
 
 
 def open_training(config: EvaluateConfig, trained: Trained) -> Dataset:
@@ -171,12 +178,15 @@ def open_training(config: EvaluateConfig, trained: Trained) -> Dataset:
     :func:`open_test` otherwise."""
     changed, of_run = _data_of(config, trained)
     with _downloads(config, trained):
-        data = load_dataset(changed.dataset, "train", changed.data_root, changed.image_size)
-    if of_run:
-        data = limit(data, changed.limit_classes, None)
-        if changed.holdout:
-            data, _ = hold_out(data, changed.holdout, changed.holdout_seed)
+        data = _training_split(changed)
+    if of_run and changed.holdout:
+        data, _ = hold_out(data, changed.holdout, changed.holdout_seed)
     return _as_learnt(data, config, trained)
+
+
+def _training_split(spec: DataSpec) -> Dataset:
+    """As a run holds a part of it out: of its classes, before other limits."""
+    return limit(load_dataset(spec.dataset, "train", spec.data_root, spec.image_size), spec.limit_classes, None)
 
 
 def _downloads(config: EvaluateConfig, trained: Trained) -> AbstractContextManager[None]:

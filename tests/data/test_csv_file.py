@@ -119,5 +119,5 @@ def test_tables_that_are_none(tmp_path: Path) -> None:
 def test_an_unreadable_image_is_named_once(tmp_path: Path) -> None:
     name = table(tmp_path, *parted("train", "val"))
     (tmp_path / "images/0.png").write_bytes(b"none")
-    with pytest.raises(hkd.RequestError, match=r"1 of 6 images in .* cannot be read: images/0.png; fix"):
+    with pytest.raises(hkd.RequestError, match=r"1 of 6 images taken from .* cannot be read: images/0.png; fix"):
         open_data(DataSpec(dataset=name))

@@ -356,7 +356,10 @@ def without(files: dict[str, bytes], prefix: str) -> dict[str, bytes]:
         ({"readme.txt": b""}, "needs the folders train/ and val/, .*; got no folders"),
         (class_folders() | {"val/cow/1.png": encoded(picture((12, 12), 1))}, "'cow' is in one of them"),
         (without(without(class_folders(), "train/eel"), "train/dog"), "at least two class folders"),
-        (class_folders() | {"train/cat/0.png": b"no image"}, "1 of 12 images in .* cannot be read: train/cat/0.png"),
+        (
+            class_folders() | {"train/cat/0.png": b"no image"},
+            "1 of 12 images taken from .* cannot be read: train/cat/0.png",
+        ),
         (without(class_folders(), "train/cat") | {"train/cat/readme.txt": b""}, "'cat' has no images"),
     ],
 )

@@ -135,7 +135,7 @@ def test_unreadable_images_are_skipped_where_asked(tmp_path: Path, capsys: pytes
     with pytest.raises(hkd.RequestError) as error:
         prepare(data, tmp_path / "cache")
     assert str(error.value) == (
-        f"dataset: 2 of 12 images in {tmp_path / 'photos'} cannot be read: train/cat/1.png, train/eel/3.png; "
+        f"dataset: 2 of 12 images taken from {tmp_path / 'photos'} cannot be read: train/cat/1.png, train/eel/3.png; "
         "fix or remove them, or skip them with --bad-images skip"
     )
     readable = prepare(data, tmp_path / "cache", workers=2, bad_images="skip")

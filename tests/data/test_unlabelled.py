@@ -65,7 +65,7 @@ def test_of_a_data_set_with_splits_the_test_images_are_left_alone(
     ("files", "message"),
     [
         ({"readme.txt": b""}, "unlabelled: no images in"),
-        ({"a.png": b"no image"}, "1 of 1 images in .* cannot be read"),
+        ({"a.png": b"no image"}, "1 of 1 images taken from .* cannot be read"),
         ({}, "unlabelled: no folder or .zip archive at"),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import re
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -13,6 +14,7 @@ from urllib.parse import unquote, urlsplit
 import pytest
 
 import hkd
+from hkd.cli import main
 from hkd.methods import methods
 
 ROOT = Path(__file__).parents[2]
@@ -73,14 +75,17 @@ def test_no_link_of_the_site_is_dead(site: Path) -> None:
 
 
 @pytest.mark.slow
-def test_every_method_has_its_page_with_its_equation(site: Path) -> None:
+def test_every_method_has_its_page_with_its_equation(site: Path, capsys: pytest.CaptureFixture[str]) -> None:
     overview = (site / "methods" / "index.html").read_text()
     for name in hkd.list_methods():
         text = (site / "methods" / name / "index.html").read_text()
         assert f'href="{name}/"' in overview, name
         assert text.count('<div class="equation">') >= max(1, (methods[name].__doc__ or "").count(".. math::")), name
-        for field in methods[name].Config.__dataclass_fields__:
-            assert f".{field.replace('_', '-')}</code>" in text, f"{name}.{field}"
+        options = set(re.findall(r"<code>(--[\w.-]+)</code>", text.partition('id="settings"')[2].partition("<h2")[0]))
+        assert len(options) == len(methods[name].Config.__dataclass_fields__), name
+        with pytest.raises(SystemExit):
+            main(["distill", "--method", name, "--help"])
+        assert options <= set(re.findall(r"--[\w.-]+", capsys.readouterr().out)), "an option that no run takes"
 
 
 @pytest.mark.slow

@@ -86,7 +86,7 @@ def test_the_default_is_the_papers() -> None:
     [
         ({"optimizer": "adamww"}, "optimizer: unknown name 'adamww'; did you mean adamw"),
         ({"schedule": "cosine", "min_lr": 0.1}, "min_lr: expected at most the learning rate, 0.05; got 0.1"),
-        ({"warmup_epochs": 2}, "warmup_epochs: expected fewer than the 2 epochs; got 2"),
+        ({"warmup_epochs": 2}, "warmup_epochs: expected fewer than the 2 epochs, 0 for none; got 2"),
         ({"ema": 1.0}, "ema: expected"),
         ({"clip_grad": 0.0}, "clip_grad: expected"),
         ({"label_smoothing": 1.0}, "label_smoothing: expected"),

@@ -166,12 +166,15 @@ def evaluate_command(argv: list[str]) -> int:
 
     result = evaluate(config)
     if is_first_process():
-        top = f"top-1 {result.top1:.2f} %   top-5 {result.top5:.2f} %"
-        print(f"{top}   loss {result.loss:.4f}   {result.images:,} images")
+        top5 = f"   top-5 {result.top5:.2f} %" if len(result.classes) > TOP else ""
+        top = f"top-1 {result.top1:.2f} %{top5}   loss {result.loss:.4f}"
+        print(f"{top}   {result.images:,} images: {printable(result.source)}")
         print(f"balanced accuracy {result.balanced_accuracy:.2f} %\n\n{_accuracy_table(result)}")
     return DONE
 
 
+TOP = 5
+"""Top-5 is shown of more classes than this; of fewer it is 100 %."""
 MOST_ROWS = 50
 """Classes in the table of an evaluation; of more, those that are recognised worst."""
 
@@ -401,12 +404,16 @@ def _print_yaml(values: Mapping[str, Any]) -> None:
 def _print_result(result: Any) -> int:
     if not is_first_process():
         return DONE
+    from hkd.models.weights import read_about
+
     summary = result.summary
     if result.skipped:
         print(f"{result.run} is finished; --fresh starts over")
     for top1 in summary.get("teachers_top1") or [summary["teacher_top1"]] if "teacher_top1" in summary else ():
         print(f"teacher:    top-1 {top1:.2f} %")
-    print(f"last epoch: top-1 {summary['top1_last']:.2f} %, top-5 {summary['top5_last']:.2f} %   "
-          f"(best top-1 {summary['top1_best']:.2f} % in epoch {summary['best_epoch']})")  # fmt: skip
+    classes = read_about(result.weights).get("num_classes", TOP + 1)
+    top5 = f", top-5 {summary['top5_last']:.2f} %" if classes > TOP else ""
+    best = f"(best top-1 {summary['top1_best']:.2f} % in epoch {summary['best_epoch']})"
+    print(f"last epoch: top-1 {summary['top1_last']:.2f} %{top5}   {best}")
     print(f"weights: {result.weights}")
     return DONE

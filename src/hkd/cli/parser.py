@@ -36,7 +36,7 @@ HELP_GROUPS = {
     "networks": "model student teacher role teachers students pairs teacher_checkpoint teacher_checkpoints "
     "student_pretrained teacher_pretrained student_weights teacher_weights teacher_train "
     "student_train teacher_image_size",
-    "the teacher's table": "list prune teacher_cache teacher_cache_gb teacher_cache_dtype",
+    "teacher cache": "list prune teacher_cache teacher_cache_gb teacher_cache_dtype",
     "what is learnt": "method methods baseline method_weight kd_weight ce_weight kd_temperature kd_standardise",
     "what is shown": "images top neighbours edges k",
     "what varies": "field values search tries",

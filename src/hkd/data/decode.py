@@ -82,7 +82,7 @@ def _decode(dataset: FileDataset, workers: int) -> tuple[Tensor, list[int]]:
 def _readable(dataset: FileDataset, images: Tensor, bad: list[int], bad_images: str) -> ArrayDataset:
     """The images that could be read, if the others are to be skipped."""
     names = ", ".join(printable(dataset.names[n]) for n in bad[:5]) + (", ..." if len(bad) > 5 else "")
-    problem = f"{len(bad)} of {len(dataset)} images in {dataset.files.path} cannot be read: {names}"
+    problem = f"{len(bad)} of {len(dataset)} images taken from {dataset.files.path} cannot be read: {names}"
     if bad_images != "skip" or len(bad) == len(dataset):
         raise RequestError(f"dataset: {problem}; fix or remove them, or skip them with --bad-images skip")
     print(f"warning: skipped, {problem}", file=sys.stderr)

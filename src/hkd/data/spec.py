@@ -46,8 +46,8 @@ class DataSpec:
         neutral=None,
     )
     min_crop: float | None = option(
-        None, "resized crops, which this asks for: the smallest part of an image's area [0.08]", gt=0, le=1,
-        neutral=None,
+        None, "the smallest part of an image's area in a random resized crop; implies --augment resized-crop [0.08]",
+        gt=0, le=1, neutral=None,
     )  # fmt: skip
     mixup: float = option(
         0.0, "mix training images with others of their batch; the α of mixup, such as 0.2", ge=0, le=100, neutral=0.0

@@ -17,7 +17,7 @@ from hkd.deploy.latency import BATCHES, Latency, conditions
 from hkd.models.about import LONGEST_DATASET
 from hkd.models.base import Model
 from hkd.outside import printable
-from hkd.trained import Trained, method_label
+from hkd.trained import Trained, evaluation_split, method_label
 
 CARD = """---
 {head}---
@@ -120,12 +120,6 @@ def card_code(crop: str) -> str:
     """
     sources = {"to_rgb": inspect.getsource(to_rgb).strip(), "crop": inspect.getsource(CROPS[crop]).strip()}
     return CODE.format(formats=FORMATS, widest=WIDEST, name=CROPS[crop].__name__, **sources)
-
-
-def evaluation_split(trained: Trained) -> str:
-    """The images that a network was evaluated on, in words."""
-    held_out = trained.spec is not None and trained.spec.data.holdout
-    return "the held-out part" if held_out else "the test split"
 
 
 def _named(dataset: str) -> str:

@@ -21,7 +21,7 @@ from hkd.config import EvaluateConfig, ExportConfig
 from hkd.data import Dataset, make_loader, prepare
 from hkd.data.open import worker_count
 from hkd.data.transform import transform_of
-from hkd.deploy.card import Licenses, card_code, evaluation_split, megabytes, model_card
+from hkd.deploy.card import Licenses, card_code, megabytes, model_card
 from hkd.deploy.card_check import check_card
 from hkd.deploy.latency import Latency, conditions, measure
 from hkd.deploy.quantise import quantise
@@ -30,7 +30,7 @@ from hkd.files import inside, replacing, write_text
 from hkd.models import read_model, save_model
 from hkd.models.base import Model
 from hkd.models.external import WrappedModel
-from hkd.trained import Trained, find_trained, open_test, open_training
+from hkd.trained import Trained, evaluation_split, find_trained, open_test, open_training
 
 AT_ONCE = 256
 """Images a call while checking."""
@@ -255,7 +255,7 @@ def _samples(config: ExportConfig, trained: Trained, size: int) -> _Samples:
         noise = np.random.default_rng(0).integers(0, 256, (NOISE_IMAGES, 3, size, size), dtype=np.uint8)
         return _Samples(noise, None, "noise")
     images, labels = _pixels(data, trained)
-    name = f"{evaluation_split(trained) if config.dataset is None else 'the test split'} of {data.info.name}"
+    name = f"{evaluation_split(trained, config.dataset)} of {data.info.name}"
     return _Samples(images, labels, name)
 
 

@@ -159,7 +159,8 @@ class HolisticLoss(nn.Module):
     def as_released(
         cls, student_dim: int, teacher_dim: int, num_samples: int, labels: Tensor | None = None, **changes: Any
     ) -> HolisticLoss:
-        """The loss as the authors' code has it: ``negatives="same", bank_start="random"``.
+        """The loss as the authors' code has it, but for the draw of negatives: ``negatives="same",
+        bank_start="random"``. The code draws them for each image, which is ``sampling="per_sample"``.
 
         Args:
             changes: further arguments of the loss; those two may be among them.

@@ -21,7 +21,7 @@ from hkd.types import Batch, ModelOutput
 
 @dataclass(frozen=True)
 class ContrastiveConfig:
-    """The settings of CRD. Defaults are the paper's, but for the sampling."""
+    """The settings of CRD. Defaults are the authors' code's, but for the sampling."""
 
     embedding_dim: int = option(128, "d, width of both linear embeddings", ge=1, most=65_536)
     num_negatives: int = option(16384, "K, negatives of each anchor", ge=1)
@@ -105,7 +105,7 @@ class CRD(Method[ContrastiveConfig]):
     See :class:`NCE`. The banks follow with momentum .5 after the loss. The paper draws K rows of other classes for each
     anchor (``sampling="per_sample"``); by default here one draw of K rows serves the batch, the anchor's class is
     masked, and m counts the other rows. With many classes that is nearly K, at the cost of one matrix product.
-    β = .8, K = 16384, τ = .07 are the paper's.
+    β = .8, K = 16384 and τ = .07 are the defaults of the authors' code.
     """
 
     Config = ContrastiveConfig

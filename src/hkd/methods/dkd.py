@@ -48,11 +48,12 @@ def decoupled(student: Tensor, teacher: Tensor, label: Tensor, temperature: floa
 class DKD(Method[DecoupledConfig]):
     r"""Zhao et al., "Decoupled Knowledge Distillation", CVPR 2022.
 
-    .. math:: \alpha\, T^2\, \mathrm{KL}(b^t \| b^s) + \beta\, T^2\, \mathrm{KL}(\hat p^t \| \hat p^s)
+    .. math:: w_{target}\, T^2\, \mathrm{KL}(b^t \| b^s) + w_{nontarget}\, T^2\, \mathrm{KL}(\hat p^t \| \hat p^s)
 
     each a mean over the images of the batch that have a label. b = (p_y, 1 - p_y) is the binary probability of the
-    label y under p = softmax(l / T), p̂ the softmax of the logits l / T of the other classes alone (B, C - 1). α = 1,
-    β = 8 and the warm-up of 20 epochs are the authors'; the terms include both weights.
+    label y under p = softmax(l / T), p̂ the softmax of the logits l / T of the other classes alone (B, C - 1). The
+    weights (the paper's α and β) are 1 and, as the authors have it for resnet32x4 -> resnet8x4, 8; the warm-up of 20
+    epochs is theirs. The terms include both weights.
     """
 
     Config = DecoupledConfig

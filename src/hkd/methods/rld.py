@@ -36,7 +36,8 @@ class RLD(Method[RefinedConfig]):
     each a mean over the images of the batch that have a label y. p = softmax(l / τ): the student's probability of the
     label imitates the teacher's of its top class. p̂ is the softmax of l / T over the classes that the teacher ranks
     below the label, so that a wrong teacher hides every class that it prefers; where none is left the term is 0.
-    α = 1, β = 8 and the warm-up of 20 epochs are the defaults of the authors' code; the terms include both weights.
+    α = 1, β = 8 (``rld.alpha``, ``rld.beta``) and the warm-up of 20 epochs are the defaults of the authors' code; the
+    terms include both weights.
     """
 
     Config = RefinedConfig

@@ -36,8 +36,8 @@ class MethodSpec:
         neutral=None,
     )  # fmt: skip
     pseudo_labels: float | None = option(
-        None, "in memories an unlabelled image has the teacher's class where this sure of it, in [0, 1] "
-        "[a class of its own]", ge=0, le=1, neutral=None,
+        None, "give an unlabelled image the teacher's class in the memory bank where its probability is at least this, "
+        "in [0, 1] [a class of its own]", ge=0, le=1, neutral=None,
     )  # fmt: skip
     settings: Any = None
     revision: int = recorded(1, "method_revision")

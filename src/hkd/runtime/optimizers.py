@@ -44,7 +44,9 @@ def check_optimizer(spec: OptimisationSpec) -> None:
     if spec.schedule == "cosine" and spec.min_lr > spec.lr:
         raise RequestError(f"min_lr: expected at most the learning rate, {spec.lr:g}; got {spec.min_lr:g}")
     if spec.warmup_epochs >= spec.epochs and spec.warmup_epochs > 0:
-        raise RequestError(f"warmup_epochs: expected fewer than the {spec.epochs} epochs; got {spec.warmup_epochs}")
+        raise RequestError(
+            f"warmup_epochs: expected fewer than the {spec.epochs} epochs, 0 for none; got {spec.warmup_epochs}"
+        )
 
 
 def make_optimizer(distiller: Distiller, spec: OptimisationSpec, lr: float) -> torch.optim.Optimizer:
