@@ -81,6 +81,24 @@ def test_the_weights_are_the_run_s(run: hkd.Result, exported: Path) -> None:
     assert about["classes"] == list("0123456789")
 
 
+@pytest.mark.parametrize("kind", ["folder", "csv"])
+def test_exports_do_not_say_where_the_images_lie(tmp_path: Path, kind: str) -> None:
+    secret = tmp_path / "at home"
+    photos = write_files(secret / "photos", class_folders(train=6))
+    rows = [(f"photos/{name}", name.split("/")[1], name.split("/")[0]) for name in class_folders(train=6)]
+    table = secret / "photos.csv"
+    table.write_text("\n".join(["path,label,split", *map(",".join, rows)]))
+    asked = hkd.TrainConfig(
+        run=str(tmp_path / "run"), dataset=f"{kind}:{photos if kind == 'folder' else table}", student="resnet8",
+        epochs=1, batch_size=6, device="cpu",
+    )  # fmt: skip
+    hkd.train(asked)
+    hkd.export(hkd.ExportConfig(checkpoint=asked.run))
+    for file in (tmp_path / "run" / "export").iterdir():
+        assert b"at home" not in file.read_bytes(), file.name
+    assert f"{kind}:photos" in (tmp_path / "run" / "export" / "MODEL_CARD.md").read_text()
+
+
 def test_the_card_tells_the_truth_and_its_example_runs(run: hkd.Result, exported: Path, tmp_path: Path) -> None:
     card = (exported / "MODEL_CARD.md").read_text()
     assert f"top-1 on the test split {run.summary['top1_last']:.2f} %" in card

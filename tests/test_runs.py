@@ -147,6 +147,37 @@ def test_a_finished_run_that_kept_its_checkpoint_gets_more_epochs(
         hkd.distill(asked("a", 6, lr=0.1))
 
 
+def test_a_process_that_reads_finds_a_longer_run_as_the_one_that_writes_prepared_it(tmp_path: Path) -> None:
+    place, asked = tmp_path / "run", config(tmp_path / "run", epochs=2, keep_checkpoints=True)
+    hkd.distill(asked)
+    before = RunFolder(place).spec
+    longer = replace(before, optimisation=replace(before.optimisation, epochs=3))
+    writes, reads = RunFolder(place), RunFolder(place, writes=False)
+    specs = [folder.extended(longer) for folder in (writes, reads)]  # each process by itself
+    assert specs[0] == specs[1] and specs[0].optimisation.epochs_before == (2,)
+    try:
+        for folder in (writes, reads):
+            folder.open(specs[0], fresh=False)
+        assert reads.spec.optimisation.epochs == 3
+    finally:
+        writes.close()
+
+
+@pytest.mark.parametrize("unlabelled", [False, True])
+def test_training_accuracy_is_of_the_images_that_were_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unlabelled: bool
+) -> None:
+    """Of 10 images in batches of 9 an epoch skips one."""
+    monkeypatch.setattr(trainer, "ranked", lambda logits: torch.arange(10)[None].expand(len(logits), -1))
+    monkeypatch.setattr(trainer, "hits", lambda _, label: {"top1": (label >= 0).sum(), "top5": (label >= 0).sum()})
+    changes: dict[str, Any] = {"limit_train": 1, "batch_size": 9, "epochs": 1, "method": "kd"}
+    if unlabelled:
+        more = write_files(tmp_path / "more", {f"{n}.png": encoded(picture((8, 8), n)) for n in range(12)})
+        changes |= {"unlabelled": str(more), "batch_size": 8}
+    result = hkd.distill(config(tmp_path / "run", **changes))
+    assert rows_of(result.run)[-1]["train_top1"] == 100, "every labelled image is taken as a hit"
+
+
 def _first(result: hkd.Result) -> torch.Tensor:
     return torch.cat([parameter.detach().flatten() for parameter in result.model.parameters()])
 

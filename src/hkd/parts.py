@@ -230,7 +230,7 @@ def _teacher(spec: RunSpec, teacher: TeacherSpec, module: nn.Module | None, data
         comes = _inner(model).pretrained_classifier and spec.data.dataset == "imagenet" and teacher.train == "all"
         return model, module is not None or comes
 
-    file, _ = locate(teacher.checkpoint)
+    file, _ = locate(teacher.checkpoint, "teacher_checkpoint")
     about = read_about(file)
     name = teacher.name or ("" if module is not None else model_of_file(about, file, "teacher"))
     check_classes(file, about, data)
@@ -352,7 +352,7 @@ def dry_check(spec: RunSpec, data: Data) -> None:
     method = resolve_method(spec.method)
     _check_unlabelled(replace(spec, method=method))
     if spec.teacher is not None and spec.teacher.checkpoint is not None and not spec.teacher.digest:
-        file, _ = locate(spec.teacher.checkpoint)
+        file, _ = locate(spec.teacher.checkpoint, "teacher_checkpoint")
         check_classes(file, read_about(file), data)
     if method.name != "kd":
         student, teacher = (_blank(name, classes, size) for _, name in names)

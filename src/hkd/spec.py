@@ -548,7 +548,7 @@ def resolve_teacher(teacher: TeacherSpec) -> TeacherSpec:
         return replace(teacher, name=teacher.name or TEACHER)
     from hkd.models.weights import read_about
 
-    file, folder = locate(teacher.checkpoint)
+    file, folder = locate(teacher.checkpoint, "teacher_checkpoint")
     name = teacher.name or model_of_file(read_about(file), file, "teacher")
     return replace(teacher, name=name, digest=identity(file, folder))
 

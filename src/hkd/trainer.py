@@ -220,7 +220,8 @@ class Trainer:
         with torch.no_grad():
             self.sums.add({name: count * value for name, value in {"loss": out.loss, **out.terms}.items()}, count)
             if out.logits is not None:
-                self.sums.add(hits(ranked(out.logits), batch.label))
+                labelled = (batch.label >= 0).sum()  # no prediction hits the label -1
+                self.sums.add(hits(ranked(out.logits), batch.label) | {"labelled": labelled})
 
     def _optimise(self, step: int) -> None:
         """A step of the optimiser, and of the moving average, which begins with the training itself."""
@@ -395,9 +396,8 @@ class Trainer:
         means = self.sums.means(self.engine)
         if not means:
             raise NotFiniteError("in every step")
-        known = int((self.data.train.labels >= 0).sum())  # no prediction hits the label -1
-        top1 = {"train_top1": 100 * means["top1"] * self.loader.batches.images / known} if "top1" in means else {}
-        return {name: means[name] for name in means if name not in ("top1", "top5")} | top1
+        top1 = {"train_top1": 100 * means["top1"] / means["labelled"]} if means.get("labelled") else {}
+        return {name: means[name] for name in means if name not in ("top1", "top5", "labelled")} | top1
 
     def _summary(self, last: Evaluation) -> dict[str, Any]:
         state = self.state

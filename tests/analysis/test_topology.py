@@ -14,11 +14,15 @@ import pytest
 from PIL import Image
 
 import hkd
+from hkd.analysis import topology as analysis
+from hkd.analysis.features import Features
 from hkd.analysis.topology import Panel, compute_topology
 from hkd.report import panels as drawing
 from hkd.report.topology import MEASURES, topology
+from hkd.runtime.run_folder import RunFolder
 from hkd.trained import with_teachers
 from tests.analysis.conftest import distill
+from tests.data.test_datasets import class_folders, write_files
 
 
 def config(runs: Path, tmp_path: Path, *names: str, **changes: Any) -> hkd.TopologyConfig:
@@ -103,6 +107,38 @@ def test_a_network_keeps_all_of_itself(runs: Path, tmp_path: Path) -> None:
     (row,) = topology(config(runs, tmp_path, "kd-0/teacher", str(copy)))["rows"]
     assert [row[name] for name in ("knn_overlap", "trustworthiness")] == [1, 1]
     assert [row[name] for name in ("linear_cka", "distance_correlation_squared")] == pytest.approx([1, 1])
+
+
+def test_all_networks_are_shown_the_same_images(runs: Path, tmp_path: Path) -> None:
+    again = tmp_path / "again"
+    shutil.copytree(runs / "kd-0" / "teacher", again)
+    text = (again / "config.yaml").read_text()
+    (again / "config.yaml").write_text(text + "\nholdout: 0.25\n")
+    assert RunFolder(again).spec.data.holdout == 0.25, "the same weights, of a run that evaluates on held-out images"
+    (row,) = topology(config(runs, tmp_path, "kd-0/teacher", str(again)))["rows"]
+    assert row["knn_overlap"] == 1
+
+    photos = write_files(tmp_path / "photos", class_folders(train=6))
+    other = hkd.train(
+        hkd.TrainConfig(run=str(tmp_path / "other"), dataset=f"folder:{photos}", epochs=1, batch_size=6, device="cpu")
+    )
+    with pytest.raises(hkd.RequestError, match="learnt other classes"):
+        topology(config(runs, tmp_path, "kd-0/teacher", str(other.run)))
+
+
+def test_networks_that_would_be_shown_different_images_are_refused(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Features] = []
+
+    def shuffled(*_: Any) -> Features:
+        seen.append(Features(np.eye(60, dtype=np.float32), np.eye(60, dtype=np.float32), np.arange(60) + len(seen)))
+        return seen[-1]
+
+    monkeypatch.setattr(analysis, "extract", shuffled)
+    request = config(runs, tmp_path, "kd-0/teacher", "kd-0")
+    with pytest.raises(hkd.RequestError, match="would be shown different images"):
+        compute_topology(request, with_teachers(request.checkpoints))
 
 
 def test_hostile_class_names_stay_text(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from hkd.report.results import Comparison, Pair, Row
 from hkd.report.tables import as_csv, csv_text, markdown, overview
 from hkd.runtime.run_folder import RunFolder, RunState
 from hkd.spec import RunSpec, resolve_method
+from hkd.studies.compare import plan_comparison
 from tests.studies.fakes import InstantEngine
 
 METHODS = ("ce", "kd", CONTROL, "at+kd", "hkd(num_negatives=50)+kd")
@@ -71,6 +72,24 @@ def test_what_a_comparison_leaves(finished: Path) -> None:
     text = (finished / "comparison.md").read_text()
     assert all(f"| {method} " in text for method in METHODS)
     assert "digits: 200 training and 355 test images, 10 classes" in text
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({}, "20 epochs, batch 64, learning rate 0.05, times 0.1 after 12, 15, 18; fp32"),
+        (
+            {"schedule": "cosine", "optimizer": "adamw", "warmup_epochs": 3, "min_lr": 1e-5},
+            "20 epochs of adamw, batch 64, learning rate 0.05, rising over 3 epochs, falling to 1e-05 along a cosine",
+        ),
+    ],
+)
+def test_a_table_says_the_schedule_that_was_used(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
+    request = hkd.CompareConfig(
+        run=str(tmp_path / "c"), teachers=("resnet14",), students=("resnet8",), methods=("ce", "kd"), trials=1,
+        epochs=20, limit_train=20, device="cpu", **changes,
+    )  # fmt: skip
+    assert plan_comparison(request, False).comparison().protocol[1].startswith(words)
 
 
 def test_a_finished_comparison_trains_nothing(finished: Path, engine: InstantEngine) -> None:

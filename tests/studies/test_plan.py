@@ -172,6 +172,15 @@ def test_a_dry_run_leaves_a_folder_that_the_study_accepts(
     assert engine.started == ["alone/resnet8-0"]
 
 
+def test_images_without_labels_have_an_absolute_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("more").mkdir()
+    Image.new("RGB", (8, 8)).save("more/a.png")
+    for name in ("more", "folder:more"):
+        runs = plan_of(config(tmp_path / "c", methods=("kd",), unlabelled=name))
+        assert runs["resnet14-resnet8/kd-0"].spec.unlabelled == str(tmp_path / "more")
+
+
 def test_a_data_set_is_opened_once_and_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from hkd.studies import plan as module
 

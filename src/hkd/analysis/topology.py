@@ -25,6 +25,7 @@ from hkd.config import EvaluateConfig, TopologyConfig
 from hkd.errors import RequestError
 from hkd.holistic import knn_graph
 from hkd.runtime.engine import Engine
+from hkd.spec import RunSpec
 from hkd.trained import Trained, open_test
 
 Points = NDArray[np.floating[Any]]
@@ -73,14 +74,19 @@ def compute_topology(config: TopologyConfig, networks: Sequence[Trained]) -> Top
         networks: the teacher, then its students.
 
     Raises:
-        RequestError: the first network is a student, there is no student, or there are too few images.
+        RequestError: the first network is a student, there is no student, there are too few images, or two networks
+            would be shown different ones.
     """
     teacher, students = networks[0], networks[1:]
     if teacher.is_distilled or not students:
         raise RequestError("checkpoints: name students with their teacher, or the teacher first")
     engine = Engine(config.device, config.precision, config.seed)
-    seen = {network.weights: _features(config, network, teacher, engine) for network in networks}
+    of_data = next((network.spec for network in networks if network.spec is not None), None)
+    seen = {network.weights: _features(config, network, of_data, engine) for network in networks}
     reference = seen[teacher.weights]
+    for network in students:
+        if not np.array_equal(seen[network.weights].label, reference.label):
+            raise RequestError(f"dataset: {network.weights} and {teacher.weights} would be shown different images")
     chosen = np.random.default_rng(config.seed).permutation(len(reference.label))[: config.images]
     chosen.sort()
     config.check_neighbours(len(chosen))
@@ -112,10 +118,10 @@ def measures(teacher: NDArray[np.float32], student: NDArray[np.float32], k: int)
     }
 
 
-def _features(config: TopologyConfig, network: Trained, teacher: Trained, engine: Engine) -> Features:
-    """Of the teacher's test images. A network without a run has its data where the teacher's lie."""
+def _features(config: TopologyConfig, network: Trained, of_data: RunSpec | None, engine: Engine) -> Features:
+    """Of the evaluation images of one run for all networks, whatever their own runs held out."""
     request = EvaluateConfig(checkpoint=str(network.weights), dataset=config.dataset, data_root=config.data_root)
-    data = open_test(request, replace(network, spec=network.spec or teacher.spec))
+    data = open_test(request, replace(network, spec=of_data))
     return extract(network, data, engine, Path(config.run) / "cache", config.batch_size)
 
 

@@ -73,7 +73,7 @@ def csv_file(path: Path, split: str, image_size: int | None, name: str = "csv") 
     elif evaluation is None:
         raise NoEvaluationSplitError(
             f"dataset: {path} has no evaluation split ({', '.join(EVALUATION)} in the column split); "
-            "training makes one of a part of its images, see --holdout"
+            "only a training makes one, of a part of its images (--holdout)"
         )
     else:
         chosen = [row for row in rows if row.split == evaluation]

@@ -70,7 +70,7 @@ def folder(path: Path, split: str, image_size: int | None, name: str = "folder",
     if evaluation is None:
         raise NoEvaluationSplitError(
             f"dataset: {path} has no evaluation split ({', '.join(f'{one}/' for one in EVALUATION)}); "
-            "training makes one of a part of its images, see --holdout"
+            "only a training makes one, of a part of its images (--holdout)"
         )
     differing = set(classes) ^ set(_class_folders(files, evaluation))
     if differing:

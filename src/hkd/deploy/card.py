@@ -13,6 +13,7 @@ import yaml
 
 from hkd.data.formats import FORMATS
 from hkd.data.images import CROPS, WIDEST, to_rgb
+from hkd.data.load import WITH_PATH
 from hkd.deploy.latency import BATCHES, Latency, conditions
 from hkd.models.about import LONGEST_DATASET
 from hkd.models.base import Model
@@ -122,10 +123,10 @@ def card_code(crop: str) -> str:
     return CODE.format(formats=FORMATS, widest=WIDEST, name=CROPS[crop].__name__, **sources)
 
 
-def _named(dataset: str) -> str:
-    """A data set's name, of a folder without where it lies on somebody's disk."""
+def without_place(dataset: str) -> str:
+    """A data set's name, of files without where they lie on somebody's disk."""
     kind, colon, path = dataset.partition(":")
-    return f"{kind}:{Path(path).name}" if colon and kind == "folder" else dataset
+    return f"{kind}:{Path(path).name}" if colon and kind in WITH_PATH else dataset
 
 
 def _row(file: Path, latency: Latency | None) -> str:
@@ -158,7 +159,7 @@ def model_card(
         licenses: for the head, which is that of a model card of the Hugging Face Hub, and the text.
     """
     about = trained.about
-    origin = f" Trained on {plain(_named(about.get('dataset', 'an unnamed data set')))}"
+    origin = f" Trained on {plain(without_place(about.get('dataset', 'an unnamed data set')))}"
     if trained.spec is not None and trained.spec.teacher is not None:
         origin += f" with {plain(method_label(trained.spec))} from the teacher {plain(trained.spec.teacher_names)}"
     if "top1" in about:

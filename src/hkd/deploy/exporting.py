@@ -21,7 +21,7 @@ from hkd.config import EvaluateConfig, ExportConfig
 from hkd.data import Dataset, make_loader, prepare
 from hkd.data.open import worker_count
 from hkd.data.transform import transform_of
-from hkd.deploy.card import Licenses, card_code, megabytes, model_card
+from hkd.deploy.card import Licenses, card_code, megabytes, model_card, without_place
 from hkd.deploy.card_check import check_card
 from hkd.deploy.latency import Latency, conditions, measure
 from hkd.deploy.quantise import quantise
@@ -179,7 +179,10 @@ def _write_all(
     for name in config.formats:
         if name == "safetensors":
             file = output / "model.safetensors"
-            save_model(model, file, **{key: about[key] for key in about if key not in ("model", "num_classes")})
+            kept = {key: about[key] for key in about if key not in ("model", "num_classes")}
+            if "dataset" in kept:
+                kept["dataset"] = without_place(kept["dataset"])
+            save_model(model, file, **kept)
             result.files.append(file)
             continue
         if name == "onnx":
@@ -255,7 +258,7 @@ def _samples(config: ExportConfig, trained: Trained, size: int) -> _Samples:
         noise = np.random.default_rng(0).integers(0, 256, (NOISE_IMAGES, 3, size, size), dtype=np.uint8)
         return _Samples(noise, None, "noise")
     images, labels = _pixels(data, trained)
-    name = f"{evaluation_split(trained, config.dataset)} of {data.info.name}"
+    name = f"{evaluation_split(trained, config.dataset)} of {without_place(data.info.name)}"
     return _Samples(images, labels, name)
 
 

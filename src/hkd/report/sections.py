@@ -219,7 +219,7 @@ def classes(groups: list[Group]) -> Section | None:
         parts.append(Part(heading=group.label, table=Table(heads, rows), matrix=confusion_matrix(runs), folded=True))
     if not parts:
         return None
-    text = "Over all runs of a network: times are summed over them, images are those of the test split."
+    text = "Over all runs of a network: times are summed over them, images are those that the accuracies are of."
     heads = ["network", "hardest class", "its top-1", "most confused class", "mistaken for", "times"]
     return Section("classes", "Classes and confusions", [Part(text=text, table=Table(heads, hardest)), *parts])
 

@@ -234,6 +234,7 @@ class RunFolder:
             RequestError: the folder holds another run, a link, or something that is no run, or another process works
                 in it.
         """
+        self.__dict__.pop("spec", None)  # the process that writes may have been here since it was read
         if not fresh:
             for names in WRITTEN:  # now, and not at the end of the training
                 self.file(*names)

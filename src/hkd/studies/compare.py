@@ -10,8 +10,10 @@ from typing import Any
 from hkd.api import check_kind
 from hkd.config import CompareConfig, MethodRequest
 from hkd.errors import IncompatibleError
+from hkd.optimisation import OptimisationSpec
 from hkd.report.results import Comparison, Pair, Row
 from hkd.report.tables import pair_table, write
+from hkd.runtime.optimizers import SGD
 from hkd.runtime.run_folder import RunState
 from hkd.spec import PLUS_KD, RunSpec
 from hkd.studies.engines import make_engine
@@ -95,12 +97,12 @@ class PlannedComparison:
             return []
         config, spec = self.config, self.plan.runs[-1].spec
         schedule = spec.optimisation
-        milestones = ", ".join(str(round(m * schedule.epochs)) for m in schedule.milestones)
+        of = "" if schedule.optimizer == SGD else f" of {schedule.optimizer}"
+        rate, last = f"learning rate {config.lr}{_schedule(schedule)}", config.seed + config.trials - 1
         lines = [
             self.plan.data(spec).describe().splitlines()[0],
-            f"{schedule.epochs} epochs, batch {schedule.batch_size}, learning rate {config.lr}"
-            f"{f', times {schedule.lr_decay} after {milestones}' if milestones else ''}; {spec.runtime.precision}; "
-            f"seeds {config.seed} to {config.seed + config.trials - 1}, the same teacher for all",
+            f"{schedule.epochs} epochs{of}, batch {schedule.batch_size}, {rate}; "
+            f"{spec.runtime.precision}; seeds {config.seed} to {last}, the same teacher for all",
             *(f"learning rate {lr} for {name}" for name, lr in config.lr_of.items()),
         ]
         summaries = [summary for run in self.plan.runs if (summary := run.folder.summary) is not None]
@@ -168,3 +170,12 @@ def run_spec(config: CompareConfig, pair: NetworkPair, request: MethodRequest, s
         if checkpoint is None and teacher_lr != lr:
             values["teacher_lr"] = teacher_lr
     return RunSpec.from_flat(values)
+
+
+def _schedule(schedule: OptimisationSpec) -> str:
+    """How the learning rate changes, in words."""
+    warmup = f", rising over {schedule.warmup_epochs} epochs" if schedule.warmup_epochs else ""
+    if schedule.schedule == "cosine":
+        return f"{warmup}, falling to {schedule.min_lr:g} along a cosine"
+    milestones = ", ".join(str(round(m * schedule.epochs)) for m in schedule.milestones)
+    return f"{warmup}, times {schedule.lr_decay} after {milestones}" if milestones else warmup

@@ -199,7 +199,10 @@ class Plan:
         elif table != "off":
             table = str(inside(self.folder, TEACHER_CACHE)) if table == "auto" else os.path.abspath(table)
         runtime = replace(spec.runtime, image_cache=cache, teacher_cache=table)
-        return replace(spec, data=data, runtime=runtime, student=student, teacher=teacher)
+        method = spec.method
+        if method is not None and method.unlabelled not in (None, "stl10"):
+            method = replace(method, unlabelled=_absolute(str(method.unlabelled).removeprefix("folder:")))
+        return replace(spec, data=data, runtime=runtime, student=student, teacher=teacher, method=method)
 
     def _place_of(self, resolved: RunSpec, identity: Identity, usual: Path) -> Path:
         """Where a run is, or where it goes: a finished one before others, one in its usual place before others."""
