@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from hkd.analysis.content import content_digest
 from hkd.data import STREAM_SIZE, Dataset, make_loader, prepare
 from hkd.data.decode import fits_in_memory
+from hkd.data.open import worker_count
 from hkd.errors import RequestError
 from hkd.files import inside, replacing
 from hkd.models import create_model, load_checkpoint
@@ -65,7 +66,7 @@ def extract(network: Trained, data: Dataset, engine: Engine, cache: Path, batch_
         saved = read_arrays(file, {"embedding": ("f", 2), "logits": ("f", 2), "label": ("i", 1)}, LARGEST)
         if len({len(part) for part in saved.values()}) == 1 and saved["embedding"].dtype == np.float32:
             return Features(**saved)
-    features = _run(network, prepare(data, bad_images=bad_images), engine, batch_size, bad_images)
+    features = _run(network, prepare(data, None, worker_count(None), bad_images), engine, batch_size, bad_images)
     cache.mkdir(parents=True, exist_ok=True)
     with replacing(file) as partial:
         np.savez(partial, **dataclasses.asdict(features))
