@@ -282,7 +282,7 @@ WRONG = [
     ("distill --limit-classes 1", "limit_classes: expected 2 or more; got 1"),
     ("distill --limit-classes 11", "limit_classes: expected 2 to 10 for digits; got 11"),
     ("distill --limit-train 0", "limit_train: expected 1 or more; got 0"),
-    ("distill --teacher-checkpoint {files}/none.pth", "checkpoint: no file"),
+    ("distill --teacher-checkpoint {files}/none.pth", "hkd: teacher_checkpoint: no file"),
     ("distill --teacher-checkpoint {files}/cut.safetensors", "is not a readable safetensors file"),
     ("distill --teacher-checkpoint {files}/hundred.safetensors", "has a 100-class head, digits has 10 classes"),
     ("distill --teacher resnet20 --teacher-checkpoint {files}/vgg8.safetensors", "does not fit resnet20"),
