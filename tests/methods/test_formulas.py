@@ -16,6 +16,7 @@ from hkd.methods import Method, Progress, Setup, methods
 from hkd.models.base import Model, ModelInfo
 from hkd.types import Batch, ModelOutput
 from tests.reference import methods as reference
+from tests.reference.holistic import neighbourhoods, normalise
 from tests.reference.kd import kd
 
 B, C, N = 5, 4, 12
@@ -358,6 +359,19 @@ def test_skd(divide: bool, mask: bool) -> None:
         return {"instance": images * kd(s.logits, t.logits, 4.0), "relation": classes * relation}
 
     check("skd", restated, divide=divide, mask=mask)
+
+
+@pytest.mark.parametrize("k", [1, 3, 8])
+@pytest.mark.parametrize("terms", ["all", "individual", "holistic"])
+def test_hkd2(k: int, terms: str) -> None:
+    def restated(method: Method, _: Batch, s: ModelOutput, t: ModelOutput) -> Terms:
+        e_s = [normalise(method.embed.weight @ row + method.embed.bias) for row in s.embedding]
+        e_t = [normalise(row) for row in t.embedding]
+        graphs = [neighbourhoods(out.logits.detach(), k) for out in (s, t)]
+        both = reference.hkd2(e_s, e_t, *graphs, 0.2, 0.1)
+        return {name: value for name, value in both.items() if terms in ("all", name)}
+
+    check("hkd2", restated, k=k, terms=terms, temperature=0.2, teacher_temperature=0.1)
 
 
 LOGIT_METHODS = [name for name in hkd.list_methods() if methods[name].needs == {"logits"} and name != "ofa"]

@@ -494,3 +494,26 @@ def crld(
         if max(float(v) for v in softmax(d[0])) >= thresholds[1]:
             cross = cross + _kd(c, b, 4.0)[0] + _kd(a, d, 4.0)[0]
     return {"strong_ce": _ce(strong_s, label), "within": 2 * within / len(s), "cross": 0.5 * cross / len(s)}
+
+
+def place(anchor: Tensor, rows: list[Tensor], temperature: float) -> Tensor:
+    return softmax(torch.stack([(anchor * row).sum() for row in rows]) / temperature)
+
+
+def hkd2(
+    e_s: list[Tensor], e_t: list[Tensor], graph_s: list[list[int]], graph_t: list[list[int]], tau: float, tau_t: float
+) -> dict[str, Tensor]:
+    """Embeddings of unit length, and the neighbourhoods of each network's graph."""
+
+    def relation(anchors: list[Tensor], targets: list[Tensor]) -> Tensor:
+        pairs = zip(anchors, targets, strict=True)
+        return sum(kl(place(t, e_t, tau_t), place(a, e_t, tau)) for a, t in pairs) / len(anchors)
+
+    def holistic(e: list[Tensor], graph: list[list[int]]) -> list[Tensor]:
+        mixed = [own + sum(e[b] for b in graph[a]) / len(graph[a]) for a, own in enumerate(e)]
+        return [row / (row * row).sum().sqrt() for row in mixed]
+
+    return {
+        "individual": relation(e_s, e_t),
+        "holistic": relation(holistic(e_s, graph_s), holistic(e_t, graph_t)),
+    }
