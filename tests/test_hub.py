@@ -154,6 +154,6 @@ def test_a_licence_is_a_name(run: Path, name: str) -> None:
 
 
 def test_a_card_does_not_say_where_a_folder_lies() -> None:
-    from hkd.deploy.card import _named
+    from hkd.deploy.card import without_place
 
-    assert _named("folder:/home/somebody/photos") == "folder:photos" and _named("stl10") == "stl10"
+    assert without_place("folder:/home/somebody/photos") == "folder:photos" and without_place("stl10") == "stl10"

@@ -139,7 +139,7 @@ def test_unreadable_images_are_skipped_where_asked(tmp_path: Path, capsys: pytes
         "fix or remove them, or skip them with --bad-images skip"
     )
     readable = prepare(data, tmp_path / "cache", workers=2, bad_images="skip")
-    assert "warning: skipped, 2 of 12 images in" in capsys.readouterr().err
+    assert "warning: skipped, 2 of 12 images taken from" in capsys.readouterr().err
     assert readable.positions.tolist() == [0, 2, 3, 4, 5, 6, 7, 8, 9, 10]
     assert readable.labels.tolist() == [0] * 3 + [1] * 4 + [2] * 3
     assert torch.equal(readable[1][0], data[2][0])

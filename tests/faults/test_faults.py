@@ -368,7 +368,7 @@ def test_unreadable_images_are_counted_and_named_at_the_start(
     with pytest.raises(hkd.RequestError) as error:
         hkd.train(config)
     told = str(error.value)
-    assert "2 of 12 images in" in told
+    assert "2 of 12 images taken from" in told
     assert "train/cat/0.png" in told and "train/dog/1.png" in told and "--bad-images skip" in told
     assert not (tmp_path / "t").exists()
     result = hkd.train(replace(config, bad_images="skip"))

@@ -23,7 +23,7 @@ class RelationalConfig:
     temperature: float = option(0.13, "τ of the student's similarities", gt=0)
     teacher_temperature: float = option(0.07, "τ' of the teacher's", gt=0)
     k: int = option(8, "size of a neighbourhood in the batch graph, the image itself included", ge=1)
-    terms: Terms = option("all", "which are summed: both, that of individual images, or the holistic one")
+    terms: Terms = option("individual", "which are summed: that of individual images, the holistic one, or both (all)")
 
 
 def relation(anchor: Tensor, target: Tensor, rows: Tensor, temperature: float, of_target: float) -> Tensor:
@@ -47,22 +47,23 @@ def relation(anchor: Tensor, target: Tensor, rows: Tensor, temperature: float, o
 class HKD2(Method[RelationalConfig]):
     r"""Not published: a variant of Zhou et al., "Distilling Holistic Knowledge with Graph Neural Networks", ICCV 2021.
 
-    .. math:: R(e^s, e^t) + R(g^s, g^t), \qquad g = \mathrm{normalize}(e + \hat A e)
+    .. math:: R(e^s, e^t) \qquad \text{and, of all terms, } + R(g^s, g^t), \quad g = \mathrm{normalize}(e + \hat A e)
 
     R is :func:`relation` to e^t of all images of the batch, in all processes. e^t (B, d) is the teacher's penultimate
     feature itself, of unit length; a linear layer, which is all that is trained, takes the student's feature to the
     same width. Â is the propagation matrix of HKD's graph, from each network's own predictions
-    (:func:`hkd.holistic.knn_graph`); the graph layer has no weights.
+    (:func:`hkd.holistic.knn_graph`); the graph layer has no weights. By default the graph is left out.
 
-    What the paper learns for the teacher, and remembers of every training image, is left out: the target is the
+    What the paper learns for the teacher, and remembers of every training image, is left out, too: the target is the
     teacher's whole pattern of similarities, in which alike images are no negatives. So it has to know neither which
-    image it sees nor its class, takes no memory, and costs little more than KD. Found on held-out images of CIFAR-100
-    among some forms of HKD (docs/results.md, study E), as were its temperatures and its weight.
+    image it sees nor its class, takes no memory, and costs little more than KD. It is the form of HKD that was best on
+    held-out images of CIFAR-100 (docs/results.md, study E), where its temperatures and its weight were chosen, too,
+    beside a KD term of weight 2 and T = 2.
     """
 
     Config = RelationalConfig
     settings = "hkd2"
-    weights = Weights(method=2.5)
+    weights = Weights(method=20.0)
     needs = frozenset({"logits", "embedding"})
 
     def __init__(self, setup: Setup, config: RelationalConfig) -> None:
