@@ -59,6 +59,9 @@ class HKD2(Method[RelationalConfig]):
     image it sees nor its class, takes no memory, and costs little more than KD. It is the form of HKD that was best on
     held-out images of CIFAR-100 (docs/results.md, study E), where its temperatures and its weight were chosen, too,
     beside a KD term of weight 2 and T = 2.
+
+    Similarities to other images as the target, to those in a queue and without labels: Abbasi Koohpayegani et al.,
+    "CompRess", NeurIPS 2020; Fang et al., "SEED", ICLR 2021.
     """
 
     Config = RelationalConfig
