@@ -241,6 +241,10 @@ NETWORKS = SHOWS | {"classifier"}
 """What is read of the networks themselves."""
 
 
+READS_ALL = {"hkd2": {"terms": "all"}}
+"""Settings under which a method reads everything that it names, where its defaults do not."""
+
+
 def all_terms(name: str, networks: tuple, seen: Callable[[ModelOutput], ModelOutput], run: bool) -> dict[str, Tensor]:
     """The terms of a method's initialisation and training, with what it is shown of the teacher.
 
@@ -252,7 +256,7 @@ def all_terms(name: str, networks: tuple, seen: Callable[[ModelOutput], ModelOut
     student, teacher = networks
     kind = methods[name]
     setup = Setup(student.info_at(16), teacher.info_at(16), N, torch.arange(N) % C, 0, networks if run else None)
-    method, batch = kind(setup, kind.Config()), next(batches())
+    method, batch = kind(setup, kind.Config(**READS_ALL.get(name, {}))), next(batches())
     outputs = learner(method, student)(batch.image), seen(teacher(batch.image))
     terms = dict(method(batch, *outputs))
     if (stage := method.initialisation) is not None:
