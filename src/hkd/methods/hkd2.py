@@ -52,13 +52,13 @@ class HKD2(Method[RelationalConfig]):
     R is :func:`relation` to e^t of all images of the batch, in all processes. e^t (B, d) is the teacher's penultimate
     feature itself, of unit length; a linear layer, which is all that is trained, takes the student's feature to the
     same width. Â is the propagation matrix of HKD's graph, from each network's own predictions
-    (:func:`hkd.holistic.knn_graph`); the graph layer has no weights. By default the graph is left out.
+    (:func:`hkd.holistic.knn_graph`); the graph layer has no weights. By default there is no graph.
 
-    What the paper learns for the teacher, and remembers of every training image, is left out, too: the target is the
-    teacher's whole pattern of similarities, in which alike images are no negatives. So it has to know neither which
-    image it sees nor its class, takes no memory, and costs little more than KD. It is the form of HKD that was best on
-    held-out images of CIFAR-100 (docs/results.md, study E), where its temperatures and its weight were chosen, too,
-    beside a KD term of weight 2 and T = 2.
+    Unlike in the paper nothing is trained for the teacher, and no embedding of a training image is kept: the target is
+    the teacher's whole pattern of similarities, in which alike images are no negatives. So the method has to know
+    neither which image it sees nor its class. It is the form of HKD that was best on held-out images of CIFAR-100
+    (docs/results.md, study E), where its temperatures and its weight were chosen, too, beside a KD term of weight 2
+    and T = 2.
 
     Similarities to other images as the target, to those in a queue and without labels: Abbasi Koohpayegani et al.,
     "CompRess", NeurIPS 2020; Fang et al., "SEED", ICLR 2021.

@@ -17,6 +17,7 @@ from hkd.api import teacher_spec
 from hkd.data import ArrayDataset, Data, Dataset, open_data
 from hkd.data.load import WITH_PATH
 from hkd.data.spec import DataSpec
+from hkd.data.unlabelled import STL10
 from hkd.errors import RequestError
 from hkd.files import PARTIAL, inside, read_yaml, write_text
 from hkd.models.spec import TeacherSpec
@@ -200,7 +201,7 @@ class Plan:
             table = str(inside(self.folder, TEACHER_CACHE)) if table == "auto" else os.path.abspath(table)
         runtime = replace(spec.runtime, image_cache=cache, teacher_cache=table)
         method = spec.method
-        if method is not None and method.unlabelled not in (None, "stl10"):
+        if method is not None and method.unlabelled not in (None, STL10):
             method = replace(method, unlabelled=_absolute(str(method.unlabelled).removeprefix("folder:")))
         return replace(spec, data=data, runtime=runtime, student=student, teacher=teacher, method=method)
 
