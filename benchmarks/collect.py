@@ -2,13 +2,14 @@
 
     python -m benchmarks.collect STUDY docs/results/NAME
 
-writes NAME.json, the study's comparison.json with run folders relative to the study and with hours and machines, and
-NAME.npz with the class that each run predicted for each evaluation image, uint8, and the right ones under ``label``. Of
-the folder of ``hkd topology``, ``hkd transfer`` or a search, NAME.json alone.
+writes NAME.json, the study's comparison.json with run folders relative to the study, data by name and not by place,
+hours and machines, and NAME.npz with the class that each run predicted for each evaluation image, uint8, and the right
+ones under ``label``. Of the folder of ``hkd topology``, ``hkd transfer`` or a search, NAME.json alone.
 """
 
 import argparse
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,8 @@ def collect(study: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
                 arrays[name] = _small(predicted)
                 seconds += summary["seconds"]
                 machines.add(summary["machine"])
-    return numbers | {"hours": seconds / 3600, "machines": sorted(machines)}, arrays
+    protocol = [re.sub(r"(?<=:)/\S*/", "", line) for line in numbers["protocol"]]
+    return numbers | {"protocol": protocol, "hours": seconds / 3600, "machines": sorted(machines)}, arrays
 
 
 def _small(classes: np.ndarray) -> np.ndarray:

@@ -28,7 +28,8 @@ def test_a_study_is_kept_and_its_table_written(tmp_path: Path, monkeypatch: pyte
     }
     runs["hkd+kd"][3] = RunFolder(study / "unfinished")
     rows = tuple(Row(name, name, folders) for name, folders in (runs | {"hkd": {}}).items())
-    numbers = Comparison("digits", (Pair("resnet14", "resnet8", rows),), "ce", (), ()).numbers()
+    data = f"folder:{tmp_path}/small.zip: 100 training and 50 test images"
+    numbers = Comparison("digits", (Pair("resnet14", "resnet8", rows),), "ce", (data,)).numbers()
     (study / "comparison.json").write_text(json.dumps(numbers))
     monkeypatch.setattr("sys.argv", ["collect", str(study), str(tmp_path / "results" / "small")])
     collect.main()
@@ -37,6 +38,7 @@ def test_a_study_is_kept_and_its_table_written(tmp_path: Path, monkeypatch: pyte
     of_ce, of_hkd, _ = kept["pairs"][0]["methods"]
     assert of_hkd["runs"] == ["hkd+kd-0", "hkd+kd-1", "hkd+kd-2"] and of_hkd["seeds"] == [0, 1, 2]
     assert kept["hours"] > 0 and kept["machines"]
+    assert kept["protocol"] == ["folder:small.zip: 100 training and 50 test images"]
     with np.load(tmp_path / "results" / "small.npz") as arrays:
         assert {array.dtype for array in arrays.values()} == {np.dtype(np.uint8)}
         for row in (of_ce, of_hkd):
