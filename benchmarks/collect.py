@@ -9,12 +9,12 @@ ones under ``label``. Of the folder of ``hkd topology``, ``hkd transfer`` or a s
 
 import argparse
 import json
-import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from hkd.deploy.card import without_place
 from hkd.runtime.run_folder import RunFolder
 
 
@@ -35,8 +35,14 @@ def collect(study: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
                 arrays[name] = _small(predicted)
                 seconds += summary["seconds"]
                 machines.add(summary["machine"])
-    protocol = [re.sub(r"(?<=:)/\S*/", "", line) for line in numbers["protocol"]]
+    protocol = [_data_by_name(line) for line in numbers["protocol"]]
     return numbers | {"protocol": protocol, "hours": seconds / 3600, "machines": sorted(machines)}, arrays
+
+
+def _data_by_name(line: str) -> str:
+    """A sentence of the protocol; that on the data begins with the data set and a colon."""
+    data, colon, rest = line.partition(": ")
+    return without_place(data) + colon + rest
 
 
 def _small(classes: np.ndarray) -> np.ndarray:
